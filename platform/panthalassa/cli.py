@@ -1,0 +1,82 @@
+"""The command line: one function call a command, and every error that people can mend in one line."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from panthalassa.errors import PanthalassaError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+ConfigFile = Annotated[Path, typer.Argument(help="configuration of the run, YAML")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="overrides such as train.steps=50", metavar="KEY=VALUE…")
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="show tracebacks and the logs of all processes")
+]
+
+
+@app.callback()
+def panthalassa() -> None:
+    """Elastic training of large language models on Ray."""
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="a configuration (YAML), or a folder of texts")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Turn texts (.txt, .jsonl, .parquet) into a packed, hashed corpus with its tokenizer."""
+
+    def command(console: Console) -> None:
+        from panthalassa.cluster import connected
+        from panthalassa.config import Cluster, load_corpus
+        from panthalassa.corpus.prepare import prepare
+
+        corpus = load_corpus(source, overrides or [])
+        with connected(Cluster(), debug):
+            prepare(corpus, lambda line: console.print(line, soft_wrap=True))
+
+    _run(command, debug)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train a model, or go on where the run of that name was. Ctrl-C stops it with a checkpoint."""
+
+    def command(console: Console) -> None:
+        from panthalassa.config import load
+        from panthalassa.train.display import Display, summarize
+        from panthalassa.train.run import pretrain
+
+        loaded = load(config, overrides)
+        with Display(loaded, console) as display:
+            outcome = pretrain(loaded, display.show, debug)
+        summarize(outcome, console)
+
+    _run(command, debug)
+
+
+def _run(command: Callable[[Console], None], debug: bool) -> None:
+    console = Console(highlight=False)
+    try:
+        command(console)
+    except PanthalassaError as error:
+        if debug:
+            raise
+        console.file.flush()
+        print(f"panthalassa: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("panthalassa: ended at once; the last checkpoint stands", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    app()

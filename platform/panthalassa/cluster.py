@@ -1,0 +1,74 @@
+"""One door to Ray: an embedded cluster that lives as long as a command, or a running one.
+
+Authentication is said explicitly, because Ray otherwise turns it on wherever it finds a token. An
+embedded cluster listens on loopback and sends no usage statistics.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from panthalassa.config import Cluster
+from panthalassa.errors import ConfigError, PanthalassaError
+
+OBJECT_STORE = 256 << 20
+
+
+@contextmanager
+def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
+    """Ray for the length of the block; joins the cluster of this process if it has one already.
+
+    Raises ConfigError when the dashboard's port is taken or no cluster answers at the address.
+    """
+    if cluster.address == "local" and cluster.dashboard_port is not None:
+        _check_port(cluster.dashboard_port)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # reads the environment when it is imported
+
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if debug else logging.ERROR
+    try:
+        if cluster.address == "local":
+            ray.init(
+                address="local",
+                _node_ip_address="127.0.0.1",
+                num_cpus=_cpus(cluster),
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=cluster.dashboard_port is not None,
+                dashboard_port=cluster.dashboard_port,
+                log_to_driver=debug,
+                logging_level=level,
+            )
+        else:
+            ray.init(address=cluster.address, log_to_driver=debug, logging_level=level)
+    except (ConnectionError, ValueError, OSError) as error:
+        raise PanthalassaError(
+            f"no Ray at {cluster.address} (key cluster.address): {error}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _cpus(cluster: Cluster) -> int:
+    """All of this machine's, and at least enough for the ranks and one more that reads for them."""
+    needed = int(cluster.workers * cluster.cpus_per_worker) + 1
+    return max(os.cpu_count() or 1, needed)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} (key cluster.dashboard_port) can not be used: {error.strerror}. "
+                "Choose another, or leave the key out to run without a dashboard."
+            ) from error

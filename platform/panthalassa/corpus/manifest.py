@@ -1,0 +1,108 @@
+"""The manifest: what a corpus is, and the commit that makes it one.
+
+A corpus is a folder of Parquet shards and a tokenizer. `manifest.json` is written last and lists
+every one of them with its SHA-256; a folder without it is no corpus. The SHA-256 of the manifest's
+own bytes is the corpus *fingerprint*, to which a run's order of samples is tied.
+
+A shard holds packed samples of one domain, one a row, in two columns: `tokens`, a fixed-size list
+of `sequence_length` token ids, and `lengths`, the lengths of the documents in the row from left to
+right (what is left of the row behind them is padding).
+"""
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from panthalassa.errors import CorpusError
+from panthalassa.storage import Storage
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+Split = Literal["train", "held_out"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(_Record):
+    """One Parquet file: rows of one domain, in row groups that are read whole."""
+
+    path: str
+    domain: str
+    split: Split
+    rows: int = Field(gt=0)
+    tokens: int = Field(gt=0)
+    row_groups: tuple[int, ...] = Field(min_length=1)
+    size: int = Field(gt=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(_Record):
+    """A corpus in full.
+
+    `documents` and `text_bytes` (UTF-8) are counted by `{split}/{domain}`. `unigram_loss` is the
+    held-out loss (nats a token) of the train split's token counts: `corpus.shards.unigram_loss`.
+    `preparation` is the SHA-256 of the settings and source files that the corpus was made from.
+    """
+
+    format: Literal[1] = 1
+    sequence_length: int = Field(gt=1)
+    vocabulary_size: int = Field(gt=2)
+    bos: int
+    eos: int
+    tokenizer_sha256: str
+    documents: dict[str, int]
+    text_bytes: dict[str, int]
+    unigram_loss: float
+    preparation: str = ""
+    shards: list[Shard] = Field(min_length=1)
+
+    def split(self, split: Split) -> list[Shard]:
+        return [shard for shard in self.shards if shard.split == split]
+
+    def encode(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.encode()).hexdigest()
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """The corpus at `storage`. Raises CorpusError when there is none or it can not be read."""
+    place = f"{storage.uri}/{MANIFEST}"
+    try:
+        return Manifest.model_validate_json(storage.read(MANIFEST))
+    except FileNotFoundError:
+        raise CorpusError(
+            f"no corpus at {storage.uri}: {MANIFEST} is missing. "
+            "Make one with `panthalassa prepare`, or correct the key corpus.directory."
+        ) from None
+    except OSError as error:
+        raise CorpusError(f"{place} can not be read: {error}. Check its permissions.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CorpusError(
+            f"{place} is not a corpus manifest: {key}: {first['msg']}. "
+            "Prepare the corpus anew into an empty folder."
+        ) from error
+
+
+def verify(storage: Storage, shard: Shard) -> None:
+    """Compare the shard with its hash. Raises CorpusError when it is missing, short or rotten."""
+    place = f"{storage.uri}/{shard.path}"
+    try:
+        found = storage.sha256(shard.path)
+    except OSError as error:
+        raise CorpusError(
+            f"shard {place} is listed in {MANIFEST} but can not be read: {error}. "
+            "Restore the file or prepare the corpus anew."
+        ) from error
+    if found != shard.sha256:
+        raise CorpusError(
+            f"shard {place} is corrupt: SHA-256 is {found}, {MANIFEST} says {shard.sha256}. "
+            "Restore the file or prepare the corpus anew."
+        )

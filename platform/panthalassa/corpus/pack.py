@@ -1,0 +1,75 @@
+"""Packing: documents of any length come in, rows of one fixed length go out.
+
+A document longer than a row is cut into pieces; the pieces are laid into rows by best fit, longest
+first: each goes where it leaves the least space, or opens a new row. Every token is kept, none is
+repeated, and what is left of a row is padding. The result depends on nothing but the documents and
+their order.
+"""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`tokens` [rows, sequence_length]; `lengths` of the pieces in each row, from left to right."""
+
+    tokens: Tokens
+    lengths: list[list[int]]
+
+    def shuffled(self, seed: int) -> "Packed":
+        """The same rows in an order fixed by `seed` (0 ≤ seed < 2**128) alone."""
+        # The raw stream of a bit generator is the one that NumPy never changes (NEP 19).
+        order = np.argsort(np.random.PCG64(seed).random_raw(len(self.tokens)), kind="stable")
+        return Packed(self.tokens[order], [self.lengths[row] for row in order])
+
+    def slice(self, start: int, stop: int) -> "Packed":
+        return Packed(self.tokens[start:stop], self.lengths[start:stop])
+
+
+def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packed:
+    """Lay documents (token ids, delimiters included) into rows of `sequence_length`."""
+    pieces = [
+        document[start : start + sequence_length]
+        for document in documents
+        for start in range(0, len(document), sequence_length)
+    ]
+    rows = best_fit([len(piece) for piece in pieces], sequence_length)
+    tokens = np.full((len(rows), sequence_length), pad, dtype=np.int32)
+    for row, members in zip(tokens, rows, strict=True):
+        filled = np.concatenate([pieces[member] for member in members])
+        row[: len(filled)] = filled
+    return Packed(tokens, [[len(pieces[member]) for member in members] for members in rows])
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit-decreasing bin packing: for each bin, the indices of `lengths` that it holds.
+
+    Takes O(n log(capacity)) steps: open bins are kept by the space left in them.
+    """
+    bins: list[list[int]] = []
+    open_bins: defaultdict[int, list[int]] = defaultdict(list)
+    spaces: list[int] = []  # the keys of open_bins that hold a bin, ascending
+    for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        at = bisect_left(spaces, lengths[item])
+        if at == len(spaces):
+            chosen, space = len(bins), capacity
+            bins.append([])
+        else:
+            space = spaces[at]
+            chosen = open_bins[space].pop()
+            if not open_bins[space]:
+                spaces.pop(at)
+        bins[chosen].append(item)
+        if left := space - lengths[item]:
+            if not open_bins[left]:
+                insort(spaces, left)
+            open_bins[left].append(chosen)
+    return bins

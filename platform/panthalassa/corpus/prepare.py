@@ -1,0 +1,189 @@
+"""Preparation: what the sources hold comes in, a corpus with its manifest goes out, or is found.
+
+The destination is looked at before any work: a finished corpus of the same input is returned at
+once, an unfinished one is gone on with, anything else is refused, and nothing is ever deleted. Then
+the stages of `pipeline` run, and the manifest, written last, is the commit. Preparing the same
+input twice, anywhere, gives the same bytes and so the same fingerprint.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import ray.data
+import ray.exceptions
+
+from panthalassa import config
+from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
+from panthalassa.corpus.pipeline import (
+    distinct_documents,
+    take_census,
+    train_tokenizer,
+    write_shards,
+)
+from panthalassa.corpus.shards import write
+from panthalassa.corpus.sources import SourceFile, content_sha256, find_files
+from panthalassa.errors import CorpusError
+from panthalassa.storage import Storage, open_storage
+
+RECIPE = 1
+"""Counts up whenever the same input would give other shards."""
+
+CLAIM = "preparation.json"
+
+
+def prepare(corpus: config.Corpus, report: Callable[[str], None]) -> Manifest:
+    """Make the corpus that `corpus` describes, or return it when it is already there.
+
+    Needs an initialised Ray. `report` is called with lines for people. Nothing is ever deleted, and
+    only an unfinished preparation of the same input is gone on with. Raises CorpusError for sources
+    that can not be read, for a destination that holds something else or can not be written, and
+    for input that leaves nothing to train on.
+    """
+    files = find_files(corpus.sources)
+    storage = open_storage(corpus.directory)
+    _refuse_overlap(files, storage)
+    preparation = _preparation(corpus, files)
+    if done := _already_prepared(storage, preparation):
+        report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
+        return done
+    _claim(storage, corpus, preparation)
+    size = sum(file.size for file in files) / 1e6
+    report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
+    with _mendable_errors():
+        return _prepare(corpus, files, storage, preparation, report)
+
+
+def _prepare(
+    corpus: config.Corpus,
+    files: list[SourceFile],
+    storage: Storage,
+    preparation: str,
+    report: Callable[[str], None],
+) -> Manifest:
+    documents = distinct_documents(files)
+    census = take_census(documents, corpus.held_out_share)
+    kept = census.documents.total()
+    report(
+        f"{kept} distinct documents in {len({g.split('/')[1] for g in census.documents})} domains, "
+        f"{census.read - kept} duplicates dropped, {census.held_out()} documents held out"
+    )
+    tokenizer = train_tokenizer(documents, census, corpus.vocabulary_size)
+    vocabulary = tokenizer.to_bytes()
+    write(storage, TOKENIZER, vocabulary)
+    report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
+    shards, loss = write_shards(documents, census, vocabulary, corpus, storage)
+    manifest = Manifest(
+        sequence_length=corpus.sequence_length,
+        vocabulary_size=tokenizer.vocabulary_size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        tokenizer_sha256=hashlib.sha256(vocabulary).hexdigest(),
+        documents=dict(sorted(census.documents.items())),
+        text_bytes=dict(sorted(census.text_bytes.items())),
+        unigram_loss=loss,
+        preparation=preparation,
+        shards=shards,
+    )
+    write(storage, MANIFEST, manifest.encode())
+    rows, tokens = sum(s.rows for s in shards), sum(s.tokens for s in shards)
+    report(
+        f"{len(shards)} shards of {rows} samples and {tokens} tokens, "
+        f"{100 * tokens / rows / corpus.sequence_length:.1f} % filled; unigram loss {loss:.3f}; "
+        f"fingerprint {manifest.fingerprint}"
+    )
+    return manifest
+
+
+# The door: what is asked for, and what is there already.
+
+
+def _refuse_overlap(files: list[SourceFile], storage: Storage) -> None:
+    for root in sorted({file.root for file in files}):
+        if f"{storage.uri}/".startswith(f"{root}/"):
+            raise CorpusError(
+                f"corpus.directory {storage.uri} lies inside the source {root}, which would then "
+                "hold its own corpus. Choose a folder outside of it."
+            )
+
+
+def _preparation(corpus: config.Corpus, files: list[SourceFile]) -> str:
+    """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept."""
+    with ThreadPoolExecutor(8) as pool:
+        hashes = pool.map(content_sha256, files)
+        content = sorted(
+            [file.domain, file.path, file.size, digest]
+            for file, digest in zip(files, hashes, strict=True)
+        )
+    settings = corpus.model_dump(exclude={"directory", "sources"})
+    return hashlib.sha256(
+        json.dumps([RECIPE, settings, content], sort_keys=True).encode()
+    ).hexdigest()
+
+
+def _already_prepared(storage: Storage, preparation: str) -> Manifest | None:
+    try:
+        if not storage.exists(MANIFEST):
+            return None
+    except OSError as error:
+        raise CorpusError(
+            f"corpus.directory {storage.uri} can not be reached: {error}. Correct the key, or "
+            "the endpoint, credentials and permissions."
+        ) from error
+    manifest = read_manifest(storage)
+    if manifest.preparation != preparation:
+        raise _occupied(storage, "the corpus of other sources or settings")
+    return manifest
+
+
+def _claim(storage: Storage, corpus: config.Corpus, preparation: str) -> None:
+    """Mark the destination before the work, which also shows early that it can be written."""
+    if storage.exists(CLAIM):
+        try:
+            claimed = json.loads(storage.read(CLAIM))["preparation"]
+        except (OSError, ValueError, KeyError, TypeError):
+            claimed = None
+        if claimed != preparation:
+            raise _occupied(storage, "an unfinished preparation of other sources or settings")
+        return
+    if any(storage.exists(name) for name in (TOKENIZER, "train", "held_out")):
+        raise _occupied(storage, "files that are not of this preparation")
+    claim = {"preparation": preparation, "corpus": corpus.model_dump(mode="json")}
+    write(storage, CLAIM, (json.dumps(claim, indent=1) + "\n").encode())
+
+
+def _occupied(storage: Storage, what: str) -> CorpusError:
+    return CorpusError(
+        f"{storage.uri} holds {what}, and nothing is ever overwritten. "
+        "Choose another corpus.directory or remove the folder."
+    )
+
+
+@contextmanager
+def _mendable_errors() -> Iterator[None]:
+    """Raise a task's CorpusError as itself, without what Ray puts around it and prints about it.
+
+    Ray's own messages go to its log files alone meanwhile.
+    """
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    console = [
+        (handler, handler.level)
+        for handler in logging.getLogger("ray.data").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    for handler, _ in console:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        with ray.data.DataContext.current(context):
+            yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CorpusError):
+            raise CorpusError(str(error.cause)) from None
+        raise
+    finally:
+        for handler, level in console:
+            handler.setLevel(level)

@@ -1,0 +1,87 @@
+"""Shards: packed rows of one domain come in, hashed Parquet files and their records go out.
+
+The bytes of a shard depend on its rows alone, so that its SHA-256 is known before it is written and
+the same corpus has the same fingerprint wherever it is prepared. Counts of target tokens are taken
+along the way: they give the loss of a model that knows nothing but token frequencies.
+"""
+
+import hashlib
+import io
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from panthalassa.corpus.manifest import Shard, Split
+from panthalassa.corpus.pack import Packed
+from panthalassa.errors import CorpusError
+from panthalassa.storage import Storage
+
+Counts = NDArray[np.int64]
+
+
+def write_shard(
+    storage: Storage, path: str, split: Split, domain: str, packed: Packed, rows_per_group: int
+) -> Shard:
+    """Write rows as one shard at `path`. Raises CorpusError when they can not be written."""
+    data = encode_shard(packed, rows_per_group)
+    write(storage, path, data)
+    rows = len(packed.tokens)
+    starts = range(0, rows, rows_per_group)
+    return Shard(
+        path=path,
+        domain=domain,
+        split=split,
+        rows=rows,
+        tokens=sum(map(sum, packed.lengths)),
+        row_groups=tuple(min(rows_per_group, rows - start) for start in starts),
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def encode_shard(packed: Packed, rows_per_group: int) -> bytes:
+    """The Parquet file of the rows: `tokens` [sequence_length] int32 and `lengths`, zstd."""
+    flat = pa.array(packed.tokens.reshape(-1), pa.int32())
+    tokens = pa.FixedSizeListArray.from_arrays(flat, packed.tokens.shape[1])
+    lengths = pa.array(packed.lengths, pa.list_(pa.int32()))
+    table = pa.table({"tokens": tokens, "lengths": lengths})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
+    return buffer.getvalue()
+
+
+def write(storage: Storage, path: str, data: bytes) -> None:
+    """Write one object of a corpus; what the file system objects to becomes a CorpusError."""
+    try:
+        storage.write(path, data)
+    except OSError as error:
+        raise CorpusError(
+            f"{storage.uri}/{path} can not be written: {error}. Free space or mend the permissions "
+            "there, or choose another corpus.directory; what is written is kept, and the same "
+            "command goes on."
+        ) from error
+
+
+def count_targets(packed: Packed, vocabulary_size: int) -> Counts:
+    """How often each token [vocabulary_size] is a target: all but the first token of each piece."""
+    counts = np.zeros(vocabulary_size, dtype=np.int64)
+    for row, lengths in zip(packed.tokens, packed.lengths, strict=True):
+        firsts = np.cumsum([0, *lengths[:-1]])
+        targets = np.delete(row[: sum(lengths)], firsts)
+        np.add.at(counts, targets, 1)
+    return counts
+
+
+def unigram_loss(train: Counts, held_out: Counts) -> float:
+    """Mean negative log-likelihood (nats a token) of the held-out targets under train frequencies.
+
+    With add-one smoothing: -Σ h(t) · ln((c(t) + 1) / (C + V)) / Σ h(t), where h and c count token t
+    among the held-out and train targets, C = Σ c(t), and V is the size of the vocabulary.
+    """
+    probabilities = (train + 1) / (train.sum() + len(train))
+    terms = held_out * np.log(probabilities)
+    # Rounded, so that the last bits of a machine's logarithm do not change a fingerprint.
+    return round(-math.fsum(terms) / int(held_out.sum()), 9)

@@ -1,0 +1,22 @@
+"""The one exception that people are meant to read.
+
+Whatever a user can mend (a key, a file, a port, a full disk) is raised as a `PanthalassaError`
+whose text says what was found, where, and what mends it. The command line prints that text alone;
+every other exception is a defect of the program and keeps its traceback.
+"""
+
+
+class PanthalassaError(Exception):
+    """Something outside the program is wrong; the message names it and the remedy."""
+
+
+class ConfigError(PanthalassaError):
+    """The configuration, or a combination of its keys, can not be run."""
+
+
+class CorpusError(PanthalassaError):
+    """A source, shard or manifest is missing, unreadable, or not what its hash says."""
+
+
+class CheckpointError(PanthalassaError):
+    """A checkpoint can not be written, or is torn, rotten, or of another model."""

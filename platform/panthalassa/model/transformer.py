@@ -1,0 +1,196 @@
+"""The network: a Llama-compatible decoder over packed documents.
+
+Tokens and the index of the document that each belongs to come in; logits, or the summed loss of
+given labels, go out. The layers and their names are those of Llama (Touvron et al. 2023; grouped
+queries after Ainslie et al. 2023), so that weights can be exchanged. The model knows nothing of
+devices and ranks: `parallel` shards it from outside. There are no buffers, so that it can be built on
+the meta device and filled later.
+
+Shapes: `batch` samples of `sequence` positions; `hidden`, `heads`, `kv_heads` and `head` as in
+`config.Model`. Under tensor parallelism a rank holds a share of the heads and of the feed-forward.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from panthalassa.config import Model
+
+IGNORED = -100
+"""The label of a position that has no target."""
+
+INITIAL_STD = 0.02
+
+
+def rotary_table(length: int, head_size: int, theta: float, device: torch.device) -> Tensor:
+    """Cosines and sines of rotary positions (Su et al. 2021, eq. 15): [2, sequence, head] in fp32."""
+    frequencies = theta ** (-torch.arange(0, head_size, 2, device=device).float() / head_size)
+    angles = torch.outer(torch.arange(length, device=device).float(), frequencies).repeat(1, 2)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn queries or keys [batch, heads, sequence, head] by their positions."""
+    cos, sin = table
+    first, second = x.chunk(2, dim=-1)
+    turned: Tensor = x * cos + torch.cat((-second, first), dim=-1) * sin
+    return turned.type_as(x)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Who may look at whom: earlier positions of the same document.
+
+    documents: [batch, sequence] -> bool [batch, 1, sequence, sequence].
+    """
+    length = documents.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    return (documents[:, None, :, None] == documents[:, None, None, :]) & causal
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, restricted by a mask."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        width, kv_width = (n * config.head_size for n in (config.heads, config.kv_heads))
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, table), rotate(k, table)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
+        self.down_proj = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and beside a residual path."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, mask)
+        return x + self.ffn(self.ffn_norm(x))  # type: ignore[no-any-return]
+
+
+class Head(nn.Module):
+    """The last norm and the output layer, with the loss computed piece by piece.
+
+    A vocabulary of 256 k makes the logits the largest tensor of the model. So they exist for `chunk`
+    positions at a time, and the backward pass computes them again.
+    """
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
+        self.gather = nn.Identity()  # where sequence parallelism puts the sequence together again
+        self.output = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, chunk: int = 1024) -> Tensor:
+        x = self.gather(self.norm(x))
+        if labels is None:
+            return self.output(x)  # type: ignore[no-any-return]
+        hidden, targets = (torch.split(y.flatten(0, 1), chunk) for y in (x, labels))
+        pieces = list(zip(hidden, targets, strict=True))
+        if len(pieces) == 1:
+            return self._loss(*pieces[0])
+        losses = [checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]
+        return torch.stack(losses).sum()
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        logits = self.output(x).float()
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return loss.to_local() if isinstance(loss, DTensor) else loss
+
+
+class Transformer(nn.Module):
+    """The decoder. Fresh weights are undefined: fill them from `initial_weight` or a checkpoint."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.head = Head(config)
+        self.tie()
+
+    def tie(self) -> None:
+        """Share the embedding's weight with the output layer where the configuration says so."""
+        if self.config.tied_embeddings:
+            self.head.output.weight = self.embedding.weight
+
+    def forward(
+        self, tokens: Tensor, documents: Tensor, labels: Tensor | None = None, chunk: int = 1024
+    ) -> Tensor:
+        """Logits [batch, sequence, vocabulary], or the summed loss (nats) when labels are given.
+
+        tokens, documents, labels: [batch, sequence]; positions labelled IGNORED do not count.
+        """
+        table = rotary_table(
+            tokens.shape[1], self.config.head_size, self.config.rope_theta, tokens.device
+        )
+        mask = document_mask(documents)
+        # The embedding's output is asynchronous under tensor parallelism; entering a compiled block
+        # as it is, it would lose its gradient without an error (torch 2.13).
+        x = self.embedding(tokens).clone()
+        for block in self.blocks:
+            x = block(x, table, mask)
+        return self.head(x, labels, chunk)  # type: ignore[no-any-return]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the whole model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters under the names that they have without activation checkpointing."""
+    for name, parameter in model.named_parameters():
+        yield name.replace("_checkpoint_wrapped_module.", ""), parameter
+
+
+def initial_weight(
+    name: str, shape: torch.Size, config: Model, seed: int, device: torch.device
+) -> Tensor:
+    """The whole initial value of a parameter, in fp32: a function of its name and the seed alone.
+
+    Normal with deviation 0.02, projections onto the residual path divided by sqrt(2 layers), norms
+    one: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo.
+    """
+    if len(shape) == 1:
+        return torch.ones(shape, device=device)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
+    onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+    std = INITIAL_STD / math.sqrt(2 * config.layers) if onto_residual else INITIAL_STD
+    return torch.empty(shape, device=device).normal_(0, std, generator=generator)

@@ -1,0 +1,42 @@
+"""Who takes what of a step: a fixed global batch over any number of data-parallel ranks.
+
+A rank takes a contiguous share of the step's samples, of ⌊G/dp⌋ or ⌈G/dp⌉. All ranks run the same
+number of micro-batches, because FSDP's collectives are common; a rank that has fewer samples fills the
+last ones with masked padding, which adds nothing to the loss or its gradient.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from panthalassa.stream.order import Integers
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The share of rank `rank` of `dp_size` in steps of `global_batch` samples."""
+
+    global_batch: int
+    dp_size: int
+    rank: int
+
+    @property
+    def start(self) -> int:
+        whole, extra = divmod(self.global_batch, self.dp_size)
+        return self.rank * whole + min(self.rank, extra)
+
+    @property
+    def samples(self) -> int:
+        """Samples of this rank in every step."""
+        whole, extra = divmod(self.global_batch, self.dp_size)
+        return whole + (self.rank < extra)
+
+    def micro_batches(self, micro_batch: int) -> int:
+        """Micro-batches in a step, the same for all ranks."""
+        most = -(-self.global_batch // self.dp_size)
+        return -(-most // micro_batch)
+
+    def positions(self, first_step: int, indices: Integers) -> Integers:
+        """Positions of this rank's samples number `indices`, counted from the start of a step."""
+        step, offset = np.divmod(indices, self.samples)
+        return (first_step + step) * self.global_batch + self.start + offset

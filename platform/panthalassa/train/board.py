@@ -1,0 +1,76 @@
+"""The board between a run's ranks and its driver: events out, the wish to stop in.
+
+A small Ray actor, because ranks and driver may be on different machines. Rank 0 talks to it from a
+thread, so that a step never waits for it.
+"""
+
+import queue
+import threading
+from typing import Any
+
+import ray
+
+from panthalassa.train.events import Event
+
+INTERVAL = 0.5
+"""Seconds between two exchanges."""
+
+
+class Board:
+    """The actor's state; `create` starts it."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._stopping = False
+
+    def post(self, events: list[Event]) -> bool:
+        """Leave events; returns whether the run shall stop."""
+        self._events += events
+        return self._stopping
+
+    def take(self) -> list[Event]:
+        """Take all events that are there."""
+        events, self._events = self._events, []
+        return events
+
+    def stop(self) -> None:
+        self._stopping = True
+
+
+def create() -> Any:
+    """Start a board on this node; returns the actor's handle."""
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class Poster:
+    """Rank 0's end: posts in the background, and knows whether the run shall stop."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self.stopping = False
+        self._thread = threading.Thread(target=self._exchange_until_closed, daemon=True)
+        self._thread.start()
+
+    def post(self, event: Event) -> None:
+        self._queue.put(event)
+
+    def close(self) -> None:
+        """Post what is left."""
+        self._closing.set()
+        self._thread.join()
+
+    def _exchange_until_closed(self) -> None:
+        while not self._closing.wait(INTERVAL):
+            self._exchange()
+        self._exchange()
+
+    def _exchange(self) -> None:
+        events = []
+        while not self._queue.empty():
+            events.append(self._queue.get())
+        self.stopping = ray.get(self._board.post.remote(events))

@@ -1,0 +1,159 @@
+"""The callbacks of a pre-training run: energy, evaluation, continuations, checkpoints."""
+
+import math
+import time
+
+import torch
+from torch import distributed as dist
+
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.energy.meters import Absent, Meter, MeterLost
+from panthalassa.model.generate import generate
+from panthalassa.stream.order import Location, evenly
+from panthalassa.stream.partition import Partition
+from panthalassa.train import checkpoint
+from panthalassa.train.agreement import together, total
+from panthalassa.train.callback import Callback
+from panthalassa.train.events import Evaluated, Generated, Notice, Saved, Step
+from panthalassa.train.loop import TrainingRun, identity
+from panthalassa.train.step import loss_context, micro_batches, target_tokens
+
+
+class Energy(Callback):
+    """Joules of each step, summed over the meters of all ranks.
+
+    Without any meter the metric is absent. When a meter is lost, the steps it missed have none.
+    """
+
+    def __init__(self, meter: Meter | Absent) -> None:
+        self.meter = meter
+        self.metered = False
+        self.before = 0.0
+
+    def on_start(self, run: TrainingRun) -> None:
+        self.metered = total(not isinstance(self.meter, Absent))[0] > 0
+
+    def before_step(self, run: TrainingRun) -> None:
+        self.before = self._read(run)
+
+    def measure(self, run: TrainingRun) -> dict[str, float]:
+        return {"joules": self._read(run) - self.before} if self.metered else {}
+
+    def _read(self, run: TrainingRun) -> float:
+        if isinstance(self.meter, Absent):
+            return 0.0  # other ranks measure what this one does not
+        try:
+            return self.meter.read()
+        except MeterLost as error:
+            if not math.isnan(self.before):
+                run.post(Notice(f"energy is no longer measured: {error}"))
+            return math.nan
+
+    def close(self) -> None:
+        if not isinstance(self.meter, Absent):
+            self.meter.close()
+
+
+class Evaluation(Callback):
+    """The loss on held-out samples, each read once: before the first step, every so often, last."""
+
+    def on_start(self, run: TrainingRun) -> None:
+        if run.step == 0:
+            self._evaluate(run)
+
+    def after_step(self, run: TrainingRun, step: Step) -> None:
+        if run.step % run.config.evaluation.every == 0 and run.step < run.config.train.steps:
+            self._evaluate(run)
+
+    def on_end(self, run: TrainingRun) -> None:
+        if not run.interrupted:
+            self._evaluate(run)
+
+    @torch.no_grad()
+    def _evaluate(self, run: TrainingRun) -> None:
+        train = run.config.train
+        where = evenly(
+            run.manifest, "held_out", train.sequence_length, run.config.evaluation.samples
+        )
+        count, size = len(where.row), train.micro_batch
+        dp = run.mesh["dp"]
+        mine = Partition(count, dp.size(), dp.get_local_rank())
+        part = slice(mine.start, mine.start + mine.samples)
+        with together():
+            samples = run.reader.fetch(
+                Location(
+                    where.shard[part], where.row_group[part], where.row[part], where.part[part]
+                )
+            )
+        loss, tokens = 0.0, 0
+        batches = micro_batches(samples, mine.micro_batches(size), size, run.device)
+        with loss_context(run.mesh):
+            for batch in batches:
+                loss += run.model(
+                    batch.tokens, batch.documents, batch.labels, train.loss_chunk
+                ).item()
+                tokens += target_tokens([batch])
+        loss_sum, token_sum = total(loss * run.reads, tokens * run.reads)
+        loss = loss_sum / token_sum
+        run.evaluations.append(
+            checkpoint.Evaluation(step=run.step, loss=loss, tokens=int(token_sum))
+        )
+        run.post(Evaluated(run.step, loss, int(token_sum)))
+
+
+class Continuations(Callback):
+    """Continues the configured prompts when the run is complete."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def on_end(self, run: TrainingRun) -> None:
+        setting = run.config.evaluation
+        for prompt in setting.prompts if not run.interrupted else []:
+            ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
+            room = run.config.train.sequence_length - len(ids)
+            text = generate(
+                run.model,
+                ids,
+                min(setting.new_tokens, room),
+                setting.sampling_temperature,
+                run.config.run.seed,
+                self.tokenizer.eos,
+            )
+            run.post(Generated(prompt, self.tokenizer.decode(text)))
+
+
+class Checkpoints(Callback):
+    """Saves the state every so many steps and at the end, and keeps the newest few."""
+
+    def __init__(self) -> None:
+        self.saved_at = -1
+
+    def on_start(self, run: TrainingRun) -> None:
+        self.saved_at = run.step
+
+    def after_step(self, run: TrainingRun, step: Step) -> None:
+        if run.step % run.config.checkpoint.every == 0:
+            self._save(run)
+
+    def on_end(self, run: TrainingRun) -> None:
+        if self.saved_at != run.step:
+            self._save(run)
+
+    def _save(self, run: TrainingRun) -> None:
+        start = time.perf_counter()
+        commit = checkpoint.Commit(
+            identity=identity(run.config, run.manifest),
+            step=run.step,
+            samples=run.step * run.config.train.global_batch,
+            evaluations=run.evaluations,
+            files={},
+        )
+        commit = checkpoint.save(run.storage, run.state, commit)
+        with together():
+            if dist.get_rank() == 0:
+                checkpoint.clean(run.storage, run.config.checkpoint.keep)
+        self.saved_at = run.step
+        place = run.storage.below(checkpoint.folder(run.step))
+        size = sum(place.size(file) for file in commit.files)
+        run.post(Saved(run.step, place.uri, time.perf_counter() - start, size))

@@ -1,0 +1,307 @@
+"""Checkpoints: the whole state of a run at a step, written by all ranks, readable by any number.
+
+`step-00000100/` holds torch DCP's files, one or more a rank, and `checkpoint.json`. That one is
+written last and is the commit: it says what the state belongs to (model, corpus, order, step, samples)
+and carries the SHA-256 of every other file, taken by the rank that wrote it. A folder without it is a
+leftover of a crash and is removed. Only tensors are stored, and DCP's index, which is a pickle, is read
+by an unpickler that knows its few classes alone: loading a checkpoint runs no code from it.
+"""
+
+import hashlib
+import io
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from panthalassa.errors import CheckpointError, PanthalassaError
+from panthalassa.model.transformer import parameters_by_name
+from panthalassa.storage import Storage
+from panthalassa.train.agreement import together
+
+COMMIT = "checkpoint.json"
+
+
+class Identity(BaseModel):
+    """What a run's state belongs to. A state fits only a run with the same identity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: dict[str, Any]
+    corpus: str
+    seed: int
+    temperature: float
+    sequence_length: int
+    global_batch: int
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Lines `key: mine, other's` for what differs."""
+        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        return [f"{key} is {mine[key]} there, {theirs[key]} here" for key in mine
+                if mine[key] != theirs.get(key)]  # fmt: skip
+
+
+class Evaluation(BaseModel):
+    """The held-out loss (nats a token) after a step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    loss: float
+    tokens: int
+
+
+class Commit(BaseModel):
+    """The content of checkpoint.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    identity: Identity
+    step: int
+    """Optimizer steps done."""
+    samples: int
+    """Samples consumed: with the identity, the whole state of the stream."""
+    evaluations: list[Evaluation]
+    """Held-out losses so far."""
+    files: dict[str, str]
+    """SHA-256 by file name."""
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    model = {f"model.{key}": value for key, value in tree["model"].items() if key != "preset"}
+    return {**model, **{key: value for key, value in tree.items() if key != "model"}}
+
+
+def folder(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def committed(run: Storage) -> list[str]:
+    """The committed checkpoints of a run, oldest first."""
+    names = [name for name in run.folders() if name.startswith("step-")]
+    return [name for name in names if run.exists(f"{name}/{COMMIT}")]
+
+
+def read_commit(run: Storage, name: str) -> Commit:
+    """Raises CheckpointError when it is not readable."""
+    place = f"{run.uri}/{name}/{COMMIT}"
+    try:
+        return Commit.model_validate_json(run.read(f"{name}/{COMMIT}"))
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(
+            f"{place} can not be read: {error}. Remove {run.uri}/{name} to go on from an older one."
+        ) from error
+
+
+def check_identity(run: Storage, name: str, commit: Commit, identity: Identity) -> None:
+    """Raises CheckpointError when the checkpoint belongs to another model, corpus or order."""
+    differences = commit.identity.differences(identity)
+    if differences:
+        raise CheckpointError(
+            f"checkpoint {run.uri}/{name} belongs to another run: {'; '.join(differences)}. "
+            "Choose another run.name, or restore the configuration that made it."
+        )
+
+
+class State:
+    """The tensors of a training run, as DCP saves and loads them in place."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.parameters = dict(parameters_by_name(model))
+        self.optimizer = optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name: weights, AdamW's two moments, and torch's random state."""
+        found: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state[parameter]
+            for key in ("exp_avg", "exp_avg_sq"):
+                moments.setdefault(key, torch.zeros_like(parameter, requires_grad=False))
+                found[f"{key}.{name}"] = moments[key]
+            found[f"weight.{name}"] = parameter.detach()
+        return found
+
+    def loaded(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take over what DCP wrote into `tensors`, after `step` optimizer steps."""
+        torch.set_rng_state(tensors["rng"])
+        for parameter in self.parameters.values():
+            # AdamW counts in a float32 scalar on the parameter's device.
+            self.optimizer.state[parameter]["step"] = torch.tensor(
+                float(step), device=parameter.device
+            )
+
+
+def save(run: Storage, state: State, commit: Commit) -> Commit:
+    """Write a checkpoint with all ranks; `commit.files` is filled in.
+
+    Raises CheckpointError on every rank. Then the torn one is removed, and nothing older was touched.
+    """
+    target = run.below(folder(commit.step))
+    try:
+        with _local(target) as directory:
+            with together():
+                if target.is_local:
+                    directory.mkdir(parents=True, exist_ok=True)
+            dcp_save(state.tensors(), storage_writer=FileSystemWriter(directory))
+            with together():
+                mine = {path.name: _deliver(path, target) for path in _own_files(directory)}
+        commit = commit.model_copy(update={"files": _gather(mine)})
+        with together():
+            if dist.get_rank() == 0:
+                target.write(COMMIT, (commit.model_dump_json(indent=1) + "\n").encode())
+    except (CheckpointException, PanthalassaError) as error:
+        with together():
+            if dist.get_rank() == 0:
+                remove(run, folder(commit.step))
+        raise CheckpointError(
+            f"checkpoint {target.uri} could not be written: {_reason(error)}. Older checkpoints are "
+            "untouched. Make room or mend the storage; the same command then goes on from them."
+        ) from error
+    return commit
+
+
+def load(run: Storage, name: str, state: State, identity: Identity) -> Commit:
+    """Fill the model and the optimizer from a checkpoint, written by any number of ranks.
+
+    Raises CheckpointError on every rank when a file is missing or is not what its hash says, or when
+    the checkpoint belongs to another run.
+    """
+    source = run.below(name)
+    with together():
+        commit = read_commit(run, name)
+        check_identity(run, name, commit, identity)
+        own = sorted(commit.files)[dist.get_rank() :: dist.get_world_size()]
+        for file in own:
+            _verify(source, file, commit.files[file])
+    with _local(source) as directory:
+        if not source.is_local:
+            with together():
+                for file in commit.files:
+                    (directory / file).write_bytes(source.read(file))
+        tensors = state.tensors()
+        try:
+            dcp_load(tensors, storage_reader=_Reader(directory))
+        except CheckpointException as error:
+            raise CheckpointError(
+                f"checkpoint {source.uri} can not be loaded: {_reason(error)}"
+            ) from error
+    state.loaded(tensors, commit.step)
+    return commit
+
+
+def remove(run: Storage, name: str) -> None:
+    """Remove a checkpoint, its commit first, so that no half of it ever passes for a whole."""
+    for file in (f"{name}/{COMMIT}", name):
+        if run.exists(file):
+            run.delete(file)
+
+
+def clean(run: Storage, keep: int | None = None) -> None:
+    """Remove what crashed saves left behind, and all but the newest `keep` checkpoints."""
+    good = committed(run)
+    old = good[:-keep] if keep else []
+    torn = [n for n in run.folders() if n.startswith("step-") and n not in good]
+    for name in old + torn:
+        remove(run, name)
+
+
+@contextmanager
+def _local(storage: Storage) -> Iterator[Path]:
+    """A local folder to write to or read from: the storage's own, or a temporary one."""
+    if storage.is_local:
+        yield Path(storage.root)
+    else:
+        with tempfile.TemporaryDirectory(prefix="panthalassa-checkpoint-") as directory:
+            yield Path(directory)
+
+
+def _own_files(directory: Path) -> list[Path]:
+    rank = dist.get_rank()
+    files = sorted(directory.glob(f"__{rank}_*.distcp"))
+    return [*files, directory / ".metadata"] if rank == 0 else files
+
+
+def _deliver(path: Path, target: Storage) -> str:
+    """Bring a file to where it belongs; returns its SHA-256."""
+    if not target.is_local:
+        target.write(path.name, path.read_bytes())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _gather(mine: dict[str, str]) -> dict[str, str]:
+    every: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(every, mine)
+    return {name: digest for files in every for name, digest in sorted(files.items())}
+
+
+def _verify(source: Storage, file: str, expected: str) -> None:
+    place = f"{source.uri}/{file}"
+    try:
+        found = source.sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {place} can not be read: {error}") from error
+    if found != expected:
+        raise CheckpointError(
+            f"checkpoint file {place} is corrupt: SHA-256 is {found}, {COMMIT} says {expected}. "
+            f"Remove {source.uri} to go on from an older checkpoint."
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line; DCP wraps the errors of all ranks in one."""
+    if isinstance(error, CheckpointException) and error.failures:
+        _, (inner, _) = min(error.failures.items())
+        return _reason(inner)
+    return str(error).strip().splitlines()[0]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of DCP's index and nothing else."""
+
+    ALLOWED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("torch", "Size"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "Metadata"),
+            ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+            ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+            ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+            ("torch.serialization", "_get_layout"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or (module, name) in self.ALLOWED:
+            return super().find_class(module, name)
+        raise CheckpointError(f".metadata names {module}.{name}, which no checkpoint of ours holds")
+
+
+class _Reader(FileSystemReader):
+    """DCP's reader, with an index that can not run code."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        metadata = _Unpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f"{self.path}/.metadata is not the index of a checkpoint")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata

@@ -1,0 +1,164 @@
+"""A run in the terminal: a live line of progress, and a summary at the end."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from panthalassa.config import Config
+from panthalassa.train.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Failed,
+    Generated,
+    Notice,
+    Ready,
+    Saved,
+    Started,
+    Step,
+)
+from panthalassa.train.run import Outcome
+
+LINES = 20
+"""Progress lines of a whole run where there is no terminal."""
+
+
+class Display:
+    """Shows events as they come; use as a context and call `show`."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.console = console
+        self.steps = config.train.steps
+        self.checkpoint = "none yet"
+        self.power = ""
+        self.parts: list[Started] | None = []
+        self.progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            refresh_per_second=2,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("starting", total=self.steps)
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Started():
+                if self.parts is not None:
+                    self.parts.append(event)
+                self.progress.update(self.task, description=f"{event.part}: {event.seconds:.1f} s")
+            case Ready():
+                self._ready(event)
+            case Step():
+                self._step(event)
+            case Evaluated():
+                self.console.print(
+                    f"held-out loss {event.loss:.4f} after step {event.step} "
+                    f"({event.tokens:,} tokens)"
+                )
+            case Saved():
+                self.checkpoint = f"step {event.step}"
+                self.console.print(
+                    f"checkpoint {event.uri}: {event.size / 1e6:.1f} MB in {event.seconds:.2f} s",
+                    soft_wrap=True,
+                )
+            case Notice():
+                self.console.print(event.text)
+            case Generated() | Ended() | Failed():
+                pass  # in the summary
+
+    def _ready(self, event: Ready) -> None:
+        peak = "measured matmul peak" if event.peak_is_measured else "peak"
+        self.power = event.power
+        self.console.print(
+            f"{event.parameters:,} parameters on {event.dp_size} data-parallel x {event.tp_size} "
+            f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s"
+        )
+        self.console.print(f"energy: {event.power}", soft_wrap=True)
+        if event.first_step:
+            self.console.print(f"going on after step {event.first_step}")
+        self.progress.update(self.task, completed=event.first_step)
+
+    def _step(self, event: Step) -> None:
+        if self.parts:
+            parts = [*self.parts, Started("first step", event.seconds)]
+            whole = sum(part.seconds for part in parts)
+            listed = ", ".join(f"{part.part} {part.seconds:.1f}" for part in parts)
+            self.console.print(f"first step after {whole:.1f} s: {listed}")
+            self.parts = None
+        energy = "no power source" if event.joules is None else f"{event.joules:.1f} J"
+        text = (
+            f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
+            f"{event.tokens_per_second:,.0f} tokens/s  {energy}  checkpoint {self.checkpoint}"
+        )
+        self.progress.update(self.task, completed=event.step, description=text)
+        if not self.console.is_terminal and event.step % max(1, self.steps // LINES) == 0:
+            self.console.print(f"step {event.step}/{self.steps}  {text}", soft_wrap=True)
+
+
+def summarize(outcome: Outcome, console: Console) -> None:
+    """Print what a run came to."""
+    history, ended = outcome.history, outcome.history.ended
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    if ended:
+        how = "stopped as asked; the same command goes on" if ended.interrupted else "complete"
+        table.add_row("run", f"{outcome.config.run.name}: {how}, after step {ended.step}")
+    if history.evaluations:
+        first, last = history.evaluations[0], history.evaluations[-1]
+        unigram = outcome.manifest.unigram_loss
+        table.add_row(
+            "held-out loss",
+            f"{first.loss:.4f} after step {first.step}, {last.loss:.4f} after step {last.step} "
+            f"(nats a token; a unigram model of the same tokens: {unigram:.4f})",
+        )
+    if history.steps:
+        for name, text in _speed(outcome).items():
+            table.add_row(name, text)
+    if history.saved:
+        table.add_row("checkpoint", history.saved.uri)
+    table.add_row("MLflow", outcome.tracking_problem or outcome.tracking_uri)
+    if outcome.tracking_uri.startswith("sqlite:"):
+        table.add_row("", f"mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    for written in history.texts:
+        table.add_row("continuation", escape(f"{written.prompt}|{written.text}"))
+    console.print(table)
+
+
+def _speed(outcome: Outcome) -> dict[str, str]:
+    steps = outcome.history.steps[1:] or outcome.history.steps  # the first one warms up
+    seconds = sum(step.seconds for step in steps)
+    train = outcome.config.train
+    positions = train.global_batch * train.sequence_length * len(steps)
+    mfu = sum(step.mfu * step.seconds for step in steps) / seconds
+    waited = sum(step.data_seconds for step in steps) / seconds
+    joules = [step.joules for step in steps if step.joules is not None]
+    ready = outcome.history.ready
+    peak = "the matmul peak measured here" if ready and ready.peak_is_measured else "the peak"
+    energy = ready.power if ready else ""
+    if joules:
+        energy = (
+            f"{sum(joules) / len(joules):.1f} J an iteration over {len(joules)} steps ({energy})"
+        )
+    return {
+        "speed": f"{positions / seconds:,.0f} tokens/s, {mfu:.1%} of {peak}; "
+        f"{waited:.1%} of the time waiting for data",
+        "energy": energy,
+        "time": f"{outcome.seconds:.0f} s in all, {seconds:.0f} s in steps",
+    }

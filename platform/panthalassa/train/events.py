@@ -1,0 +1,94 @@
+"""What a run tells the outside, as plain records.
+
+Rank 0 posts them; the driver shows them and hands them to tracking. Times are seconds of the clock
+that started with the process that measured them, durations are seconds, losses nats a token.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Started:
+    """One part of the time to the first step has passed."""
+
+    part: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    step: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The ranks hold the model."""
+
+    parameters: int
+    dp_size: int
+    tp_size: int
+    peak_flops: float
+    """FLOP/s of all ranks."""
+    peak_is_measured: bool
+    first_step: int
+    evaluations: tuple[Evaluated, ...]
+    """Of earlier attempts of the same run."""
+    power: str
+    """The source of power, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Step:
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    """Positions that count in the loss, over all ranks."""
+    seconds: float
+    data_seconds: float
+    """The longest time a rank waited for its samples; part of `seconds`."""
+    tokens_per_second: float
+    """Positions processed a second, over all ranks: sequence x global batch / seconds."""
+    mfu: float
+    joules: float | None
+    """Energy of all devices that are measured; None without a power source."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    step: int
+    uri: str
+    seconds: float
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    step: int
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A PanthalassaError on the ranks: the run can not go on until somebody mends it."""
+
+    message: str
+
+
+Event = Started | Ready | Step | Evaluated | Saved | Generated | Notice | Ended | Failed

@@ -1,0 +1,242 @@
+"""A pre-training run as the driver sees it: check everything, start the ranks, follow them, sum up.
+
+Whatever can be refused is refused before Ray starts. While the ranks train, the driver takes their
+events from the board, shows them and hands them to tracking. A first Ctrl-C (or SIGTERM) asks the
+ranks to stop at a step boundary, with a checkpoint; a second one ends the run at once.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from panthalassa.cluster import connected
+from panthalassa.config import Config
+from panthalassa.corpus.manifest import Manifest, read_manifest
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.model.flops import peak_of
+from panthalassa.storage import Storage, open_storage
+from panthalassa.tracking.mlflow_tracker import Tracker
+from panthalassa.train import board as boards
+from panthalassa.train.checkpoint import check_identity, committed, read_commit
+from panthalassa.train.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Failed,
+    Generated,
+    Notice,
+    Ready,
+    Saved,
+    Started,
+    Step,
+)
+from panthalassa.train.loop import identity
+
+POLL = 0.5
+
+
+@dataclass
+class History:
+    """What is remembered of a run's events, for the summary."""
+
+    parts: list[Started] = field(default_factory=list)
+    ready: Ready | None = None
+    steps: list[Step] = field(default_factory=list)
+    evaluations: list[Evaluated] = field(default_factory=list)
+    saved: Saved | None = None
+    texts: list[Generated] = field(default_factory=list)
+    ended: Ended | None = None
+    failed: str | None = None
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.parts.append(event)
+            case Ready():
+                self.ready = event
+                self.evaluations = list(event.evaluations)
+            case Step():
+                self.steps.append(event)
+            case Evaluated():
+                self.evaluations.append(event)
+            case Saved():
+                self.saved = event
+            case Generated():
+                self.texts.append(event)
+            case Ended():
+                self.ended = event
+            case Failed():
+                self.failed = event.message
+            case Notice():
+                pass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    config: Config
+    manifest: Manifest
+    history: History
+    seconds: float
+    tracking_uri: str
+    tracking_problem: str | None
+
+
+def check(config: Config) -> Manifest:
+    """Refuse what can not be run, before anything starts; returns the corpus.
+
+    Raises PanthalassaError for a missing corpus, one that does not fit the configuration, a run of
+    that name with another model or corpus, and an unknown GPU.
+    """
+    manifest = read_manifest(open_storage(config.corpus.directory))
+    length, longest = config.train.sequence_length, manifest.sequence_length
+    if longest % length:
+        raise ConfigError(
+            f"train.sequence_length={length} does not fit the corpus at {config.corpus.directory}, "
+            f"whose samples have {longest} tokens: it must divide that. "
+            "Change it, or prepare a corpus with another corpus.sequence_length."
+        )
+    if manifest.vocabulary_size > config.model.vocabulary_size:
+        raise ConfigError(
+            f"model.vocabulary_size={config.model.vocabulary_size} is less than the "
+            f"{manifest.vocabulary_size} tokens of the corpus at {config.corpus.directory}"
+        )
+    if isinstance(config.cluster.peak_flops, str) and config.cluster.peak_flops != "auto":
+        peak_of(config.cluster.peak_flops)
+    run = _folder(config)
+    for name in committed(run)[-1:]:
+        check_identity(run, name, read_commit(run, name), identity(config, manifest))
+    return manifest
+
+
+def pretrain(config: Config, show: Callable[[Event], None], debug: bool = False) -> Outcome:
+    """Train until the configured step, or until asked to stop. `show` gets every event as it comes.
+
+    Raises PanthalassaError when a user has to mend something first.
+    """
+    started = time.perf_counter()
+    manifest = check(config)
+    run = _folder(config)
+    try:
+        run.write("config.yaml", config.dump().encode())
+    except OSError as error:
+        raise ConfigError(
+            f"run.directory={config.run.directory} is not writable: {error}"
+        ) from error
+    history = History()
+    tracker = Tracker(config, run, _flat(config.model_dump(mode="json")))
+
+    def take(event: Event) -> None:
+        history.add(event)
+        show(event)
+        track(tracker, event)
+
+    before_ray = time.perf_counter()
+    try:
+        with connected(config.cluster, debug):
+            take(Started("Ray", time.perf_counter() - before_ray))
+            _fit(config, manifest, take)
+    finally:
+        tracker.close()
+    if history.failed:
+        raise PanthalassaError(history.failed)
+    seconds = time.perf_counter() - started
+    return Outcome(config, manifest, history, seconds, tracker.uri, tracker.problem)
+
+
+def _fit(config: Config, manifest: Manifest, take: Callable[[Event], None]) -> None:
+    """Run the ranks in a thread of Ray Train's, and take their events here, where signals arrive."""
+    import ray
+
+    from panthalassa.train.trainer import build_trainer
+
+    board = boards.create()
+    trainer = build_trainer(config, manifest, board)
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    with _signals(lambda: ray.get(board.stop.remote()), take):
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL)
+            for event in ray.get(board.take.remote()):
+                take(event)
+    for event in ray.get(board.take.remote()):
+        take(event)
+    ray.kill(board)
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def _signals(stop: Callable[[], Any], take: Callable[[Event], None]) -> Iterator[None]:
+    """Turn a first SIGINT or SIGTERM into `stop`, a second into KeyboardInterrupt."""
+    asked = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        threading.Thread(target=stop, daemon=True).start()
+        take(Notice("stopping after this step, with a checkpoint (once more to end at once)"))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def track(tracker: Tracker, event: Event) -> None:
+    """The metrics of an event, under the names that MLflow shows."""
+    match event:
+        case Step():
+            metrics = {
+                "loss": event.loss,
+                "grad_norm": event.grad_norm,
+                "learning_rate": event.learning_rate,
+                "tokens_per_second": event.tokens_per_second,
+                "mfu": event.mfu,
+                "step_seconds": event.seconds,
+                "data_seconds": event.data_seconds,
+            }
+            if event.joules is not None:
+                metrics["joules"] = event.joules
+            tracker.log(event.step, metrics)
+        case Evaluated():
+            tracker.log(event.step, {"held_out_loss": event.loss})
+        case Saved():
+            tracker.log(
+                event.step, {"checkpoint_seconds": event.seconds}, {"checkpoint": event.uri}
+            )
+        case Ready():
+            tracker.log(event.first_step, {}, {"power": event.power})
+
+
+def _folder(config: Config) -> Storage:
+    return open_storage(config.run.directory).below(config.run.name)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat
