@@ -26,6 +26,9 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
         _check_port(cluster.dashboard_port)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster.address == "local":
+        # Despite its name: the ranks, too, find each other over loopback.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray  # reads the environment when it is imported
 
     if ray.is_initialized():

@@ -1,8 +1,8 @@
 """The stages of a preparation as Ray Data tasks: files come in, written shards go out.
 
-The one idea: the SHA-256 of a document's text decides all about it (which others are its duplicates,
-its split, its place in the order), so that the outcome depends neither on the order of tasks nor on
-their number. The driver holds names and counts; texts stay in Ray's object store, which spills to
+The one idea: the SHA-256 of a document's text decides all about it (which others repeat it, its
+split, its place in the order), so that the outcome depends neither on the order of tasks nor on
+where they run. The driver holds names and counts; texts stay in Ray's object store, which spills to
 disk, and pass through the driver only as the sample that the tokenizer is trained on.
 """
 

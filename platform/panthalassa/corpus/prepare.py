@@ -168,8 +168,8 @@ def _mendable_errors() -> Iterator[None]:
 
     Ray's own messages go to its log files alone meanwhile.
     """
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
     console = [
         (handler, handler.level)
         for handler in logging.getLogger("ray.data").handlers
@@ -178,12 +178,13 @@ def _mendable_errors() -> Iterator[None]:
     for handler, _ in console:
         handler.setLevel(logging.CRITICAL)
     try:
-        with ray.data.DataContext.current(context):
-            yield
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, CorpusError):
-            raise CorpusError(str(error.cause)) from None
+            message, _, _ = str(error.cause).partition("\nFailed to apply UDF")  # Ray's addition
+            raise CorpusError(message) from None
         raise
     finally:
+        context.enable_progress_bars = bars
         for handler, level in console:
             handler.setLevel(level)

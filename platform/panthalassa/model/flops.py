@@ -55,8 +55,11 @@ def peak_of(gpu: str) -> float:
 
 
 def measured_peak(seconds: float = 0.3) -> float:
-    """The best FLOP/s that a square fp32 product of 1024 reaches on this CPU, with torch's threads."""
-    size = 1024
+    """The best FLOP/s that square fp32 products of 512 reach on this CPU, with torch's threads.
+
+    A product takes a few milliseconds: short enough that the best is undisturbed on a busy machine.
+    """
+    size = 512
     a, b = torch.randn(2, size, size)
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:

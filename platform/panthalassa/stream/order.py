@@ -137,8 +137,8 @@ def slot_pattern(quotas: Integers, seed: int) -> Integers:
     domain = np.repeat(np.arange(len(quotas)), quotas)
     number = np.arange(len(domain)) - np.repeat(np.cumsum(quotas) - quotas, quotas)
     jitter = _random(len(domain), seed, "slots") / np.float64(2**64)
-    slots: Integers = domain[np.argsort((number + jitter) / quotas[domain], kind="stable")]
-    return slots
+    order = np.argsort((number + jitter) / quotas[domain], kind="stable")
+    return np.take(domain, order)
 
 
 @lru_cache(maxsize=256)

@@ -112,7 +112,11 @@ def open_stream(
     context.execution_options.preserve_order = True
     positions = ray.data.range(total, override_num_blocks=blocks)
     samples = positions.map_batches(
-        read, batch_size=block, zero_copy_batch=True, num_cpus=READ_CPUS, concurrency=read_tasks
+        read,
+        batch_size=block,
+        zero_copy_batch=True,
+        num_cpus=READ_CPUS,
+        compute=ray.data.TaskPoolStrategy(read_tasks),
     )
     batches = samples.iter_batches(
         batch_size=partition.samples, batch_format="numpy", prefetch_batches=BATCHES_AHEAD

@@ -275,6 +275,7 @@ class _Unpickler(pickle.Unpickler):
     ALLOWED = frozenset(
         {
             ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),
             ("torch", "Size"),
             ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
             ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),

@@ -3,9 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from panthalassa.config import Config
 from panthalassa.train.events import (
@@ -89,7 +87,8 @@ class Display:
         self.power = event.power
         self.console.print(
             f"{event.parameters:,} parameters on {event.dp_size} data-parallel x {event.tp_size} "
-            f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s"
+            f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s",
+            soft_wrap=True,
         )
         self.console.print(f"energy: {event.power}", soft_wrap=True)
         if event.first_step:
@@ -101,7 +100,7 @@ class Display:
             parts = [*self.parts, Started("first step", event.seconds)]
             whole = sum(part.seconds for part in parts)
             listed = ", ".join(f"{part.part} {part.seconds:.1f}" for part in parts)
-            self.console.print(f"first step after {whole:.1f} s: {listed}")
+            self.console.print(f"first step after {whole:.1f} s: {listed}", soft_wrap=True)
             self.parts = None
         energy = "no power source" if event.joules is None else f"{event.joules:.1f} J"
         text = (
@@ -116,29 +115,27 @@ class Display:
 def summarize(outcome: Outcome, console: Console) -> None:
     """Print what a run came to."""
     history, ended = outcome.history, outcome.history.ended
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    lines: list[tuple[str, str]] = []
     if ended:
         how = "stopped as asked; the same command goes on" if ended.interrupted else "complete"
-        table.add_row("run", f"{outcome.config.run.name}: {how}, after step {ended.step}")
+        lines.append(("run", f"{outcome.config.run.name}: {how}, after step {ended.step}"))
     if history.evaluations:
         first, last = history.evaluations[0], history.evaluations[-1]
-        unigram = outcome.manifest.unigram_loss
-        table.add_row(
-            "held-out loss",
-            f"{first.loss:.4f} after step {first.step}, {last.loss:.4f} after step {last.step} "
-            f"(nats a token; a unigram model of the same tokens: {unigram:.4f})",
-        )
+        losses = f"{first.loss:.4f} after step {first.step}, {last.loss:.4f} after step {last.step}"
+        lines.append(("held-out loss", f"{losses} (nats a token)"))
+        lines.append(("unigram loss", f"{outcome.manifest.unigram_loss:.4f} on the same text"))
     if history.steps:
-        for name, text in _speed(outcome).items():
-            table.add_row(name, text)
+        lines += _speed(outcome).items()
     if history.saved:
-        table.add_row("checkpoint", history.saved.uri)
-    table.add_row("MLflow", outcome.tracking_problem or outcome.tracking_uri)
+        lines.append(("checkpoint", history.saved.uri))
+    lines.append(("MLflow", outcome.tracking_problem or outcome.tracking_uri))
     if outcome.tracking_uri.startswith("sqlite:"):
-        table.add_row("", f"mlflow ui --backend-store-uri {outcome.tracking_uri}")
+        lines.append(("", f"mlflow ui --backend-store-uri {outcome.tracking_uri}"))
     for written in history.texts:
-        table.add_row("continuation", escape(f"{written.prompt}|{written.text}"))
-    console.print(table)
+        lines.append(("continuation", f"{written.prompt}|{' '.join(written.text.split())}"))
+    console.print()
+    for name, text in lines:
+        console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
 
 
 def _speed(outcome: Outcome) -> dict[str, str]:

@@ -1,0 +1,346 @@
+"""Preparation gives the same corpus for the same input, whole, or says what is wrong."""
+
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from panthalassa.config import Corpus
+from panthalassa.corpus import pipeline
+from panthalassa.corpus.manifest import Manifest, Split, read_manifest, verify
+from panthalassa.corpus.prepare import prepare
+from panthalassa.corpus.shards import unigram_loss
+from panthalassa.corpus.sources import find_files, read_documents
+from panthalassa.corpus.tokenizer import read_tokenizer
+from panthalassa.errors import CorpusError
+from panthalassa.storage import Storage, open_storage
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+Config = Callable[..., Corpus]
+Pieces = Counter[tuple[int, ...]]
+
+
+def run(corpus: Corpus) -> tuple[Manifest, Storage]:
+    return prepare(corpus, lambda line: None), open_storage(corpus.directory)
+
+
+def files_of(storage: Storage) -> dict[str, bytes]:
+    return {path: storage.read(path) for path, _ in storage.files() if path != "preparation.json"}
+
+
+def pieces_of(manifest: Manifest, storage: Storage, split: Split) -> dict[str, Pieces]:
+    """The pieces of documents in a split's rows, by domain."""
+    found: dict[str, Pieces] = {}
+    for shard in manifest.split(split):
+        verify(storage, shard)
+        table = pq.read_table(io.BytesIO(storage.read(shard.path)))
+        pieces = found.setdefault(shard.domain, Counter())
+        for row, lengths in zip(
+            table["tokens"].to_pylist(), table["lengths"].to_pylist(), strict=True
+        ):
+            assert len(row) == manifest.sequence_length
+            start = 0
+            for length in lengths:
+                pieces[tuple(row[start : start + length])] += 1
+                start += length
+    return found
+
+
+def texts_of(manifest: Manifest, storage: Storage, split: Split) -> set[str]:
+    """The documents of a split that are no longer than a row."""
+    tokenizer = read_tokenizer(storage, manifest)
+    return {
+        tokenizer.decode(piece)
+        for pieces in pieces_of(manifest, storage, split).values()
+        for piece in pieces
+        if piece[0] == manifest.bos and piece[-1] == manifest.eos
+    }
+
+
+def every_document_is_there_once(manifest: Manifest, storage: Storage, sources: Path) -> None:
+    tokenizer = read_tokenizer(storage, manifest)
+    expected: dict[str, Pieces] = {}
+    size = manifest.sequence_length
+    for file in find_files([str(sources)]):
+        for document in read_documents(file):
+            ids = (manifest.bos, *tokenizer.encode(document.text), manifest.eos)
+            pieces = (ids[start : start + size] for start in range(0, len(ids), size))
+            expected.setdefault(document.domain, Counter()).update(pieces)
+    train, held_out = (pieces_of(manifest, storage, s) for s in ("train", "held_out"))
+    found = {d: train.get(d, Counter()) + held_out.get(d, Counter()) for d in {*train, *held_out}}
+    assert found == expected
+
+
+def test_the_tokens_of_every_document_are_in_exactly_one_place(
+    prepared: tuple[Manifest, Storage], sources: Path
+) -> None:
+    manifest, storage = prepared
+    every_document_is_there_once(manifest, storage, sources)
+    assert sum(manifest.documents.values()) == 90
+    assert {shard.domain for shard in manifest.shards} == {"en", "el", "th"}
+
+
+def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
+    prepared: tuple[Manifest, Storage],
+    sources: Path,
+    tmp_path: Path,
+    make_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest, storage = prepared
+    moved = tmp_path / "elsewhere" / sources.name
+    shutil.copytree(sources, moved)
+    monkeypatch.setattr(pipeline, "ENCODE_ROWS", 7)
+    again, other = run(make_config(tmp_path / "corpus", moved))
+    assert again.fingerprint == manifest.fingerprint
+    assert files_of(other) == files_of(storage)
+
+
+def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
+    sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "TASK_BYTES", 12_000)
+    monkeypatch.setattr(pipeline, "YIELD_BYTES", 1_000)
+    settings = {"rows_per_shard": 8}
+    manifest, storage = run(make_config(tmp_path / "a", sources, **settings))
+    english = [s for s in manifest.split("train") if s.domain == "en"]
+    assert len(english) > 2
+    assert len({shard.path for shard in manifest.shards}) == len(manifest.shards)
+    assert all(shard.rows <= 8 for shard in manifest.shards)
+    every_document_is_there_once(manifest, storage, sources)
+    again, _ = run(make_config(tmp_path / "b", sources, **settings))
+    assert again.fingerprint == manifest.fingerprint
+
+
+def test_the_manifest_counts_what_is_there(
+    prepared: tuple[Manifest, Storage], sources: Path
+) -> None:
+    manifest, _ = prepared
+    texts = [d.text for f in find_files([str(sources)]) for d in read_documents(f)]
+    assert sum(manifest.text_bytes.values()) == sum(len(text.encode()) for text in texts)
+    groups = {f"{shard.split}/{shard.domain}" for shard in manifest.shards}
+    assert groups == manifest.documents.keys() == manifest.text_bytes.keys()
+    assert sum(shard.size for shard in manifest.shards) > 0
+
+
+def test_the_unigram_loss_is_that_of_the_rows_that_are_there(
+    prepared: tuple[Manifest, Storage],
+) -> None:
+    manifest, storage = prepared
+    counts = {}
+    for split in ("train", "held_out"):
+        counts[split] = np.zeros(manifest.vocabulary_size, dtype=np.int64)
+        for pieces in pieces_of(manifest, storage, split).values():
+            for piece, times in pieces.items():
+                for token in piece[1:]:
+                    counts[split][token] += times
+    assert manifest.unigram_loss == unigram_loss(counts["train"], counts["held_out"])
+    assert 2 < manifest.unigram_loss < np.log(manifest.vocabulary_size)
+
+
+def test_held_out_documents_stay_held_out_when_the_corpus_grows(
+    prepared: tuple[Manifest, Storage],
+    tmp_path: Path,
+    make_sources: Callable[..., Path],
+    make_config: Config,
+) -> None:
+    manifest, storage = prepared
+    grown, other = run(make_config(tmp_path / "c", make_sources(tmp_path / "sources", 45)))
+    before = {split: texts_of(manifest, storage, split) for split in ("train", "held_out")}
+    after = {split: texts_of(grown, other, split) for split in ("train", "held_out")}
+    assert before["held_out"]
+    assert not before["held_out"] & after["train"]
+    assert not before["train"] & after["held_out"]
+    assert sum(grown.documents.values()) == 135
+
+
+def test_a_text_that_occurs_twice_is_kept_once_and_in_one_domain(
+    tmp_path: Path, make_config: Config
+) -> None:
+    for path in ("en/a.txt", "en/b.txt", "de/c.txt"):
+        (tmp_path / "raw" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / path).write_text("café\n" if path == "en/b.txt" else "cafe\u0301")
+    (tmp_path / "raw" / "en" / "d.txt").write_text("another")
+    lines: list[str] = []
+    manifest = prepare(make_config(tmp_path / "corpus", tmp_path / "raw"), lines.append)
+    domains = Counter({g.split("/")[1]: n for g, n in manifest.documents.items()})
+    assert domains == {"de": 1, "en": 1}
+    assert any("2 duplicates dropped" in line for line in lines)
+
+
+def test_the_smallest_corpus_still_has_one_document_held_out(
+    tmp_path: Path, make_config: Config
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text('{"text": "sea"}\n{"text": "tide"}\n')
+    corpus = make_config(tmp_path / "corpus", tmp_path / "raw", held_out_share=1e-9)
+    manifest, _ = run(corpus)
+    assert manifest.documents == {"held_out/raw": 1, "train/raw": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"text": "alone"}', "1 distinct documents, and all of them fall to the held-out split"),
+        ('{"text": " "}\n{"text": ""}', "hold no text"),
+        ("", "hold no text"),
+    ],
+)
+def test_input_that_leaves_nothing_to_train_on_is_refused(
+    tmp_path: Path, make_config: Config, text: str, message: str
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text(text)
+    with pytest.raises(CorpusError, match=message):
+        run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+
+
+def test_a_bad_line_is_named_through_ray_without_its_noise(
+    tmp_path: Path, make_config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text('{"text": "sea"}\n{"text": tide}\n')
+    with pytest.raises(CorpusError) as caught:
+        run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+    assert str(caught.value).startswith(f"{tmp_path}/raw/a.jsonl, line 2: not JSON")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_finished_corpus_is_returned_without_any_work(
+    prepared: tuple[Manifest, Storage],
+    sources: Path,
+    make_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest, storage = prepared
+    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
+    lines: list[str] = []
+    assert prepare(make_config(storage.root, sources), lines.append) == manifest
+    assert lines == [f"{storage.uri} is already prepared, fingerprint {manifest.fingerprint}"]
+
+
+def test_an_unfinished_preparation_of_the_same_input_is_gone_on_with(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    manifest, storage = prepared
+    shutil.copytree(storage.root, tmp_path / "corpus")
+    (tmp_path / "corpus" / "manifest.json").unlink()
+    (tmp_path / "corpus" / manifest.shards[0].path).unlink()
+    again, copy = run(make_config(tmp_path / "corpus", sources))
+    assert again == manifest
+    assert files_of(copy) == files_of(storage)
+
+
+def test_a_corpus_of_other_settings_or_sources_is_never_written_over(
+    prepared: tuple[Manifest, Storage],
+    sources: Path,
+    tmp_path: Path,
+    make_sources: Callable[..., Path],
+    make_config: Config,
+) -> None:
+    _, storage = prepared
+    before = files_of(storage)
+    others = make_sources(tmp_path / "sources", 31)
+    for corpus in (
+        make_config(storage.root, sources, sequence_length=32),
+        make_config(storage.root, others),
+    ):
+        with pytest.raises(CorpusError, match=r"Choose another corpus\.directory or remove"):
+            run(corpus)
+    assert files_of(storage) == before
+
+
+def test_a_destination_with_anything_else_in_it_is_refused(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    _, storage = prepared
+    shutil.copytree(storage.root, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "manifest.json").unlink()
+    with pytest.raises(CorpusError, match="an unfinished preparation of other sources"):
+        run(make_config(tmp_path / "unfinished", sources, sequence_length=32))
+    (tmp_path / "unfinished" / "preparation.json").write_text("{")
+    with pytest.raises(CorpusError, match="an unfinished preparation of other sources"):
+        run(make_config(tmp_path / "unfinished", sources))
+    (tmp_path / "unfinished" / "preparation.json").unlink()
+    with pytest.raises(CorpusError, match="files that are not of this preparation"):
+        run(make_config(tmp_path / "unfinished", sources))
+
+
+def test_a_destination_inside_a_source_is_refused(sources: Path, make_config: Config) -> None:
+    for inside in (sources, sources / "en" / "corpus"):
+        with pytest.raises(CorpusError, match="lies inside the source"):
+            run(make_config(inside, sources))
+
+
+def test_a_destination_that_can_not_be_written_is_named_before_the_work(
+    sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CorpusError, match=r"corpus\.directory"):
+        run(make_config(tmp_path / "file" / "corpus", sources))
+
+
+def test_a_task_that_can_not_write_its_shard_says_where(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    _, storage = prepared
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(Path(storage.root) / "preparation.json", tmp_path / "corpus")
+    (tmp_path / "corpus" / "train").write_text("in the way")
+    with pytest.raises(CorpusError, match=r"train/.*\.parquet can not be written: .*Free space"):
+        run(make_config(tmp_path / "corpus", sources))
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that an S3 server on loopback serves as the bucket `sea`."""
+    pytest.importorskip("localbucket")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path / "s3" / "sea"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "localbucket", str(folder.parent), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    deadline = time.monotonic() + 20
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        assert time.monotonic() < deadline, "the S3 server did not start"
+        time.sleep(0.1)
+    yield folder
+    server.terminate()
+    server.wait(10)
+
+
+def test_a_corpus_in_object_storage_is_the_same_corpus(
+    prepared: tuple[Manifest, Storage], sources: Path, bucket: Path, make_config: Config
+) -> None:
+    manifest, storage = prepared
+    again, remote = run(make_config("s3://sea/corpora/small", sources))
+    assert again.fingerprint == manifest.fingerprint
+    assert files_of(remote) == files_of(storage)
+    assert read_manifest(open_storage("s3://sea/corpora/small")) == manifest
+    assert (bucket / "corpora" / "small" / "manifest.json").is_file()
+
+
+def test_sources_in_object_storage_are_the_same_sources(sources: Path, bucket: Path) -> None:
+    shutil.copytree(sources, bucket / "raw" / sources.name)
+    local, remote = find_files([str(sources)]), find_files([f"s3://sea/raw/{sources.name}"])
+    assert [(f.path, f.size, f.domain) for f in remote] == [
+        (f.path, f.size, f.domain) for f in local
+    ]
+    assert [d.text for d in read_documents(remote[-1])] == [
+        d.text for d in read_documents(local[-1])
+    ]

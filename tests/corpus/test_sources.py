@@ -1,0 +1,195 @@
+"""Sources are read whole or refused by name."""
+
+import json
+import unicodedata
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panthalassa.corpus.sources import (
+    clean,
+    content_sha256,
+    find_files,
+    path_safe,
+    read_documents,
+)
+from panthalassa.errors import CorpusError
+
+
+def read(source: Path | str) -> list[tuple[str, str]]:
+    return [(d.domain, d.text) for file in find_files([str(source)]) for d in read_documents(file)]
+
+
+def put(path: Path, data: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def test_the_three_kinds_of_files_are_read_at_any_depth(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "b" / "one.txt", "first\nlines")
+    put(tmp_path / "a" / "two.jsonl", '{"text": "second"}\n\n{"text": "third"}')
+    (tmp_path / "c").mkdir()
+    pq.write_table(pa.table({"text": ["fourth", None, ""]}), tmp_path / "c" / "three.parquet")
+    put(tmp_path / "c" / "README.md", "not a source")
+    put(tmp_path / ".git" / "four.txt", "not a source")
+    assert read(tmp_path) == [
+        ("a", "first\nlines"),
+        ("a", "second"),
+        ("a", "third"),
+        ("c", "fourth"),
+    ]
+
+
+def test_a_language_column_names_the_domain_then_the_folder_then_the_source(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "books"
+    lines = [{"text": "x", "language": "fi"}, {"text": "y", "language": None}, {"text": "z"}]
+    put(source / "nordic" / "a.jsonl", "\n".join(map(json.dumps, lines)))
+    put(source / "b.txt", "w")
+    table = pa.table({"text": ["v", "u"], "language": ["sv", None]})
+    pq.write_table(table, source / "c.parquet")
+    domains = {text: domain for domain, text in read(source)}
+    assert domains == {
+        "x": "fi",
+        "y": "nordic",
+        "z": "nordic",
+        "w": "books",
+        "v": "sv",
+        "u": "books",
+    }
+
+
+def test_python_carries_a_source_of_its_own() -> None:
+    documents = read("python-reference")
+    assert len(documents) == len(topics)
+    assert {domain for domain, _ in documents} == {"python"}
+    assert clean(topics["while"]) in {text for _, text in documents}
+
+
+def test_a_document_knows_its_file_and_line(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", '{"text": "x"}\n\n{"text": "y"}\n')
+    [file] = find_files([str(tmp_path)])
+    places = [document.provenance for document in read_documents(file)]
+    assert places == [f"{path}, line 1", f"{path}, line 3"]
+
+
+BAD_LINES = {
+    "no JSON": (b'{"text": "ok"}\n{"text": bad}', "line 2: not JSON"),
+    "torn": (b'{"text": "ok"}\n{"text": "o', "line 2: not JSON"),
+    "too deep": (b"[" * 200_000, "line 1: not JSON"),
+    "no object": (b'{"text": "ok"}\n\n["text"]', "line 3: expected an object"),
+    "no text": (b'{"body": "x"}', "line 1: expected an object with the key `text`"),
+    "text is no string": (b'{"text": 5}', "line 1: `text` is 5, expected a string"),
+    "text is null": (b'{"text": null}', "line 1: `text` is None, expected a string"),
+    "language is no string": (b'{"text": "x", "language": 7}', "line 1: `language` is 7"),
+    "no UTF-8": (b'{"text": "ok"}\n{"text": "\xe9"}', "line 2: no UTF-8"),
+    "half a surrogate pair": (b'{"text": "\\ud800"}', "line 1: the text is not valid Unicode"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_a_bad_line_is_named_with_its_file(tmp_path: Path, data: bytes, message: str) -> None:
+    path = put(tmp_path / "en" / "bad.jsonl", data)
+    with pytest.raises(CorpusError) as caught:
+        read(tmp_path)
+    assert str(caught.value).startswith(f"{path}, {message}")
+    assert "take it out of the folder" in str(caught.value)
+
+
+def test_a_text_file_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = put(tmp_path / "latin1.txt", "eins\nzwei\nfünf".encode("latin-1"))
+    with pytest.raises(CorpusError, match="Convert the file to UTF-8") as caught:
+        read(tmp_path)
+    assert str(caught.value).startswith(f"{path}, line 3: no UTF-8")
+
+
+def test_a_parquet_file_without_texts_is_named_with_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"], "id": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match=r"a\.parquet: there is no column `text` among body, id"):
+        read(tmp_path)
+
+
+def test_a_parquet_text_that_is_no_string_is_named_with_its_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [3, 4]}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match=r"a\.parquet, row 1: `text` is 3, expected a string"):
+        read(tmp_path)
+
+
+def test_a_parquet_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    good, bad = pa.array([b"ok", b"\xff"], pa.binary()).buffers()[1:]
+    text = pa.StringArray.from_buffers(2, good, bad)
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match=r"a\.parquet.*UTF"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"no parquet at all" * 10])
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, data: bytes) -> None:
+    put(tmp_path / "a.parquet", data)
+    with pytest.raises(CorpusError, match=r"a\.parquet (is no readable|can not be read)"):
+        read(tmp_path)
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.jsonl", "c.parquet"):
+        path = put(tmp_path / name, "x")
+        [file] = find_files([str(tmp_path)])
+        path.unlink()
+        for use in (content_sha256, lambda file: list(read_documents(file))):
+            with pytest.raises(CorpusError, match=rf"{name} can not be read"):
+                use(file)
+
+
+def test_no_sources_at_all_are_refused() -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.sources is empty: list folders"):
+        find_files([])
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"missing does not exist\. Correct the key corpus"):
+        find_files([str(tmp_path / "missing")])
+
+
+def test_a_source_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "text")
+    with pytest.raises(CorpusError, match=r"a\.txt is no readable folder"):
+        find_files([str(path)])
+
+
+def test_a_source_without_texts_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "image.png", "x")
+    with pytest.raises(CorpusError, match=r"holds no \.txt, \.jsonl or \.parquet file"):
+        find_files([str(tmp_path)])
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_cleaned_text_is_nfc_and_cleaning_it_again_changes_nothing(text: str) -> None:
+    cleaned = clean(text)
+    assert unicodedata.is_normalized("NFC", cleaned)
+    assert clean(cleaned) == cleaned
+
+
+def test_the_same_text_in_two_spellings_becomes_one() -> None:
+    assert clean("\ufeffcafe\u0301\0 \n") == "caf\u00e9"
+
+
+@given(st.text())
+def test_every_domain_becomes_a_name_that_is_safe_in_paths(domain: str) -> None:
+    safe = path_safe(domain)
+    assert set(safe) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert 0 < len(safe) <= 64
+    assert safe[0].isalnum()
+    assert path_safe(safe) == safe
+
+
+def test_domains_stay_different_when_their_names_are_changed() -> None:
+    names = ["zh-Hant", "中文", "日本", "", "..", "a/b", "a b", "a\\b", "x" * 80, "x" * 81]
+    assert path_safe("zh-Hant") == "zh-Hant"
+    assert len({path_safe(name) for name in names}) == len(names)
