@@ -1,12 +1,20 @@
-"""What all tests share: one Ray on loopback, and credentials that open no real cloud."""
+"""What all tests share: one Ray on loopback, a small corpus, and credentials that open no cloud."""
 
 import os
+import random
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ranks import Ranks
+
+    from panthalassa.config import Config
 
 PLATFORM = Path(__file__).parents[1] / "platform"
 
@@ -16,28 +24,111 @@ os.environ.update(
     AWS_SECRET_ACCESS_KEY="test",
     AWS_REGION="us-east-1",
     AWS_EC2_METADATA_DISABLED="true",
+    RAY_AUTH_MODE="disabled",
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # ranks meet on loopback
+    RAY_USAGE_STATS_ENABLED="0",
+    OMP_NUM_THREADS="1",
 )
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """An embedded Ray of four nominal CPUs, shared by the whole session."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+def ray_cluster() -> Iterator[str]:
+    """An embedded Ray of four nominal CPUs, shared by the whole session; its dashboard's address."""
     paths = [str(PLATFORM), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     import ray
 
     # Ray's sockets lie in this folder, and their paths may have 107 bytes.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     ray.init(
         address="local",
         num_cpus=4,
         _node_ip_address="127.0.0.1",
-        include_dashboard=False,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
         object_store_memory=200 << 20,
         log_to_driver=False,
         _temp_dir=folder,
     )
-    yield
+    yield f"http://127.0.0.1:{port}"
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> "Ranks":
+    """`ranks(world, function, *arguments)` runs a function on real ranks; see tests/ranks.py."""
+    from ranks import Ranks
+
+    return Ranks()
+
+
+SYLLABLES = ["ka", "te", "mo", "ri", "su", "na", "lo", "pe", "wi", "da"]
+
+
+@pytest.fixture(scope="session")
+def small_corpus(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some hundred samples of 64 tokens in two invented languages."""
+    from panthalassa.config import Corpus
+    from panthalassa.corpus.prepare import prepare
+
+    root = tmp_path_factory.mktemp("corpus")
+    chance = random.Random(0)
+    for language in ("aa", "bb"):
+        (root / "texts" / language).mkdir(parents=True)
+        words = ["".join(chance.choices(SYLLABLES, k=chance.randint(1, 3))) for _ in range(60)]
+        for number in range(60):
+            text = " ".join(chance.choices(words, k=chance.randint(40, 200)))
+            (root / "texts" / language / f"{number}.txt").write_text(text)
+    settings = Corpus(
+        directory=str(root / "corpus"),
+        sources=[str(root / "texts")],
+        sequence_length=64,
+        vocabulary_size=320,
+        rows_per_group=8,
+    )
+    prepare(settings, lambda line: None)
+    return root / "corpus"
+
+
+def tree(corpus: Path, directory: Path) -> dict[str, object]:
+    """The configuration before its overrides."""
+    return {
+        "run": {"name": "small", "directory": str(directory / "runs")},
+        "corpus": {"directory": str(corpus)},
+        "model": {
+            "vocabulary_size": 320,
+            "hidden_size": 128,
+            "layers": 3,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_size": 32,
+            "ffn_size": 256,
+        },
+        "train": {
+            "steps": 24,
+            "global_batch": 16,
+            "micro_batch": 4,
+            "sequence_length": 64,
+            "optimizer": {"learning_rate": 1e-3},
+            "schedule": {"warmup_steps": 2},
+        },
+        "checkpoint": {"every": 4},
+        "evaluation": {"every": 12, "samples": 8, "prompts": ["kate"], "new_tokens": 4},
+        "cluster": {"workers": 2, "cpus_per_worker": 0.5},
+    }
+
+
+@pytest.fixture(scope="session")
+def configure(small_corpus: Path) -> "Callable[..., Config]":
+    """configure(directory, "train.steps=5", …) -> the configuration of a small run there."""
+    from panthalassa.config import Config, build
+
+    def build_config(directory: Path, *overrides: str) -> "Config":
+        return build(tree(small_corpus, directory), list(overrides), "test", Config)
+
+    return build_config

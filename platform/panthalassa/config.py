@@ -56,16 +56,27 @@ class Model(Section):
     """A Llama-compatible decoder; `preset` fills in whatever is not given here."""
 
     preset: str | None = None
+    """A shape of model/presets.yaml."""
     vocabulary_size: Positive
+    """Rows of the embedding: at least the corpus's vocabulary."""
     hidden_size: Positive
+    """Width of the residual stream."""
     layers: Positive
+    """Blocks of attention and feed-forward."""
     heads: Positive
+    """Query heads; a multiple of kv_heads."""
     kv_heads: Positive
+    """Key and value heads, each shared by heads / kv_heads query heads."""
     head_size: int = Field(ge=2, multiple_of=2)
+    """Width of a head."""
     ffn_size: Positive
+    """Width inside the feed-forward (SwiGLU)."""
     tied_embeddings: bool = False
+    """One matrix for the embedding and the output."""
     rope_theta: Rate = 10_000.0
+    """Base of the rotary position embedding."""
     norm_epsilon: Rate = 1e-5
+    """Added to the mean square in RMSNorm."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +84,7 @@ class Model(Section):
         if not isinstance(data, dict) or data.get("preset") is None:
             return data
         presets = yaml.safe_load(PRESETS.read_text())
-        if data["preset"] not in presets:
+        if str(data["preset"]) not in presets:
             raise ValueError(f"no preset {data['preset']!r}; there are {', '.join(presets)}")
         return {**presets[data["preset"]], **data}
 
@@ -109,9 +120,13 @@ class Optimizer(Section):
     """AdamW with decoupled decay (Loshchilov & Hutter 2019), none on norms."""
 
     learning_rate: Rate = 3e-4
+    """The peak, reached at the end of the warm-up."""
     betas: tuple[Share, Share] = (0.9, 0.95)
+    """Decay of the first and of the second moment."""
     epsilon: Rate = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Multiplied by the learning rate and the weight."""
     clip_norm: Rate = 1.0
     """Gradients are scaled down to this global norm."""
 
@@ -120,6 +135,7 @@ class Schedule(Section):
     kind: Literal["cosine", "wsd"] = "cosine"
     """Warm-up, then a cosine, or stable and a linear decay (WSD)."""
     warmup_steps: int = Field(default=20, ge=0)
+    """Steps in which the rate rises linearly to its peak."""
     decay_share: float = Field(default=0.2, gt=0, le=1)
     """WSD: the last share of the steps in which the rate falls."""
     final_share: float = Field(default=0.1, ge=0, le=1)
@@ -128,6 +144,7 @@ class Schedule(Section):
 
 class Train(Section):
     steps: Positive
+    """Steps of the optimizer in the whole run."""
     global_batch: Positive
     """Samples in a step over all ranks; the mathematics of a run depends on it, not on the ranks."""
     micro_batch: Positive
@@ -164,6 +181,7 @@ class Tracking(Section):
     uri: str | None = None
     """MLflow server; else MLFLOW_TRACKING_URI, else a sqlite file in run.directory."""
     experiment: Name = "panthalassa"
+    """The MLflow experiment that the run is filed under."""
 
 
 class Energy(Section):
@@ -177,6 +195,7 @@ class Cluster(Section):
     workers: Positive = 1
     """Training ranks."""
     gpus_per_worker: Literal[0, 1] = 0
+    """GPUs of a rank; with 0 it computes on the CPU."""
     cpus_per_worker: float = Field(default=0.5, gt=0, multiple_of=0.25)
     """CPUs that Ray reserves for a rank; a multiple of 1/4, which binary fractions hold exactly."""
     threads_per_worker: Positive = 1
@@ -185,7 +204,7 @@ class Cluster(Section):
     """Times that the workers are started again after a failure."""
     dashboard_port: int | None = Field(default=None, ge=1, le=65535)
     """Port of Ray's dashboard, which an embedded Ray otherwise leaves out."""
-    peak_flops: float | str = "auto"
+    peak_flops: Rate | str = Field(default="auto", union_mode="left_to_right")
     """FLOP/s of one rank for the MFU: a number, a GPU's name, or `auto` (by name; CPUs are measured)."""
 
 
@@ -256,7 +275,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"configuration {path} can not be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or no date like 2024-13-45
         raise ConfigError(f"configuration {path} is not YAML: {error}") from error
     return build(data, overrides or [], str(path), Config)
 
@@ -292,7 +311,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: expected key=value, e.g. train.steps=50")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     *parents, last = key.split(".")
     for parent in parents:

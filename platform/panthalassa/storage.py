@@ -16,6 +16,8 @@ from urllib.parse import urlparse
 
 import pyarrow.fs as pafs
 
+from panthalassa.errors import ConfigError
+
 CHUNK = 1 << 20
 
 
@@ -114,8 +116,20 @@ class Storage:
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage at a local path or an `s3://bucket/prefix` URI; nothing is created or read."""
+    """The storage at a local path or an `s3://bucket/prefix` URI; nothing is created or read.
+
+    Raises ConfigError for another scheme, or when the URI holds credentials.
+    """
     parsed = urlparse(uri)
+    if "://" in uri and parsed.scheme not in ("s3", "file"):
+        raise ConfigError(
+            f"storage {parsed.scheme}://: there are local paths and s3://bucket/prefix"
+        )
+    if parsed.scheme == "s3" and set(parsed.netloc) & set("@:"):
+        raise ConfigError(
+            "storage s3://: credentials do not belong in the URI, where they would be printed. "
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."
+        )
     if parsed.scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         secure = not (endpoint or "https").startswith("http://")

@@ -53,7 +53,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(
-    ray_cluster: None, sources: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: str, sources: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Manifest, Storage]:
     """A finished corpus; tests may read it and must not change it."""
     directory = tmp_path_factory.mktemp("corpora") / "corpus"

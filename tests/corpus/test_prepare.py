@@ -1,6 +1,10 @@
 """Preparation gives the same corpus for the same input, whole, or says what is wrong."""
 
+import hashlib
 import io
+import json
+import logging
+import random
 import shutil
 import socket
 import subprocess
@@ -20,7 +24,7 @@ from panthalassa.corpus.manifest import Manifest, Split, read_manifest, verify
 from panthalassa.corpus.prepare import prepare
 from panthalassa.corpus.shards import unigram_loss
 from panthalassa.corpus.sources import find_files, read_documents
-from panthalassa.corpus.tokenizer import read_tokenizer
+from panthalassa.corpus.tokenizer import Tokenizer, read_tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
@@ -112,7 +116,10 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     monkeypatch.setattr(pipeline, "TASK_BYTES", 12_000)
     monkeypatch.setattr(pipeline, "YIELD_BYTES", 1_000)
     settings = {"rows_per_shard": 8}
-    manifest, storage = run(make_config(tmp_path / "a", sources, **settings))
+    lines: list[str] = []
+    manifest = prepare(make_config(tmp_path / "a", sources, **settings), lines.append)
+    storage = open_storage(str(tmp_path / "a"))
+    assert any("90 distinct documents in 3 domains, 0 duplicates" in line for line in lines)
     english = [s for s in manifest.split("train") if s.domain == "en"]
     assert len(english) > 2
     assert len({shard.path for shard in manifest.shards}) == len(manifest.shards)
@@ -120,6 +127,43 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     every_document_is_there_once(manifest, storage, sources)
     again, _ = run(make_config(tmp_path / "b", sources, **settings))
     assert again.fingerprint == manifest.fingerprint
+
+
+def test_the_shards_do_not_depend_on_how_the_texts_lie_in_files(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    manifest, _ = prepared
+    records = [
+        json.dumps({"text": document.text, "language": document.domain})
+        for file in find_files([str(sources)])
+        for document in read_documents(file)
+    ]
+    random.Random(0).shuffle(records)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text("\n".join(records[:50]))
+    (tmp_path / "raw" / "b.jsonl").write_text("\n".join(records[50:]))
+    again, _ = run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+    assert again.shards == manifest.shards
+
+
+@pytest.mark.parametrize("tokenizer_bytes", [1 << 30, 8_000])
+def test_the_tokenizer_sees_a_sample_of_the_train_split_and_nothing_held_out(
+    sources: Path,
+    tmp_path: Path,
+    make_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer_bytes: int,
+) -> None:
+    monkeypatch.setattr(pipeline, "TOKENIZER_BYTES", tokenizer_bytes)
+    texts = [d.text for file in find_files([str(sources)]) for d in read_documents(file)]
+    share = tokenizer_bytes / sum(len(text.encode()) for text in texts)
+    positions = {t: int.from_bytes(hashlib.sha256(t.encode()).digest()[:8]) for t in texts}
+    train = [text for text in texts if positions[text] >= 0.1 * 2**64]
+    drawn = [text for text in train if positions[text] % 2**20 < share * 2**20]
+    assert len(texts) > len(train) >= len(drawn) > 0
+    corpus = make_config(tmp_path / "corpus", sources, held_out_share=0.1, vocabulary_size=400)
+    _, storage = run(corpus)
+    assert storage.read("tokenizer.json") == Tokenizer.train(drawn, 400).to_bytes()
 
 
 def test_the_manifest_counts_what_is_there(
@@ -206,15 +250,21 @@ def test_input_that_leaves_nothing_to_train_on_is_refused(
 
 
 def test_a_bad_line_is_named_through_ray_without_its_noise(
-    tmp_path: Path, make_config: Config, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, make_config: Config
 ) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.jsonl").write_text('{"text": "sea"}\n{"text": tide}\n')
-    with pytest.raises(CorpusError) as caught:
-        run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+    console = logging.StreamHandler(io.StringIO())
+    logging.getLogger("ray.data").addHandler(console)
+    try:
+        with pytest.raises(CorpusError) as caught:
+            run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+    finally:
+        logging.getLogger("ray.data").removeHandler(console)
     assert str(caught.value).startswith(f"{tmp_path}/raw/a.jsonl, line 2: not JSON")
     assert "\n" not in str(caught.value)
-    assert "Traceback" not in capfd.readouterr().err
+    assert console.stream.getvalue() == ""
+    assert console.level == logging.NOTSET
 
 
 def test_a_finished_corpus_is_returned_without_any_work(

@@ -80,6 +80,12 @@ def test_bytes_that_are_no_tokenizer_are_refused(data: bytes) -> None:
         Tokenizer.from_bytes(data)
 
 
+def test_a_tokenizer_with_other_special_tokens_is_refused() -> None:
+    data = TOKENIZER.to_bytes().replace(b"<|bos|>", b"<|BOS|>")
+    with pytest.raises(CorpusError, match="does not begin with the special tokens"):
+        Tokenizer.from_bytes(data)
+
+
 def test_a_corpus_gives_its_tokenizer(prepared: tuple[Manifest, Storage]) -> None:
     manifest, storage = prepared
     tokenizer = read_tokenizer(storage, manifest)

@@ -81,7 +81,7 @@ def distinct_documents(files: list[SourceFile]) -> ray.data.Dataset:
     rows = [asdict(file) for file in files]
     documents: ray.data.Dataset = (
         ray.data.from_items(rows, override_num_blocks=min(tasks, len(rows)))
-        .map_batches(partial(_read, buckets=tasks), batch_size=1, **TASK)
+        .map_batches(partial(_read, buckets=tasks, at_once=YIELD_BYTES), batch_size=1, **TASK)
         .groupby("bucket", num_partitions=tasks)
         .map_groups(_deduplicate, **TASK)
         .materialize()
@@ -91,7 +91,7 @@ def distinct_documents(files: list[SourceFile]) -> ray.data.Dataset:
     return documents
 
 
-def _read(batch: pa.Table, buckets: int) -> Iterator[pa.Table]:
+def _read(batch: pa.Table, buckets: int, at_once: int) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     size = 0
     for file in batch.to_pylist():
@@ -109,7 +109,7 @@ def _read(batch: pa.Table, buckets: int) -> Iterator[pa.Table]:
                 }
             )
             size += len(data)
-            if size > YIELD_BYTES:
+            if size > at_once:
                 yield pa.Table.from_pylist(rows, SCHEMA)
                 rows, size = [], 0
     yield pa.Table.from_pylist(rows, SCHEMA)

@@ -60,7 +60,8 @@ class Order:
         self.seed = seed
         self.domains = domains(manifest, "train", sequence_length)
         sizes = np.array([domain.samples for domain in self.domains], dtype=np.float64)
-        self.quotas = quotas(sizes ** (1 / temperature), max(SLOTS, 4 * len(sizes)))
+        weights = (sizes / sizes.max()) ** (1 / temperature)  # at most 1: no overflow
+        self.quotas = quotas(weights, max(SLOTS, 4 * len(sizes)))
         self.slots = slot_pattern(self.quotas, seed)
         self._before = _count_before(self.slots)
 
@@ -129,7 +130,8 @@ def quotas(weights: NDArray[np.float64], slots: int) -> Integers:
     remainder = free - int(whole.sum())
     largest = np.argsort(-(shares - whole), kind="stable")[:remainder]
     whole[largest] += 1
-    return whole + 1
+    total: Integers = whole + 1
+    return total
 
 
 def slot_pattern(quotas: Integers, seed: int) -> Integers:

@@ -110,6 +110,7 @@ def open_stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
     positions = ray.data.range(total, override_num_blocks=blocks)
     samples = positions.map_batches(
         read,
@@ -146,6 +147,7 @@ class _Ahead:
     def __next__(self) -> Samples:
         item = self._ready.get()
         if isinstance(item, BaseException):
+            self._ready.put(item)  # every later call ends alike
             raise item
         return item
 

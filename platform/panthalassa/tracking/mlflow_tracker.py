@@ -8,6 +8,7 @@ tracked twice.
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class Tracker:
     """Tracks one run. Calls return at once; `close` waits until all is sent, or says why it is not."""
 
     def __init__(self, config: Config, run: Storage, parameters: Mapping[str, Any]) -> None:
-        self.uri = store_uri(config)
+        self._store = store_uri(config)
+        self.uri = without_secrets(self._store)
         self.problem: str | None = None
         self._config, self._run, self._parameters = config, run, parameters
         self._queue: queue.SimpleQueue[tuple[int, int, Metrics, Mapping[str, str]] | None]
@@ -47,7 +49,9 @@ class Tracker:
     def log(self, step: int, metrics: Metrics, tags: Mapping[str, str] | None = None) -> None:
         self._queue.put((step, int(time.time() * 1000), metrics, tags or {}))
 
-    def close(self) -> None:
+    def close(self, status: str = "FINISHED") -> None:
+        """Wait until all is sent, or is known not to be; `status` is how MLflow shall show the run."""
+        self._status = status
         self._queue.put(None)
         self._thread.join()
 
@@ -55,25 +59,38 @@ class Tracker:
         # A server that is down shall be found out in seconds, not in MLflow's minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         try:
             self._open()
             while self._send_what_is_there():
                 time.sleep(1.0)
         except Exception as error:  # whatever MLflow meets, training goes on
-            self.problem = f"MLflow at {self.uri} does not take the metrics: {_first_line(error)}"
+            reason = without_secrets(_first_line(error))
+            self.problem = f"MLflow at {self.uri} does not take the metrics: {reason}"
 
     def _open(self) -> None:
         import mlflow  # takes seconds, so here and not at the top
-        from mlflow.entities import Param
+        from mlflow.entities import Param, RunTag
 
-        mlflow.set_tracking_uri(self.uri)
-        self._client = mlflow.MlflowClient(self.uri)
+        mlflow.set_tracking_uri(self._store)
+        self._client = mlflow.MlflowClient(self._store)
         self._run_id = self._find_run() or self._create_run()
         history = self._client.get_metric_history(self._run_id, "loss")
         self._tracked = max((metric.step for metric in history), default=-1)
-        values = [Param(key, str(value)[:6000]) for key, value in self._parameters.items()]
+        self._sent: dict[str, int] = {}
+        given = {
+            key: (self.uri if value == self._store else str(value))[:6000]
+            for key, value in self._parameters.items()
+        }
+        # MLflow refuses to change a parameter: what a resumed run sets anew becomes a tag.
+        known = self._client.get_run(self._run_id).data.params
+        values = [Param(key, value) for key, value in given.items() if key not in known]
+        anew = [
+            RunTag(key, value) for key, value in given.items() if known.get(key, value) != value
+        ]
         for start in range(0, len(values), 100):
             self._client.log_batch(self._run_id, params=values[start : start + 100])
+        self._client.log_batch(self._run_id, tags=anew)
 
     def _find_run(self) -> str | None:
         if not self._run.exists(POINTER):
@@ -109,15 +126,23 @@ class Tracker:
                 break
             step, at, values, labels = item
             tags += [RunTag(key, value) for key, value in labels.items()]
-            if step > self._tracked:
-                metrics += [Metric(key, value, at, step) for key, value in values.items()]
+            for key, value in values.items():
+                if step > self._sent.get(key, self._tracked):  # else repeated after a failure
+                    self._sent[key] = step
+                    metrics.append(Metric(key, value, at, step))
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH])
         if tags:
             self._client.log_batch(self._run_id, tags=tags)
         if not going_on:
-            self._client.set_terminated(self._run_id)
+            self._client.set_terminated(self._run_id, self._status)
         return going_on
+
+
+def without_secrets(text: str) -> str:
+    """The text without the user and password of a URI in it, or the secrets of its query."""
+    text = re.sub(r"(?<=://)\S*@", "***@", text)
+    return re.sub(r"(?i)((?:password|secret|token)=)[^&\s]+", r"\1***", text)
 
 
 def _first_line(error: Exception) -> str:

@@ -22,12 +22,18 @@ def total(*values: float) -> list[float]:
 
 
 def raise_together(error: Exception | None) -> None:
-    """Raise on every rank when it failed on any: a PanthalassaError that names the first."""
-    errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else str(error))
-    first = next((text for text in errors if text is not None), None)
+    """Raise on every rank when it failed on any: the PanthalassaError of the first, or one that
+    names its error."""
+    mine: tuple[type[PanthalassaError], str] | None = None
+    if error is not None:
+        kind = type(error) if isinstance(error, PanthalassaError) else PanthalassaError
+        mine = kind, str(error)
+    errors = [mine] * dist.get_world_size()
+    dist.all_gather_object(errors, mine)
+    first = next((found for found in errors if found is not None), None)
     if first is not None:
-        raise PanthalassaError(first) from error
+        kind, text = first
+        raise kind(text) from error
 
 
 @contextmanager

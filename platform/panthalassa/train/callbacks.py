@@ -66,7 +66,8 @@ class Evaluation(Callback):
             self._evaluate(run)
 
     def on_end(self, run: TrainingRun) -> None:
-        if not run.interrupted:
+        known = [evaluation.step for evaluation in run.evaluations]
+        if not run.interrupted and run.step not in known:
             self._evaluate(run)
 
     @torch.no_grad()
@@ -133,7 +134,7 @@ class Checkpoints(Callback):
         self.saved_at = run.step
 
     def after_step(self, run: TrainingRun, step: Step) -> None:
-        if run.step % run.config.checkpoint.every == 0:
+        if run.step % run.config.checkpoint.every == 0 and run.step < run.config.train.steps:
             self._save(run)
 
     def on_end(self, run: TrainingRun) -> None:

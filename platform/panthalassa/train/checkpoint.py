@@ -10,14 +10,15 @@ by an unpickler that knows its few classes alone: loading a checkpoint runs no c
 import hashlib
 import io
 import pickle
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -32,6 +33,9 @@ from panthalassa.storage import Storage
 from panthalassa.train.agreement import together
 
 COMMIT = "checkpoint.json"
+
+FileName = Annotated[str, Field(pattern=r"^(\.metadata|__\d+_\d+\.distcp)$")]
+"""The files that DCP writes: a commit can name nothing outside its folder."""
 
 
 class Identity(BaseModel):
@@ -76,7 +80,7 @@ class Commit(BaseModel):
     """Samples consumed: with the identity, the whole state of the stream."""
     evaluations: list[Evaluation]
     """Held-out losses so far."""
-    files: dict[str, str]
+    files: dict[FileName, str]
     """SHA-256 by file name."""
 
 
@@ -163,11 +167,12 @@ def save(run: Storage, state: State, commit: Commit) -> Commit:
             if dist.get_rank() == 0:
                 target.write(COMMIT, (commit.model_dump_json(indent=1) + "\n").encode())
     except (CheckpointException, PanthalassaError) as error:
+        room = f" ({_free(target):,.0f} MB free on its disk)" if target.is_local else ""
         with together():
             if dist.get_rank() == 0:
                 remove(run, folder(commit.step))
         raise CheckpointError(
-            f"checkpoint {target.uri} could not be written: {_reason(error)}. Older checkpoints are "
+            f"checkpoint {target.uri} could not be written: {_reason(error)}{room}. Older checkpoints are "
             "untouched. Make room or mend the storage; the same command then goes on from them."
         ) from error
     return commit
@@ -228,6 +233,11 @@ def _local(storage: Storage) -> Iterator[Path]:
             yield Path(directory)
 
 
+def _free(storage: Storage) -> float:
+    """Megabytes that are free on a local disk. torch reports a full one as a wrong file position."""
+    return shutil.disk_usage(Path(storage.root).parent).free / 1e6
+
+
 def _own_files(directory: Path) -> list[Path]:
     rank = dist.get_rank()
     files = sorted(directory.glob(f"__{rank}_*.distcp"))
@@ -266,7 +276,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         _, (inner, _) = min(error.failures.items())
         return _reason(inner)
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _Unpickler(pickle.Unpickler):

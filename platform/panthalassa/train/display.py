@@ -1,9 +1,11 @@
 """A run in the terminal: a live line of progress, and a summary at the end."""
 
+import unicodedata
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from panthalassa.config import Config
 from panthalassa.train.events import (
@@ -36,7 +38,7 @@ class Display:
         self.progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             refresh_per_second=2,
@@ -67,32 +69,30 @@ class Display:
             case Step():
                 self._step(event)
             case Evaluated():
-                self.console.print(
+                self._print(
                     f"held-out loss {event.loss:.4f} after step {event.step} "
                     f"({event.tokens:,} tokens)"
                 )
             case Saved():
                 self.checkpoint = f"step {event.step}"
-                self.console.print(
-                    f"checkpoint {event.uri}: {event.size / 1e6:.1f} MB in {event.seconds:.2f} s",
-                    soft_wrap=True,
+                self._print(
+                    f"checkpoint {event.uri}: {event.size / 1e6:.1f} MB in {event.seconds:.2f} s"
                 )
             case Notice():
-                self.console.print(event.text)
+                self._print(event.text)
             case Generated() | Ended() | Failed():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:
         peak = "measured matmul peak" if event.peak_is_measured else "peak"
         self.power = event.power
-        self.console.print(
+        self._print(
             f"{event.parameters:,} parameters on {event.dp_size} data-parallel x {event.tp_size} "
-            f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s",
-            soft_wrap=True,
+            f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s"
         )
-        self.console.print(f"energy: {event.power}", soft_wrap=True)
+        self._print(f"energy: {event.power}")
         if event.first_step:
-            self.console.print(f"going on after step {event.first_step}")
+            self._print(f"going on after step {event.first_step}")
         self.progress.update(self.task, completed=event.first_step)
 
     def _step(self, event: Step) -> None:
@@ -100,7 +100,7 @@ class Display:
             parts = [*self.parts, Started("first step", event.seconds)]
             whole = sum(part.seconds for part in parts)
             listed = ", ".join(f"{part.part} {part.seconds:.1f}" for part in parts)
-            self.console.print(f"first step after {whole:.1f} s: {listed}", soft_wrap=True)
+            self._print(f"first step after {whole:.1f} s: {listed}")
             self.parts = None
         energy = "no power source" if event.joules is None else f"{event.joules:.1f} J"
         text = (
@@ -109,7 +109,18 @@ class Display:
         )
         self.progress.update(self.task, completed=event.step, description=text)
         if not self.console.is_terminal and event.step % max(1, self.steps // LINES) == 0:
-            self.console.print(f"step {event.step}/{self.steps}  {text}", soft_wrap=True)
+            self._print(f"step {event.step}/{self.steps}  {text}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(literal(text), soft_wrap=True)
+
+
+def literal(text: str) -> Text:
+    """The text as it is, no markup and no emoji in it, and control characters spelled out."""
+    escaped = (
+        c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text
+    )
+    return Text("".join(escaped))
 
 
 def summarize(outcome: Outcome, console: Console) -> None:
@@ -135,7 +146,7 @@ def summarize(outcome: Outcome, console: Console) -> None:
         lines.append(("continuation", f"{written.prompt}|{' '.join(written.text.split())}"))
     console.print()
     for name, text in lines:
-        console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
+        console.print(literal(f"{name:14} {text}"), soft_wrap=True)
 
 
 def _speed(outcome: Outcome) -> dict[str, str]:

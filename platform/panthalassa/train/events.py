@@ -1,7 +1,7 @@
 """What a run tells the outside, as plain records.
 
-Rank 0 posts them; the driver shows them and hands them to tracking. Times are seconds of the clock
-that started with the process that measured them, durations are seconds, losses nats a token.
+Rank 0 posts them; the driver shows them and hands them to tracking. Durations are seconds, losses
+nats a token.
 """
 
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ class Ready:
 class Step:
     step: int
     """Steps done, this one included."""
+    at: float
+    """When it was done, in seconds since 1970."""
     loss: float
     grad_norm: float
     learning_rate: float

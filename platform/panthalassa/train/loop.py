@@ -123,6 +123,7 @@ def _one_step(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[C
     flops = positions * run.flops_per_token / seconds
     step = Step(
         step=run.step,
+        at=time.time(),
         loss=sums["loss"] / tokens,
         grad_norm=norm.item(),
         learning_rate=rate,

@@ -74,6 +74,13 @@ class History:
             case Notice():
                 pass
 
+    @property
+    def status(self) -> str:
+        """How the run stands, in MLflow's words."""
+        if self.ended is None:
+            return "FAILED"
+        return "KILLED" if self.ended.interrupted else "FINISHED"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -129,20 +136,21 @@ def pretrain(config: Config, show: Callable[[Event], None], debug: bool = False)
             f"run.directory={config.run.directory} is not writable: {error}"
         ) from error
     history = History()
-    tracker = Tracker(config, run, _flat(config.model_dump(mode="json")))
-
-    def take(event: Event) -> None:
-        history.add(event)
-        show(event)
-        track(tracker, event)
-
     before_ray = time.perf_counter()
-    try:
-        with connected(config.cluster, debug):
-            take(Started("Ray", time.perf_counter() - before_ray))
+    with connected(config.cluster, debug):
+        ray_seconds = time.perf_counter() - before_ray
+        tracker = Tracker(config, run, _flat(config.model_dump(mode="json")))
+
+        def take(event: Event) -> None:
+            history.add(event)
+            show(event)
+            track(tracker, event)
+
+        try:
+            take(Started("Ray", ray_seconds))
             _fit(config, manifest, take)
-    finally:
-        tracker.close()
+        finally:
+            tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
     seconds = time.perf_counter() - started

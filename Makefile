@@ -1,0 +1,43 @@
+# Every target does its own set-up; a second run skips what is done.
+PYTHON ?= python3
+CONFIG ?= jobs/configs/laptop.yaml
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint types bench clean
+
+help:
+	@echo "make train    prepare the embedded corpus and train the laptop model on it"
+	@echo "make test     lint, type-check and test"
+	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
+	@echo "make clean    remove .venv (data/ and runs/ stay)"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old: Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+train: $(INSTALLED)
+	$(BIN)/panthalassa prepare $(CONFIG)
+	$(BIN)/panthalassa train $(CONFIG)
+
+test: lint types
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/step.py
+
+clean:
+	rm -rf .venv

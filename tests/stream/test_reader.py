@@ -1,0 +1,257 @@
+"""Streams over a real corpus on disk: the samples of the order, in order, or the shard that is ill."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from panthalassa.corpus.manifest import Manifest, Shard
+from panthalassa.errors import CorpusError, PanthalassaError
+from panthalassa.storage import open_storage
+from panthalassa.stream.order import Location, Order, evenly
+from panthalassa.stream.partition import Partition
+from panthalassa.stream.reader import PADDING, Samples, ShardReader, open_stream
+
+LENGTH = 16
+GLOBAL_BATCH = 7
+SHARDS = {
+    "train/aa/0": [5, 5, 2],
+    "train/aa/1": [4],
+    "train/bb/0": [3, 3],
+    "held_out/aa/0": [3],
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    folder: Path
+    manifest: Manifest
+    tokens: dict[int, np.ndarray]
+    """By number of shard [rows, LENGTH]; no token but the padding occurs twice."""
+    documents: dict[int, np.ndarray]
+
+    def reader(self, sequence_length: int = LENGTH) -> ShardReader:
+        return ShardReader(open_storage(str(self.folder)), self.manifest, sequence_length)
+
+    def order(self, sequence_length: int = LENGTH) -> Order:
+        return Order(self.manifest, sequence_length, 1.5, 3)
+
+    def expected(self, positions: np.ndarray, sequence_length: int = LENGTH) -> Samples:
+        """What stands at `positions`, taken from what was written, without the reader."""
+        place = self.order(sequence_length).locate(positions)
+        tokens, documents = [], []
+        for shard, group, row, part in zip(
+            place.shard, place.row_group, place.row, place.part, strict=True
+        ):
+            at = sum(self.manifest.shards[shard].row_groups[:group]) + row
+            cut = slice(part * sequence_length, (part + 1) * sequence_length)
+            tokens.append(self.tokens[shard][at][cut])
+            documents.append(self.documents[shard][at][cut])
+        return Samples(np.array(tokens), np.array(documents))
+
+
+def lengths_of(row: int) -> list[int]:
+    """Full rows of one and of several documents, and rows that end in padding."""
+    return [[16], [1, 15], [5, 6, 5], [3], [7, 1, 1]][row % 5]
+
+
+def write_corpus(folder: Path) -> Corpus:
+    """Shards by hand, in the format that the manifest's module describes."""
+    shards, every_token, every_document = [], {}, {}
+    next_token = 100
+    for number, (name, groups) in enumerate(SHARDS.items()):
+        rows = sum(groups)
+        lengths = [lengths_of(row) for row in range(rows)]
+        tokens = np.arange(next_token, next_token + rows * LENGTH, dtype=np.int32)
+        tokens, next_token = tokens.reshape(rows, LENGTH), next_token + rows * LENGTH
+        documents = np.full((rows, LENGTH), PADDING)
+        for row, inside in enumerate(lengths):
+            documents[row, : sum(inside)] = np.repeat(np.arange(len(inside)), inside)
+            tokens[row, sum(inside) :] = 2
+        path = folder / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.table(
+            {
+                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), LENGTH),
+                "lengths": pa.array(lengths, pa.list_(pa.int32())),
+            }
+        )
+        starts = np.cumsum([0, *groups])
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for start, count in zip(starts[:-1], groups, strict=True):
+                writer.write_table(table.slice(start, count), row_group_size=count)
+        split, domain, _ = name.split("/")
+        shards.append(
+            Shard.model_validate(
+                {
+                    "path": f"{name}.parquet",
+                    "domain": domain,
+                    "split": split,
+                    "rows": rows,
+                    "tokens": sum(map(sum, lengths)),
+                    "row_groups": groups,
+                    "size": path.stat().st_size,
+                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                }
+            )
+        )
+        every_token[number], every_document[number] = tokens, documents
+    manifest = Manifest(
+        sequence_length=LENGTH,
+        vocabulary_size=1000,
+        bos=0,
+        eos=1,
+        tokenizer_sha256="",
+        documents={},
+        text_bytes={},
+        unigram_loss=1.0,
+        shards=shards,
+    )
+    return Corpus(folder, manifest, every_token, every_document)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def read(corpus: Corpus, dp_size: int, rank: int, steps: range) -> list[Samples]:
+    partition = Partition(GLOBAL_BATCH, dp_size, rank)
+    return list(open_stream(corpus.reader(), corpus.order(), partition, steps, read_tasks=2))
+
+
+def assert_same(found: list[Samples], expected: list[Samples]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.documents, other.documents)
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 3])
+def test_the_ranks_together_read_the_order_step_for_step(
+    ray_cluster: None, corpus: Corpus, dp_size: int
+) -> None:
+    """Over several epochs of each domain; none lost, none twice, each rank its share."""
+    steps = range(0, 12)
+    by_rank = [read(corpus, dp_size, rank, steps) for rank in range(dp_size)]
+    together = []
+    for step in steps:
+        parts = [samples[step] for samples in by_rank]
+        sizes = [Partition(GLOBAL_BATCH, dp_size, rank).samples for rank in range(dp_size)]
+        assert [len(part) for part in parts] == sizes
+        assert {part.tokens.dtype for part in parts} == {np.dtype(np.int32)}
+        tokens = np.concatenate([part.tokens for part in parts])
+        together.append(Samples(tokens, np.concatenate([part.documents for part in parts])))
+    positions = np.arange(12 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
+    assert_same(together, [corpus.expected(step) for step in positions])
+
+
+def test_a_stream_that_starts_later_gives_the_tail_of_the_whole(
+    ray_cluster: None, corpus: Corpus
+) -> None:
+    """What a resumed run sees is what the first one would have seen, on other ranks as well."""
+    whole = read(corpus, 2, 1, range(0, 9))
+    assert_same(read(corpus, 2, 1, range(4, 9)), whole[4:])
+    alone = read(corpus, 1, 0, range(4, 9))
+    start = Partition(GLOBAL_BATCH, 2, 1).start
+    assert_same([Samples(s.tokens[start:], s.documents[start:]) for s in alone], whole[4:])
+
+
+def test_many_small_blocks_keep_the_order(
+    ray_cluster: None, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 3 * LENGTH)
+    found = read(corpus, 1, 0, range(1, 13))
+    positions = np.arange(GLOBAL_BATCH, 13 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
+    assert_same(found, [corpus.expected(step) for step in positions])
+
+
+def test_a_rank_without_samples_has_empty_steps(corpus: Corpus) -> None:
+    """More ranks than samples: the step's collectives need it all the same."""
+    assert Partition(GLOBAL_BATCH, 9, 8).samples == 0
+    found = read(corpus, 9, 8, range(3, 6))
+    assert [step.tokens.shape for step in found] == [(0, LENGTH)] * 3
+    assert [step.documents.shape for step in found] == [(0, LENGTH)] * 3
+
+
+def test_a_stream_that_has_ended_stays_ended(ray_cluster: None, corpus: Corpus) -> None:
+    partition = Partition(GLOBAL_BATCH, 1, 0)
+    stream = open_stream(corpus.reader(), corpus.order(), partition, range(0, 1), 1)
+    assert len(next(stream)) == GLOBAL_BATCH
+    for _ in range(3):
+        assert next(stream, None) is None
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip_a_bit, "is corrupt"),
+        (truncate, "is corrupt"),
+        (Path.unlink, "is listed in manifest.json but can not be read"),
+    ],
+)
+def test_an_ill_shard_is_named_with_the_remedy(
+    ray_cluster: None, tmp_path: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    """Out of the stream comes one line to act on, not the traceback of a task."""
+    corpus = write_corpus(tmp_path)
+    damage(tmp_path / "train/bb/0.parquet")
+    stream = open_stream(corpus.reader(), corpus.order(), Partition(7, 1, 0), range(0, 5), 2)
+    with pytest.raises(PanthalassaError) as refusal:
+        list(stream)
+    message = str(refusal.value)
+    assert f"shard {tmp_path}/train/bb/0.parquet {reason}" in message
+    assert "Restore the file or prepare the corpus anew." in message
+    assert "Traceback" not in message
+    assert "ray::" not in message
+    with pytest.raises(PanthalassaError):
+        next(stream)
+
+
+def test_an_ill_shard_does_not_matter_to_who_does_not_read_it(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path)
+    (tmp_path / "train/bb/0.parquet").unlink()
+    found = corpus.reader().fetch(evenly(corpus.manifest, "held_out", LENGTH, 9))
+    np.testing.assert_array_equal(found.tokens, corpus.tokens[3])
+    with pytest.raises(CorpusError, match=r"train/bb/0\.parquet"):
+        corpus.reader().fetch(evenly(corpus.manifest, "train", LENGTH, 99))
+
+
+@pytest.mark.parametrize("sequence_length", [16, 8, 4])
+def test_documents_are_told_apart_and_padding_from_both(
+    corpus: Corpus, sequence_length: int
+) -> None:
+    """By the lengths alone; also in the parts of a row that is cut."""
+    parts = LENGTH // sequence_length
+    count = parts * sum(map(sum, SHARDS.values()))
+    order = corpus.order(sequence_length)
+    found = corpus.reader(sequence_length).fetch(order.locate(np.arange(count)))
+    expected = corpus.expected(np.arange(count), sequence_length)
+    assert_same([found], [expected])
+    assert found.tokens.shape == (count, sequence_length)
+
+
+def test_the_documents_of_a_row_by_hand(corpus: Corpus) -> None:
+    first_group = Location(*np.array([[0, 0, row, 0] for row in range(5)]).T)
+    assert corpus.reader().fetch(first_group).documents.tolist() == [
+        [0] * 16,
+        [0] + [1] * 15,
+        [0] * 5 + [1] * 6 + [2] * 5,
+        [0] * 3 + [PADDING] * 13,
+        [0] * 7 + [1, 2] + [PADDING] * 7,
+    ]

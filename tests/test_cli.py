@@ -1,0 +1,160 @@
+"""What people can get wrong at the command line: one clear message, exit code 1, nothing lost."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from panthalassa.cli import app
+from panthalassa.config import Config
+from panthalassa.corpus.manifest import MANIFEST
+from panthalassa.storage import open_storage
+from panthalassa.train.checkpoint import COMMIT, committed, folder
+from panthalassa.train.run import check, pretrain
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def train(configure: Callable[..., Config], tmp_path: Path) -> Run:
+    """`panthalassa train` on a small configuration with the given overrides."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(configure(tmp_path).model_dump(mode="json")))
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["train", str(path), *arguments])
+
+    return run
+
+
+def message(result: Result) -> str:
+    """The one message of a refused command."""
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[0].startswith("panthalassa: ")
+    return " ".join(lines)
+
+
+def test_a_wrong_key_is_refused_with_the_nearest_right_one(train: Run) -> None:
+    assert "train.stpes=5: there is no such key; did you mean train.steps?" in message(
+        train("train.stpes=5")
+    )
+
+
+def test_a_missing_corpus_is_named_with_the_command_that_makes_one(
+    train: Run, tmp_path: Path
+) -> None:
+    text = message(train(f"corpus.directory={tmp_path}/nothing"))
+    assert f"no corpus at {tmp_path}/nothing" in text
+    assert "panthalassa prepare" in text
+
+
+def test_a_manifest_that_is_none_is_named(train: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / MANIFEST).write_text('{"format": 1}')
+    text = message(train(f"corpus.directory={tmp_path}/broken"))
+    assert f"{tmp_path}/broken/{MANIFEST} is not a corpus manifest" in text
+
+
+def test_an_unreadable_manifest_is_named(train: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken" / MANIFEST).mkdir(parents=True)
+    assert f"{tmp_path}/broken/{MANIFEST} can not be read" in message(
+        train(f"corpus.directory={tmp_path}/broken")
+    )
+
+
+def test_a_sequence_longer_than_the_corpuss_is_refused(train: Run) -> None:
+    text = message(train("train.sequence_length=128"))
+    assert "train.sequence_length=128" in text
+    assert "64 tokens" in text
+
+
+def test_a_vocabulary_smaller_than_the_corpuss_is_refused(train: Run) -> None:
+    assert "model.vocabulary_size=300" in message(train("model.vocabulary_size=300"))
+
+
+def test_a_port_in_use_is_named_with_its_key(train: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = message(train(f"cluster.dashboard_port={port}"))
+    assert f"port {port} (key cluster.dashboard_port) can not be used" in text
+
+
+def test_an_unknown_gpu_is_refused_because_its_mfu_would_be_a_guess(train: Run) -> None:
+    text = message(train("cluster.peak_flops=NVIDIA H900"))
+    assert "unknown GPU 'NVIDIA H900'" in text
+    assert "cluster.peak_flops" in text
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_kept(
+    train: Run, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(tmp_path, "train.steps=3")
+    pretrain(config, lambda event: None)
+    run = open_storage(config.run.directory).below("small")
+    before = run.read(f"{folder(3)}/{COMMIT}")
+    text = message(train("model.layers=2"))
+    assert f"checkpoint {run.uri}/{folder(3)} belongs to another run" in text
+    assert "model.layers is 3 there, 2 here" in text
+    assert run.read(f"{folder(3)}/{COMMIT}") == before
+    assert check(config), "the configuration that made it is still welcome"
+
+
+def test_debug_shows_the_traceback(train: Run, tmp_path: Path) -> None:
+    result = train("--debug", f"corpus.directory={tmp_path}/nothing")
+    assert result.exit_code == 1
+    assert result.exc_info is not None
+    assert result.exc_info[2].tb_next is not None
+
+
+def test_a_corrupt_shard_ends_the_run_with_its_name(
+    train: Run, small_corpus: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "corpus"
+    shutil.copytree(small_corpus, copy)
+    for shard in (copy / "train").rglob("*.parquet"):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    text = message(train(f"corpus.directory={copy}"))
+    assert f"shard {copy}/train/" in text
+    assert "is corrupt: SHA-256" in text
+    assert "prepare the corpus anew" in text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB: room for one checkpoint of the small run, not for three."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_spares_the_older_checkpoint(
+    train: Run, configure: Callable[..., Config], small_disk: Path
+) -> None:
+    arguments = [f"run.directory={small_disk}", "tracking.uri=sqlite:////dev/null"]
+    run = open_storage(str(small_disk)).below("small")
+    text = message(train(*arguments, "checkpoint.every=4", "checkpoint.keep=10"))
+    assert "could not be written" in text
+    assert "MB free on its disk" in text
+    assert "Make room" in text
+    saved = committed(run)
+    assert saved, "the first checkpoint fitted"
+    assert [name for name in run.folders() if name.startswith("step-")] == saved
+    again = train(*arguments, "checkpoint.every=1000", "checkpoint.keep=1", "train.steps=9")
+    assert again.exit_code == 0, again.output
+    assert f"going on after step {int(saved[-1][5:])}" in again.output

@@ -1,0 +1,80 @@
+"""Ctrl-C in a real terminal: the run ends at a step boundary, and the same command goes on."""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+import yaml
+
+from panthalassa.config import Config
+from panthalassa.storage import open_storage
+from panthalassa.train.checkpoint import committed
+
+PATIENCE = 240
+"""Seconds after which a hanging command is given up."""
+
+
+@pytest.fixture
+def command(
+    configure: Callable[..., Config], tmp_path: Path
+) -> Iterator[Callable[[], pexpect.spawn]]:
+    """Starts `panthalassa train` in a terminal of its own, with a Ray of its own."""
+    config = configure(
+        tmp_path, "train.steps=400", "checkpoint.every=1000", "evaluation.every=1000"
+    )
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    started: list[pexpect.spawn] = []
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temporary:
+        environment = {**os.environ, "RAY_TMPDIR": temporary, "HOME": str(tmp_path)}
+        environment.pop("RAY_ADDRESS", None)
+
+        def start() -> pexpect.spawn:
+            arguments = ["-m", "panthalassa.cli", "train", str(path)]
+            child = pexpect.spawn(
+                sys.executable,
+                arguments,
+                env=environment,
+                encoding="utf-8",
+                timeout=PATIENCE,
+                dimensions=(40, 160),
+            )
+            started.append(child)
+            return child
+
+        yield start
+        for child in started:
+            child.close(force=True)
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
+    command: Callable[[], pexpect.spawn], tmp_path: Path
+) -> None:
+    run = open_storage(str(tmp_path / "runs")).below("small")
+    first = command()
+    first.expect(r"step [1-9]\d*/400")
+    first.sendintr()
+    first.expect("stopping after this step, with a checkpoint")
+    first.expect(r"stopped as asked; the same command goes on, after step (\d+)")
+    stopped_at = int(first.match.group(1))
+    first.expect(pexpect.EOF)
+    first.close()
+    assert first.exitstatus == 0
+    assert 0 < stopped_at < 400
+    assert committed(run) == [f"step-{stopped_at:08d}"]
+
+    second = command()
+    second.expect(f"going on after step {stopped_at}")
+    second.expect(r"first step after")
+    second.sendintr()
+    second.expect(r"stopped as asked; the same command goes on, after step (\d+)")
+    assert int(second.match.group(1)) > stopped_at
+    second.expect(pexpect.EOF)
+    second.close()
+    assert second.exitstatus == 0
+    assert not re.search("Traceback", second.before or "")
