@@ -1,7 +1,9 @@
 """The command line: one function call a command, and every error that people can mend in one line."""
 
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,8 @@ import typer
 from rich.console import Console
 
 from panthalassa.errors import PanthalassaError
+
+BEGAN = time.time()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -35,13 +39,12 @@ def prepare(
     """Turn texts (.txt, .jsonl, .parquet) into a packed, hashed corpus with its tokenizer."""
 
     def command(console: Console) -> None:
-        from panthalassa.cluster import connected
-        from panthalassa.config import Cluster, load_corpus
+        from panthalassa.config import load_preparation
         from panthalassa.corpus.prepare import prepare
 
-        corpus = load_corpus(source, overrides or [])
-        with connected(Cluster(), debug):
-            prepare(corpus, lambda line: console.print(line, soft_wrap=True))
+        sections = load_preparation(source, overrides or [])
+        show = partial(console.print, soft_wrap=True)
+        prepare(sections.corpus, show, sections.cluster, debug)
 
     _run(command, debug)
 
@@ -56,8 +59,8 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
         from panthalassa.train.run import pretrain
 
         loaded = load(config, overrides)
-        with Display(loaded, console) as display:
-            outcome = pretrain(loaded, display.show, debug)
+        with Display(loaded, console, BEGAN) as display:
+            outcome = pretrain(loaded, display.show, debug, BEGAN)
         summarize(outcome, console)
 
     _run(command, debug)

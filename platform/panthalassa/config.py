@@ -233,11 +233,14 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class CorpusOnly(Section):
+class Preparation(Section):
+    """The part of a configuration that `panthalassa prepare` reads."""
+
     corpus: Corpus
+    cluster: Cluster = Cluster()
 
 
-Tree = TypeVar("Tree", Config, CorpusOnly)
+Tree = TypeVar("Tree", Config, Preparation)
 
 
 def _impossible_combinations(config: Config) -> Any:
@@ -280,16 +283,17 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     return build(data, overrides or [], str(path), Config)
 
 
-def load_corpus(source: Path, overrides: list[str]) -> Corpus:
-    """The `corpus` section of a configuration file, or a default one for a folder of texts.
+def load_preparation(source: Path, overrides: list[str]) -> Preparation:
+    """What preparing needs of a configuration file, or defaults for a folder of texts.
 
     A folder `texts/mine` becomes the corpus `data/mine`. Raises ConfigError.
     """
     if not source.is_dir():
-        return load(source, overrides).corpus
+        config = load(source, overrides)
+        return Preparation(corpus=config.corpus, cluster=config.cluster)
     name = source.resolve().name
     data: dict[str, Any] = {"corpus": {"directory": f"data/{name}", "sources": [str(source)]}}
-    return build(data, overrides, str(source), CorpusOnly).corpus
+    return build(data, overrides, str(source), Preparation)
 
 
 def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tree:

@@ -63,9 +63,7 @@ def test_the_flagship_has_the_parameters_of_its_name() -> None:
 
 
 def test_tied_embeddings_are_counted_once() -> None:
-    tied, untied = (
-        unsharded(tiny(f"model.tied_embeddings={tied}")) for tied in ("true", "false")
-    )
+    tied, untied = (unsharded(tiny(f"model.tied_embeddings={tied}")) for tied in ("true", "false"))
     assert count_parameters(untied) - count_parameters(tied) == 256 * 32
 
 
@@ -129,7 +127,7 @@ def test_a_loss_in_pieces_is_the_whole_loss(tied: str, chunk: int) -> None:
         assert found.grad is not None
         assert parameter.grad is not None
         difference = (found.grad - parameter.grad).norm()
-        assert 0 < parameter.grad.norm(), name
+        assert parameter.grad.norm() > 0, name
         assert difference < 1e-5 * parameter.grad.norm(), name
 
 
@@ -158,6 +156,26 @@ def test_the_whole_logits_never_exist() -> None:
 
     assert largest(chunk=8) <= weight < everything
     assert largest(chunk=batch[0].numel()) == everything
+
+
+def test_no_piece_of_the_logits_waits_for_the_backward_pass() -> None:
+    config = tiny("model.vocabulary_size=512")
+    model, batch = unsharded(config), batch_of(config)
+    everything = batch[0].numel() * 512
+
+    def kept(chunk: int) -> int:
+        numbers = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal numbers
+            numbers += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(*batch, chunk=chunk)
+        return numbers
+
+    assert kept(chunk=batch[0].numel()) - kept(chunk=8) >= everything
 
 
 def test_padding_adds_nothing(model: Transformer) -> None:
@@ -203,9 +221,7 @@ def test_weights_start_with_the_spread_of_gpt2() -> None:
 
 
 def test_weights_are_a_function_of_the_seed_and_the_name() -> None:
-    first, again, other = (
-        dict(weights(tiny(f"run.seed={seed}"))) for seed in (1, 1, 2)
-    )
+    first, again, other = (dict(weights(tiny(f"run.seed={seed}"))) for seed in (1, 1, 2))
     for name, weight in first.items():
         assert torch.equal(weight, again[name])
         assert torch.equal(weight, other[name]) == (weight.ndim == 1), name

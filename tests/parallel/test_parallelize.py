@@ -125,11 +125,13 @@ def test_every_parameter_has_its_gradient(ranks: Any, dp: int, tp: int) -> None:
             assert_same_gradients(whole_gradients, unsharded_gradients(config, 0))
 
 
-def compiled_gradients(configs: list[Config]) -> list[dict[str, torch.Tensor]]:
+def compiled_gradients(configs: list[Config]) -> tuple[list[dict[str, torch.Tensor]], int]:
+    from torch._dynamo.utils import counters
     from torch._inductor import config as inductor
 
     inductor.compile_threads = 1  # no pool of compilers for two small graphs
-    return gradients(configs)
+    found = gradients(configs)
+    return found, counters["stats"]["unique_graphs"]
 
 
 def test_every_parameter_has_its_gradient_when_blocks_are_compiled(ranks: Any) -> None:
@@ -138,7 +140,8 @@ def test_every_parameter_has_its_gradient_when_blocks_are_compiled(ranks: Any) -
         tiny("parallel.tp_size=2", "parallel.compile=true", *more)
         for more in ((), ("parallel.activation_checkpointing=selective",))
     ]
-    for found in ranks(2, compiled_gradients, configs, timeout=300):
+    for found, graphs in ranks(2, compiled_gradients, configs, timeout=400):
+        assert graphs == len(configs), "equal blocks share one graph"
         for config, whole_gradients in zip(configs, found, strict=True):
             assert_same_gradients(whole_gradients, unsharded_gradients(config, 0))
 
@@ -197,9 +200,7 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 

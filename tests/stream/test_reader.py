@@ -1,6 +1,7 @@
 """Streams over a real corpus on disk: the samples of the order, in order, or the shard that is ill."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,13 +163,26 @@ def test_a_stream_that_starts_later_gives_the_tail_of_the_whole(
     assert_same([Samples(s.tokens[start:], s.documents[start:]) for s in alone], whole[4:])
 
 
-def test_many_small_blocks_keep_the_order(
+def test_blocks_that_are_read_slowly_keep_their_place(
     ray_cluster: None, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Many small blocks, of which the tasks that read later ones are done sooner."""
     monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 3 * LENGTH)
-    found = read(corpus, 1, 0, range(1, 13))
-    positions = np.arange(GLOBAL_BATCH, 13 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
-    assert_same(found, [corpus.expected(step) for step in positions])
+
+    class SlowAtFirst(ShardReader):
+        def fetch(self, location: Location) -> Samples:
+            samples = super().fetch(location)
+            time.sleep(1.0 if first in samples.tokens else 0.0)
+            return samples
+
+    expected = [
+        corpus.expected(step)
+        for step in np.arange(GLOBAL_BATCH, 13 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
+    ]
+    first = expected[0].tokens[0, 0]
+    reader = SlowAtFirst(open_storage(str(corpus.folder)), corpus.manifest, LENGTH)
+    stream = open_stream(reader, corpus.order(), Partition(GLOBAL_BATCH, 1, 0), range(1, 13), 2)
+    assert_same(list(stream), expected)
 
 
 def test_a_rank_without_samples_has_empty_steps(corpus: Corpus) -> None:

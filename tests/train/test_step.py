@@ -1,5 +1,6 @@
 """One step: what counts in the loss, by what it is divided, and at which rate it is taken."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ def rates(steps: int, peak: float, schedule: Schedule) -> list[float]:
 
 @given(schedules())
 def test_the_rate_rises_in_a_line_to_its_peak(case: tuple[int, float, Schedule]) -> None:
-    steps, peak, schedule = case
+    _, peak, schedule = case
     warmup = schedule.warmup_steps
     expected = [peak * (step + 1) / warmup for step in range(warmup)]
     assert rates(*case)[:warmup] == pytest.approx(expected)
@@ -224,7 +225,7 @@ def test_the_rate_falls_from_its_peak_to_the_final_share(
 ) -> None:
     _, peak, schedule = case
     after = rates(*case)[schedule.warmup_steps :]
-    assert all(a >= b - 1e-12 * peak for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b - 1e-12 * peak for a, b in pairwise(after))
     assert after[-1] == pytest.approx(peak * schedule.final_share)
 
 

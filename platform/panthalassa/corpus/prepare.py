@@ -17,6 +17,7 @@ import ray.data
 import ray.exceptions
 
 from panthalassa import config
+from panthalassa.cluster import connected
 from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
 from panthalassa.corpus.pipeline import (
     distinct_documents,
@@ -34,14 +35,22 @@ RECIPE = 1
 
 CLAIM = "preparation.json"
 
+LAPTOP = config.Cluster()
 
-def prepare(corpus: config.Corpus, report: Callable[[str], None]) -> Manifest:
+
+def prepare(
+    corpus: config.Corpus,
+    report: Callable[[str], None],
+    cluster: config.Cluster = LAPTOP,
+    debug: bool = False,
+) -> Manifest:
     """Make the corpus that `corpus` describes, or return it when it is already there.
 
-    Needs an initialised Ray. `report` is called with lines for people. Nothing is ever deleted, and
-    only an unfinished preparation of the same input is gone on with. Raises CorpusError for sources
-    that can not be read, for a destination that holds something else or can not be written, and
-    for input that leaves nothing to train on.
+    Ray is started, or joined as `cluster` says, only when there is something to do. `report` is
+    called with lines for people. Nothing is ever deleted, and only an unfinished preparation of the
+    same input is gone on with. Raises CorpusError for sources that can not be read, for a
+    destination that holds something else or can not be written, and for input that leaves nothing
+    to train on.
     """
     files = find_files(corpus.sources)
     storage = open_storage(corpus.directory)
@@ -53,7 +62,7 @@ def prepare(corpus: config.Corpus, report: Callable[[str], None]) -> Manifest:
     _claim(storage, corpus, preparation)
     size = sum(file.size for file in files) / 1e6
     report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
-    with _mendable_errors():
+    with connected(cluster, debug), _mendable_errors():
         return _prepare(corpus, files, storage, preparation, report)
 
 

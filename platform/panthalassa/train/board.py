@@ -46,31 +46,41 @@ def create() -> Any:
 
 
 class Poster:
-    """Rank 0's end: posts in the background, and knows whether the run shall stop."""
+    """A rank's end: posts in the background, and knows whether the run shall stop.
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._closing = threading.Event()
+    Only rank 0 has a board; the posters of the others do nothing.
+    """
+
+    def __init__(self, board: Any | None) -> None:
         self.stopping = False
+        self._board = board
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._exchange_until_closed, daemon=True)
-        self._thread.start()
+        if board is not None:
+            self._thread.start()
 
     def post(self, event: Event) -> None:
-        self._queue.put(event)
+        """Have the event sent within the interval."""
+        if self._board is not None:
+            self._events.put(event)
+
+    def flush(self) -> None:
+        """Return when everything that was posted is on the board, and so outlives this process."""
+        if self._board is None:
+            return
+        with self._lock:
+            events = [self._events.get() for _ in range(self._events.qsize())]
+            self.stopping = ray.get(self._board.post.remote(events))
 
     def close(self) -> None:
-        """Post what is left."""
-        self._closing.set()
-        self._thread.join()
+        """Send what is left."""
+        if self._board is not None:
+            self._closing.set()
+            self._thread.join()
+            self.flush()
 
     def _exchange_until_closed(self) -> None:
         while not self._closing.wait(INTERVAL):
-            self._exchange()
-        self._exchange()
-
-    def _exchange(self) -> None:
-        events = []
-        while not self._queue.empty():
-            events.append(self._queue.get())
-        self.stopping = ray.get(self._board.post.remote(events))
+            self.flush()

@@ -46,7 +46,7 @@ class Energy(Callback):
             return self.meter.read()
         except MeterLost as error:
             if not math.isnan(self.before):
-                run.post(Notice(f"energy is no longer measured: {error}"))
+                run.poster.post(Notice(f"energy is no longer measured: {error}"))
             return math.nan
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Evaluation(Callback):
         run.evaluations.append(
             checkpoint.Evaluation(step=run.step, loss=loss, tokens=int(token_sum))
         )
-        run.post(Evaluated(run.step, loss, int(token_sum)))
+        run.poster.post(Evaluated(run.step, loss, int(token_sum)))
 
 
 class Continuations(Callback):
@@ -121,7 +121,7 @@ class Continuations(Callback):
                 run.config.run.seed,
                 self.tokenizer.eos,
             )
-            run.post(Generated(prompt, self.tokenizer.decode(text)))
+            run.poster.post(Generated(prompt, self.tokenizer.decode(text)))
 
 
 class Checkpoints(Callback):
@@ -150,6 +150,7 @@ class Checkpoints(Callback):
             evaluations=run.evaluations,
             files={},
         )
+        run.poster.flush()  # steps that are not repeated any more must not be lost
         commit = checkpoint.save(run.storage, run.state, commit)
         with together():
             if dist.get_rank() == 0:
@@ -157,4 +158,4 @@ class Checkpoints(Callback):
         self.saved_at = run.step
         place = run.storage.below(checkpoint.folder(run.step))
         size = sum(place.size(file) for file in commit.files)
-        run.post(Saved(run.step, place.uri, time.perf_counter() - start, size))
+        run.poster.post(Saved(run.step, place.uri, time.perf_counter() - start, size))

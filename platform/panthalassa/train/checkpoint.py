@@ -172,8 +172,9 @@ def save(run: Storage, state: State, commit: Commit) -> Commit:
             if dist.get_rank() == 0:
                 remove(run, folder(commit.step))
         raise CheckpointError(
-            f"checkpoint {target.uri} could not be written: {_reason(error)}{room}. Older checkpoints are "
-            "untouched. Make room or mend the storage; the same command then goes on from them."
+            f"checkpoint {target.uri} could not be written: {_reason(error)}{room}. "
+            "Older checkpoints are untouched. Make room or mend the storage; the same command then "
+            "goes on from them."
         ) from error
     return commit
 

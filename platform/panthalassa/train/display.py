@@ -1,5 +1,6 @@
 """A run in the terminal: a live line of progress, and a summary at the end."""
 
+import time
 import unicodedata
 from types import TracebackType
 
@@ -29,7 +30,8 @@ LINES = 20
 class Display:
     """Shows events as they come; use as a context and call `show`."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Console, began: float | None = None) -> None:
+        self.began = began or time.time()
         self.console = console
         self.steps = config.train.steps
         self.checkpoint = "none yet"
@@ -98,7 +100,7 @@ class Display:
     def _step(self, event: Step) -> None:
         if self.parts:
             parts = [*self.parts, Started("first step", event.seconds)]
-            whole = sum(part.seconds for part in parts)
+            whole = event.at - self.began
             listed = ", ".join(f"{part.part} {part.seconds:.1f}" for part in parts)
             self._print(f"first step after {whole:.1f} s: {listed}")
             self.parts = None

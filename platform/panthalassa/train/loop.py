@@ -6,7 +6,7 @@ and one behind it (loss, times, energy).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +22,10 @@ from panthalassa.storage import Storage
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import Samples, ShardReader
 from panthalassa.train.agreement import raise_together, total
+from panthalassa.train.board import Poster
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpoint import Evaluation, Identity, State
-from panthalassa.train.events import Event, Step
+from panthalassa.train.events import Started, Step
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import MicroBatch, micro_batches, target_tokens, train_step
 
@@ -45,10 +46,8 @@ class TrainingRun:
     flops_per_token: float
     peak_flops: float
     """FLOP/s of all ranks."""
-    post: Callable[[Event], None]
-    """Tells the driver; heard from rank 0 only."""
-    stopping: Callable[[], bool]
-    """Whether somebody asked this rank to stop."""
+    poster: Poster
+    """Tells the driver, and knows whether to stop."""
     step: int = 0
     """Optimizer steps done."""
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -89,8 +88,10 @@ def train(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[Callb
     not read, never touched. Raises a PanthalassaError on all ranks when one could not read.
     """
     try:
+        start = time.perf_counter()
         for callback in callbacks:
             callback.on_start(run)
+        run.poster.post(Started("evaluation", time.perf_counter() - start))
         while run.step < run.config.train.steps and not run.interrupted:
             _one_step(run, stream, callbacks)
         for callback in callbacks:
@@ -106,7 +107,7 @@ def _one_step(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[C
         callback.before_step(run)
     batches = next_batches(run, stream)
     data_seconds = time.perf_counter() - start
-    tokens, stopping = total(target_tokens(batches) if run.reads else 0, run.stopping())
+    tokens, stopping = total(target_tokens(batches) if run.reads else 0, run.poster.stopping)
     rate = learning_rate(run.step, config.steps, config.optimizer.learning_rate, config.schedule)
     keep_gathered = run.config.parallel.keep_gathered
     loss_sum, norm = train_step(
@@ -134,7 +135,7 @@ def _one_step(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[C
         mfu=flops / run.peak_flops,
         joules=None if np.isnan(joules := sums.get("joules", np.nan)) else joules,
     )
-    run.post(step)
+    run.poster.post(step)
     for callback in callbacks:
         callback.after_step(run, step)
 

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
+from ray.train import TrainingFailedError
+
 from panthalassa.cluster import connected
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest, read_manifest
@@ -35,6 +38,8 @@ from panthalassa.train.events import (
     Step,
 )
 from panthalassa.train.loop import identity
+from panthalassa.train.trainer import build_trainer
+from panthalassa.train.worker import Task
 
 POLL = 0.5
 
@@ -121,12 +126,18 @@ def check(config: Config) -> Manifest:
     return manifest
 
 
-def pretrain(config: Config, show: Callable[[Event], None], debug: bool = False) -> Outcome:
+def pretrain(
+    config: Config,
+    show: Callable[[Event], None],
+    debug: bool = False,
+    began: float | None = None,
+) -> Outcome:
     """Train until the configured step, or until asked to stop. `show` gets every event as it comes.
 
+    began: when the program began, in seconds since 1970, for the time to the first step.
     Raises PanthalassaError when a user has to mend something first.
     """
-    started = time.perf_counter()
+    began = began or time.time()
     manifest = check(config)
     run = _folder(config)
     try:
@@ -136,9 +147,10 @@ def pretrain(config: Config, show: Callable[[Event], None], debug: bool = False)
             f"run.directory={config.run.directory} is not writable: {error}"
         ) from error
     history = History()
-    before_ray = time.perf_counter()
+    parts = [Started("program", time.time() - began)]
+    before_ray = time.time()
     with connected(config.cluster, debug):
-        ray_seconds = time.perf_counter() - before_ray
+        parts.append(Started("Ray", time.time() - before_ray))
         tracker = Tracker(config, run, _flat(config.model_dump(mode="json")))
 
         def take(event: Event) -> None:
@@ -147,30 +159,27 @@ def pretrain(config: Config, show: Callable[[Event], None], debug: bool = False)
             track(tracker, event)
 
         try:
-            take(Started("Ray", ray_seconds))
-            _fit(config, manifest, take)
+            for part in parts:
+                take(part)
+            _fit(config, manifest, run, take)
         finally:
             tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
-    seconds = time.perf_counter() - started
-    return Outcome(config, manifest, history, seconds, tracker.uri, tracker.problem)
+    return Outcome(config, manifest, history, time.time() - began, tracker.uri, tracker.problem)
 
 
-def _fit(config: Config, manifest: Manifest, take: Callable[[Event], None]) -> None:
+def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event], None]) -> None:
     """Run the ranks in a thread of Ray Train's, and take their events here, where signals arrive."""
-    import ray
-
-    from panthalassa.train.trainer import build_trainer
-
     board = boards.create()
-    trainer = build_trainer(config, manifest, board)
-    errors: list[BaseException] = []
+    corpus = open_storage(config.corpus.directory)
+    trainer = build_trainer(Task(config, manifest, run, corpus, board, time.time()))
+    errors: list[Exception] = []
 
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:
+        except Exception as error:
             errors.append(error)
 
     thread = threading.Thread(target=fit, daemon=True)
@@ -183,8 +192,14 @@ def _fit(config: Config, manifest: Manifest, take: Callable[[Event], None]) -> N
     for event in ray.get(board.take.remote()):
         take(event)
     ray.kill(board)
-    if errors:
-        raise errors[0]
+    for error in errors:
+        if isinstance(error, TrainingFailedError):
+            last = str(error).strip().splitlines()[-1].strip()
+            raise PanthalassaError(
+                f"the ranks failed more often than cluster.max_failures={config.cluster.max_failures} "
+                f"allows, at last with: {last}. The checkpoints in {run.uri} stand; --debug shows all."
+            ) from error
+        raise error
 
 
 @contextmanager

@@ -1,30 +1,24 @@
 """The Ray Train side of a run: how many workers, with what, and what to do when they die."""
 
-import os
-import time
-from typing import Any
-
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from panthalassa.config import Config
-from panthalassa.corpus.manifest import Manifest
 from panthalassa.storage import open_storage
 from panthalassa.train.worker import Task, work
 
 
-def build_trainer(config: Config, manifest: Manifest, board: Any) -> TorchTrainer:
+def build_trainer(task: Task) -> TorchTrainer:
     """A trainer whose ranks run `work`; they restart from the newest checkpoint when they fail."""
-    cluster, runs = config.cluster, open_storage(config.run.directory)
+    run, cluster = task.config.run, task.config.cluster
+    runs = open_storage(run.directory)
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     # Small decisions of the ranks travel over gloo, so that they never wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if cluster.gpus_per_worker else "gloo"
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the driver's
     return TorchTrainer(
         work,
-        train_loop_config={"task": Task(config, manifest, board, time.time())},
+        train_loop_config={"task": task},
         torch_config=TorchConfig(backend=backend),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -32,7 +26,7 @@ def build_trainer(config: Config, manifest: Manifest, board: Any) -> TorchTraine
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=config.run.name,
+            name=run.name,
             storage_path=runs.root,
             storage_filesystem=runs.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),

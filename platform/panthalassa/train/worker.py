@@ -6,8 +6,8 @@ while the model is built and the checkpoint is read.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
@@ -25,14 +26,15 @@ from panthalassa.model.flops import flops_per_token, peak_flops
 from panthalassa.model.transformer import Transformer, count_parameters
 from panthalassa.parallel.mesh import build_mesh
 from panthalassa.parallel.parallelize import materialize, parallelize
-from panthalassa.storage import Storage, open_storage
+from panthalassa.storage import Storage
 from panthalassa.stream.order import Order
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import Samples, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.board import Poster
-from panthalassa.train.events import Ended, Evaluated, Event, Failed, Ready, Started
+from panthalassa.train.checkpoint import Commit
+from panthalassa.train.events import Ended, Evaluated, Failed, Ready, Started
 from panthalassa.train.loop import TrainingRun, identity, train
 from panthalassa.train.step import build_optimizer
 
@@ -43,6 +45,9 @@ class Task:
 
     config: Config
     manifest: Manifest
+    run: Storage
+    """The run's folder."""
+    corpus: Storage
     board: Any
     submitted: float
     """When the driver asked for the workers, in seconds since 1970."""
@@ -56,107 +61,106 @@ def work(arguments: dict[str, Any]) -> None:
     entered, task = time.time(), arguments["task"]
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     torch.set_num_threads(task.config.cluster.threads_per_worker)
-    poster = Poster(task.board) if dist.get_rank() == 0 else None
-    post: Callable[[Event], None] = poster.post if poster else lambda event: None
-    post(Started("workers", entered - task.submitted))
+    poster = Poster(task.board if dist.get_rank() == 0 else None)
+    poster.post(Started("workers", entered - task.submitted))
     try:
-        _run(task, post, lambda: poster is not None and poster.stopping)
+        _run(task, poster)
     except PanthalassaError as error:
-        post(Failed(str(error)))
+        poster.post(Failed(str(error)))
     finally:
-        if poster:
-            poster.close()
+        poster.close()
 
 
-def _run(task: Task, post: Callable[[Event], None], stopping: Callable[[], bool]) -> None:
-    @contextmanager
-    def part(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        post(Started(name, time.perf_counter() - start))
+def _run(task: Task, poster: Poster) -> None:
+    def part(name: str) -> AbstractContextManager[None]:
+        return _timed(name, poster)
 
-    config, manifest = task.config, task.manifest
+    config = task.config
     device = ray.train.torch.get_device()
     mesh = build_mesh(device.type, config.parallel.tp_size)
-    storage = open_storage(config.run.directory).below(config.run.name)
-    corpus = open_storage(config.corpus.directory)
-    reader = ShardReader(corpus, manifest, config.train.sequence_length)
+    reader = ShardReader(task.corpus, task.manifest, config.train.sequence_length)
     with part("data"):
-        with together():
-            tokenizer = read_tokenizer(corpus, manifest)
-        newest = _newest_checkpoint(storage)
-        with together():
-            commit = checkpoint.read_commit(storage, newest) if newest else None
+        newest, commit = _newest_checkpoint(task.run)
         first_step = commit.step if commit else 0
-        dp = mesh["dp"]
-        partition = Partition(config.train.global_batch, dp.size(), dp.get_local_rank())
-        steps = range(first_step, config.train.steps)
-        stream: Iterator[Samples] = iter(())
-        if mesh["tp"].get_local_rank() == 0 and steps:
-            length, mix = config.train.sequence_length, config.stream.temperature
-            order = Order(manifest, length, mix, config.run.seed)
-            stream = open_stream(reader, order, partition, steps, config.stream.read_tasks)
-    with part("model"):
-        with torch.device("meta"):
-            model = Transformer(config.model)
-        parameters = count_parameters(model)
-        parallelize(model, mesh, config.parallel)
-        materialize(model, device, config.run.seed)
-        optimizer = build_optimizer(model, config.train.optimizer)
-    with part("meters"):
+        stream = _open_stream(task, reader, mesh, first_step)
         with together():
-            meter = _meter(config, device)
-            peak = peak_flops(config.cluster.peak_flops, device)
-        (peak,) = total(peak)
+            tokenizer = read_tokenizer(task.corpus, task.manifest)
+    with part("model"):
+        model, parameters = _build_model(config, mesh, device)
+    with part("meters"), together():
+        meter = _meter(config, device)
+        peak = peak_flops(config.cluster.peak_flops, device)
     run = TrainingRun(
         config=config,
-        manifest=manifest,
-        storage=storage,
+        manifest=task.manifest,
+        storage=task.run,
         reader=reader,
         mesh=mesh,
         device=device,
         model=model,
-        optimizer=optimizer,
+        optimizer=build_optimizer(model, config.train.optimizer),
         flops_per_token=flops_per_token(config.model, parameters, config.train.sequence_length),
-        peak_flops=peak,
-        post=post,
-        stopping=stopping,
+        peak_flops=total(peak)[0],
+        poster=poster,
         step=first_step,
         evaluations=list(commit.evaluations) if commit else [],
     )
     if newest:
         with part("checkpoint"):
-            checkpoint.load(storage, newest, run.state, identity(config, manifest))
-    measured = config.cluster.peak_flops == "auto" and device.type == "cpu"
-    power = meter.reason if isinstance(meter, Absent) else meter.source
-    evaluations = tuple(Evaluated(**e.model_dump()) for e in run.evaluations)
-    post(
-        Ready(
-            parameters, dp.size(), mesh["tp"].size(), peak, measured, run.step, evaluations, power
-        )
-    )
-    train(
-        run,
-        stream,
-        [
-            callbacks.Energy(meter),
-            callbacks.Evaluation(),
-            callbacks.Checkpoints(),
-            callbacks.Continuations(tokenizer),
-        ],
-    )
-    post(Ended(run.step, run.interrupted))
+            checkpoint.load(task.run, newest, run.state, identity(config, task.manifest))
+    poster.post(_ready(run, parameters, meter))
+    around = [
+        callbacks.Energy(meter),
+        callbacks.Evaluation(),
+        callbacks.Checkpoints(),
+        callbacks.Continuations(tokenizer),
+    ]
+    train(run, stream, around)
+    poster.post(Ended(run.step, run.interrupted))
 
 
-def _newest_checkpoint(run: Storage) -> str | None:
-    """The folder to go on from, as rank 0 sees it, after it has removed what a crash left behind."""
+@contextmanager
+def _timed(name: str, poster: Poster) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    poster.post(Started(name, time.perf_counter() - start))
+
+
+def _newest_checkpoint(run: Storage) -> tuple[str | None, Commit | None]:
+    """What to go on from, as rank 0 sees it, after it has removed what a crash left behind."""
     found: list[str | None] = [None]
     with together():
         if dist.get_rank() == 0:
             checkpoint.clean(run)
             found = [*checkpoint.committed(run)[-1:], None][:1]
     dist.broadcast_object_list(found)
-    return found[0]
+    with together():
+        commit = checkpoint.read_commit(run, found[0]) if found[0] else None
+    return found[0], commit
+
+
+def _open_stream(
+    task: Task, reader: ShardReader, mesh: DeviceMesh, first_step: int
+) -> Iterator[Samples]:
+    """The samples of the steps that are left; empty on ranks that do not read."""
+    config, dp = task.config, mesh["dp"]
+    steps = range(first_step, config.train.steps)
+    if mesh["tp"].get_local_rank() != 0 or not steps:
+        return iter(())
+    length, temperature = config.train.sequence_length, config.stream.temperature
+    order = Order(task.manifest, length, temperature, config.run.seed)
+    partition = Partition(config.train.global_batch, dp.size(), dp.get_local_rank())
+    return open_stream(reader, order, partition, steps, config.stream.read_tasks)
+
+
+def _build_model(config: Config, mesh: DeviceMesh, device: torch.device) -> tuple[Transformer, int]:
+    """The sharded model with its initial weights, and its number of parameters over all ranks."""
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    parameters = count_parameters(model)
+    parallelize(model, mesh, config.parallel)
+    materialize(model, device, config.run.seed)
+    return model, parameters
 
 
 def _meter(config: Config, device: torch.device) -> Meter | Absent:
@@ -167,3 +171,16 @@ def _meter(config: Config, device: torch.device) -> Meter | Absent:
     elif ray.train.get_context().get_local_rank() != 0:
         return Absent("the first rank of this host measures for all")
     return choose(config.energy.source, uuids)
+
+
+def _ready(run: TrainingRun, parameters: int, meter: Meter | Absent) -> Ready:
+    return Ready(
+        parameters=parameters,
+        dp_size=run.mesh["dp"].size(),
+        tp_size=run.mesh["tp"].size(),
+        peak_flops=run.peak_flops,
+        peak_is_measured=run.config.cluster.peak_flops == "auto" and run.device.type == "cpu",
+        first_step=run.step,
+        evaluations=tuple(Evaluated(**e.model_dump()) for e in run.evaluations),
+        power=meter.reason if isinstance(meter, Absent) else meter.source,
+    )
