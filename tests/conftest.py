@@ -40,6 +40,7 @@ def ray_cluster() -> Iterator[str]:
 
     # Ray's sockets lie in this folder, and their paths may have 107 bytes.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    home, os.environ["HOME"] = os.environ.get("HOME", ""), folder  # a token there would matter
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,6 +57,7 @@ def ray_cluster() -> Iterator[str]:
     )
     yield f"http://127.0.0.1:{port}"
     ray.shutdown()
+    os.environ["HOME"] = home
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from panthalassa.config import PRESETS, Config, load, load_corpus
+from panthalassa.config import PRESETS, Config, load, load_preparation
 from panthalassa.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -276,13 +276,20 @@ def test_a_peak_may_be_a_number_in_any_notation_a_name_or_auto() -> None:
 
 def test_a_folder_of_texts_is_a_corpus_with_defaults(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    corpus = load_corpus(tmp_path / "mine", ["corpus.vocabulary_size=512"])
-    assert corpus.directory == "data/mine"
-    assert corpus.sources == [str(tmp_path / "mine")]
-    assert corpus.vocabulary_size == 512
+    overrides = ["corpus.vocabulary_size=512", "cluster.address=auto"]
+    preparation = load_preparation(tmp_path / "mine", overrides)
+    assert preparation.corpus.directory == "data/mine"
+    assert preparation.corpus.sources == [str(tmp_path / "mine")]
+    assert preparation.corpus.vocabulary_size == 512
+    assert preparation.cluster.address == "auto"
     with pytest.raises(ConfigError, match=r"did you mean corpus\.sources"):
-        load_corpus(tmp_path / "mine", ["corpus.source=x"])
-    assert load_corpus(LAPTOP, []) == load(LAPTOP).corpus
+        load_preparation(tmp_path / "mine", ["corpus.source=x"])
+
+
+def test_a_configuration_is_prepared_with_its_own_corpus_and_cluster() -> None:
+    preparation, config = load_preparation(LAPTOP, ["cluster.workers=4"]), load(LAPTOP)
+    assert preparation.corpus == config.corpus
+    assert preparation.cluster == config.cluster.model_copy(update={"workers": 4})
 
 
 @pytest.mark.parametrize("key", LEAVES)

@@ -142,6 +142,16 @@ def test_a_run_that_goes_on_with_other_settings_is_tracked_still(runs: Path) -> 
     assert [step for step, _ in points(config, run, "loss")] == [1, 2, 3, 4]
 
 
+def test_mlflow_shows_how_the_run_ended(runs: Path) -> None:
+    """And that it is running again, when it goes on."""
+    config = config_of(runs, "ended")
+    for status in ("KILLED", "FAILED", "FINISHED"):
+        tracker = tracker_of(config)
+        tracker.close(status)
+        assert tracker.problem is None
+        assert [run.info.status for run in tracked(config)] == [status]
+
+
 def test_another_run_folder_is_another_mlflow_run(runs: Path) -> None:
     configs = [config_of(runs, "here"), config_of(runs, "there")]
     for config in configs:

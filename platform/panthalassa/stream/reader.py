@@ -14,12 +14,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 from numpy.typing import NDArray
 
 from panthalassa.corpus.manifest import Manifest, Shard, verify
-from panthalassa.errors import PanthalassaError
+from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.order import Location, Order
 from panthalassa.stream.partition import Partition
@@ -68,8 +69,14 @@ class ShardReader:
 @lru_cache(maxsize=128)
 def _row_group(uri: str, shard: Shard, group: int) -> Samples:
     storage = _verified(uri, shard)
-    with storage.filesystem.open_input_file(storage.path(shard.path)) as file:
-        table = pq.ParquetFile(file).read_row_group(group)
+    try:
+        with storage.filesystem.open_input_file(storage.path(shard.path)) as file:
+            table = pq.ParquetFile(file).read_row_group(group)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorpusError(
+            f"shard {uri}/{shard.path} was whole but can not be read any more: {error}. "
+            "Restore the file; the same command then goes on."
+        ) from error
     column = table["tokens"].combine_chunks()
     tokens = column.flatten().to_numpy().reshape(len(column), -1)
     documents = np.empty_like(tokens)

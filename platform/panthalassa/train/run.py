@@ -22,7 +22,7 @@ from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
 from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import Tracker
+from panthalassa.tracking.mlflow_tracker import Tracker, without_secrets
 from panthalassa.train import board as boards
 from panthalassa.train.checkpoint import check_identity, committed, read_commit
 from panthalassa.train.events import (
@@ -141,7 +141,7 @@ def pretrain(
     manifest = check(config)
     run = _folder(config)
     try:
-        run.write("config.yaml", config.dump().encode())
+        run.write("config.yaml", _without_secrets(config).dump().encode())
     except OSError as error:
         raise ConfigError(
             f"run.directory={config.run.directory} is not writable: {error}"
@@ -251,6 +251,12 @@ def track(tracker: Tracker, event: Event) -> None:
             )
         case Ready():
             tracker.log(event.first_step, {}, {"power": event.power})
+
+
+def _without_secrets(config: Config) -> Config:
+    uri = config.tracking.uri and without_secrets(config.tracking.uri)
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def _folder(config: Config) -> Storage:
