@@ -97,7 +97,7 @@ def test_a_fall_is_seen_behind_another_gpus_gain(nvml: "NvmlDouble") -> None:
 
 @pytest.mark.usefixtures("no_thread")
 @pytest.mark.parametrize("kind", [NvmlCounter, NvmlPower])
-@pytest.mark.parametrize("code, reason", [(LOST, "GPU is lost"), (FORBIDDEN, "Permissions")])
+@pytest.mark.parametrize(("code", "reason"), [(LOST, "GPU is lost"), (FORBIDDEN, "Permissions")])
 def test_a_gpu_that_stops_answering_loses_the_meter_for_good(
     nvml: "NvmlDouble", kind: type[NvmlCounter | NvmlPower], code: int, reason: str
 ) -> None:

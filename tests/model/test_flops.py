@@ -5,6 +5,7 @@ import torch
 
 from panthalassa.config import Model
 from panthalassa.errors import ConfigError
+from panthalassa.model import flops
 from panthalassa.model.flops import flops_per_token, measured_peak, peak_flops, peak_of
 
 
@@ -40,6 +41,12 @@ def test_attention_is_as_wide_as_its_heads() -> None:
 )
 def test_a_gpu_is_known_by_the_name_that_its_driver_gives(name: str, teraflops: float) -> None:
     assert peak_of(name) == teraflops * 1e12
+
+
+def test_the_longer_name_wins_wherever_it_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "PEAK_BF16", {"H100": 1.0, "H100 PCIe": 2.0})
+    assert peak_of("NVIDIA H100 PCIe") == 2.0
+    assert peak_of("NVIDIA H100 80GB HBM3") == 1.0
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090", "NVIDIA A30", "NVIDIA L40", ""])

@@ -105,6 +105,14 @@ def test_no_position_sees_a_later_one(model: Transformer) -> None:
         assert (other[position:] - base[position:]).abs().amax(dim=1).min() > 1e-4
 
 
+def test_the_order_of_earlier_tokens_matters() -> None:
+    # In one layer without positions, attention would take them as a set.
+    model, tokens = unsharded(tiny("model.layers=1")), drawn(10, 1)
+    swapped = tokens[[5, 1, 2, 3, 4, 0, 6, 7, 8, 9]]
+    difference = logits(model, (0, tokens))[-1] - logits(model, (0, swapped))[-1]
+    assert difference.abs().max() > 1e-4
+
+
 def batch_of(config: Config) -> tuple[Tensor, Tensor, Tensor]:
     samples = packed(0, config)
     (batch,) = micro_batches(samples, 1, len(samples), CPU)
