@@ -29,6 +29,10 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
     if cluster.address == "local":
         # Despite its name: the ranks, too, find each other over loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if cluster.dashboard_port is None:
+            # Nobody would see them, and each of Ray's processes spends a part of a core on them.
+            os.environ.setdefault("RAY_enable_metrics_collection", "0")
+            os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray  # reads the environment when it is imported
 
     if ray.is_initialized():

@@ -214,9 +214,10 @@ class Malicious:
 def put(folder: Path, name: str, content: bytes) -> None:
     """Replace a file of a checkpoint, and its hash in the commit: nobody can tell by the hash."""
     (folder / name).write_bytes(content)
-    commit = json.loads((folder / COMMIT).read_text())
-    commit["files"][name] = hashlib.sha256(content).hexdigest()
-    (folder / COMMIT).write_text(json.dumps(commit))
+    commit = Commit.model_validate_json((folder / COMMIT).read_text())
+    files = {**commit.files, name: hashlib.sha256(content).hexdigest()}
+    sealed = commit.model_copy(update={"files": files}).sealed()  # unchecked, as an attacker's
+    (folder / COMMIT).write_text(sealed.model_dump_json())
 
 
 def test_an_index_that_runs_code_is_refused_and_runs_nothing(
@@ -242,6 +243,17 @@ def test_an_index_that_is_none_is_refused_on_every_rank(
         assert str(copy / STEP) in message
 
 
+def test_an_index_that_leads_to_files_without_a_hash_is_refused(
+    ranks: Any, saved: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(saved[0], tmp_path / "run")
+    index = (copy / STEP / ".metadata").read_bytes()
+    put(copy / STEP, ".metadata", index.replace(b"__1_0.distcp", b"__9_0.distcp"))
+    for (message,) in ranks(2, load_all, tiny(), [str(copy)]):
+        assert message is not None
+        assert f"names __9_0.distcp, which {COMMIT} does not" in message
+
+
 def test_a_commit_that_names_files_elsewhere_is_refused(
     ranks: Any, saved: tuple[Path, Any, Any], tmp_path: Path
 ) -> None:
@@ -257,7 +269,7 @@ def commit_by_hand(run: Storage, step: int) -> None:
         identity=identity_of(tiny()), step=step, samples=4 * step, evaluations=[], files={}
     )
     run.write(f"{checkpoint.folder(step)}/__0_0.distcp", b"weights")
-    run.write(f"{checkpoint.folder(step)}/{COMMIT}", commit.model_dump_json().encode())
+    run.write(f"{checkpoint.folder(step)}/{COMMIT}", commit.sealed().model_dump_json().encode())
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def peak_of(gpu: str) -> float:
 
     Raises ConfigError for one that is not in the table: a guess would make every MFU a lie.
     """
+    if "MIG" in gpu:
+        raise ConfigError(
+            f"{gpu!r} is a slice of a GPU, whose peak is not known: set cluster.peak_flops to its "
+            "dense bf16 FLOP/s."
+        )
     words = gpu.replace("-", " ").replace("_", " ").lower().split()
     for name in sorted(PEAK_BF16, key=len, reverse=True):
         if all(word in words for word in name.lower().split()):

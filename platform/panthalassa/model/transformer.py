@@ -123,8 +123,9 @@ class Head(nn.Module):
         hidden, targets = (torch.split(y.flatten(0, 1), chunk) for y in (x, labels))
         pieces = list(zip(hidden, targets, strict=True))
         if len(pieces) == 1:
-            return self._loss(*pieces[0])
-        losses = [checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]
+            losses = [self._loss(*pieces[0])]
+        else:
+            losses = [checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]
         return torch.stack(losses).sum()
 
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:

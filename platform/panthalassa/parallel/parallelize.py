@@ -118,6 +118,9 @@ _COSTLY = {
 def _fully_shard(model: Transformer, mesh: DeviceMesh, config: Parallel) -> None:
     """FSDP2 (Zhao et al. 2023): block by block, then the head, then what is left.
 
+    Weights that stay gathered save no memory by their order, so then all are one group: fewer points
+    at which ranks wait for each other (12 % of a step of the laptop model on two ranks).
+
     Gradients are summed in fp32, not averaged: the loss is already divided by the tokens of the
     global batch, whatever the number of ranks.
     """
@@ -127,8 +130,8 @@ def _fully_shard(model: Transformer, mesh: DeviceMesh, config: Parallel) -> None
         cast_forward_inputs=False,
     )
     reshard = False if config.keep_gathered else None
-    groups: list[nn.Module] = list(model.blocks)
-    if not model.config.tied_embeddings:
+    groups: list[nn.Module] = [] if config.keep_gathered else list(model.blocks)
+    if not (config.keep_gathered or model.config.tied_embeddings):
         groups.append(model.head)
     for module in [*groups, model]:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

@@ -12,7 +12,7 @@ import ray
 
 from panthalassa.train.events import Event
 
-INTERVAL = 0.5
+INTERVAL = 1.0
 """Seconds between two exchanges."""
 
 

@@ -82,6 +82,14 @@ class Commit(BaseModel):
     """Held-out losses so far."""
     files: dict[FileName, str]
     """SHA-256 by file name."""
+    sha256: str = ""
+    """Of all the other fields: the commit, too, is verified."""
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+
+    def sealed(self) -> "Commit":
+        return self.model_copy(update={"sha256": self.digest()})
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -102,12 +110,14 @@ def committed(run: Storage) -> list[str]:
 def read_commit(run: Storage, name: str) -> Commit:
     """Raises CheckpointError when it is not readable."""
     place = f"{run.uri}/{name}/{COMMIT}"
+    remedy = f"Remove {run.uri}/{name} to go on from an older one."
     try:
-        return Commit.model_validate_json(run.read(f"{name}/{COMMIT}"))
+        commit = Commit.model_validate_json(run.read(f"{name}/{COMMIT}"))
     except (OSError, ValidationError) as error:
-        raise CheckpointError(
-            f"{place} can not be read: {error}. Remove {run.uri}/{name} to go on from an older one."
-        ) from error
+        raise CheckpointError(f"{place} can not be read: {error}. {remedy}") from error
+    if commit.sha256 != commit.digest() or folder(commit.step) != name:
+        raise CheckpointError(f"{place} is corrupt: it is not what its SHA-256 says. {remedy}")
+    return commit
 
 
 def check_identity(run: Storage, name: str, commit: Commit, identity: Identity) -> None:
@@ -165,7 +175,7 @@ def save(run: Storage, state: State, commit: Commit) -> Commit:
         commit = commit.model_copy(update={"files": _gather(mine)})
         with together():
             if dist.get_rank() == 0:
-                target.write(COMMIT, (commit.model_dump_json(indent=1) + "\n").encode())
+                target.write(COMMIT, (commit.sealed().model_dump_json(indent=1) + "\n").encode())
     except (CheckpointException, PanthalassaError) as error:
         room = f" ({_free(target):,.0f} MB free on its disk)" if target.is_local else ""
         with together():
@@ -199,7 +209,7 @@ def load(run: Storage, name: str, state: State, identity: Identity) -> Commit:
                     (directory / file).write_bytes(source.read(file))
         tensors = state.tensors()
         try:
-            dcp_load(tensors, storage_reader=_Reader(directory))
+            dcp_load(tensors, storage_reader=_Reader(directory, set(commit.files)))
         except CheckpointException as error:
             raise CheckpointError(
                 f"checkpoint {source.uri} can not be loaded: {_reason(error)}"
@@ -308,12 +318,21 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """DCP's reader, with an index that can not run code."""
+    """DCP's reader, with an index that can not run code and leads only to files with a hash."""
+
+    def __init__(self, directory: Path, files: set[str]) -> None:
+        super().__init__(directory)
+        self._files = files
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         metadata = _Unpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise CheckpointError(f"{self.path}/.metadata is not the index of a checkpoint")
+        for entry in (metadata.storage_data or {}).values():
+            if entry.relative_path not in self._files:
+                raise CheckpointError(
+                    f".metadata names {entry.relative_path}, which {COMMIT} does not"
+                )
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -4,6 +4,7 @@ The parts are in the order that makes the first step early: the stream starts fi
 while the model is built and the checkpoint is read.
 """
 
+import ctypes
 import logging
 import time
 from collections.abc import Iterator
@@ -38,6 +39,9 @@ from panthalassa.train.events import Ended, Evaluated, Failed, Ready, Started
 from panthalassa.train.loop import TrainingRun, identity, train
 from panthalassa.train.step import build_optimizer
 
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
 
 @dataclass(frozen=True)
 class Task:
@@ -61,6 +65,7 @@ def work(arguments: dict[str, Any]) -> None:
     entered, task = time.time(), arguments["task"]
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     torch.set_num_threads(task.config.cluster.threads_per_worker)
+    _keep_freed_memory()
     poster = Poster(task.board if dist.get_rank() == 0 else None)
     poster.post(Started("workers", entered - task.submitted))
     try:
@@ -69,6 +74,18 @@ def work(arguments: dict[str, Any]) -> None:
         poster.post(Failed(str(error)))
     finally:
         poster.close()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large buffers instead of returning them to the system at every step.
+
+    Otherwise each activation and gathered weight is mapped, zeroed and faulted in again: 9 % of a step
+    of the laptop model on one CPU. Elsewhere than on glibc, and on GPUs, nothing changes.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _run(task: Task, poster: Poster) -> None:
