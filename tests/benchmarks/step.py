@@ -93,6 +93,7 @@ def bare_loop(rank: int, config: Config, port: int, speeds: multiprocessing.Simp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=80)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -111,7 +112,7 @@ def main() -> None:
         first = load(LAPTOP, base)
         with connected(first.cluster):
             prepare(first.corpus, console.print)
-        for world in (1, 2):
+        for world in arguments.processes:
             ratios = []
             for number in range(arguments.rounds):
                 name = f"run.name=bench-{world}-{number}"
