@@ -21,11 +21,12 @@ from panthalassa.config import Config
 from panthalassa.errors import CheckpointError
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train import checkpoint
-from panthalassa.train.checkpoint import COMMIT, Commit, Evaluation, Identity, State
+from panthalassa.train.checkpoint import COMMIT, Commit, Identity, State
+from panthalassa.train.events import Evaluated
 
 SAVED_AT = 3
 STEP = "step-00000003"
-EVALUATIONS = [Evaluation(step=0, loss=5.5, tokens=100)]
+EVALUATIONS = [Evaluated(step=0, loss=5.5, tokens=100)]
 FILES = [".metadata", *(f"__{rank}_0.distcp" for rank in range(4))]
 
 

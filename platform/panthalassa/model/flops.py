@@ -59,7 +59,7 @@ def peak_of(gpu: str) -> float:
     )
 
 
-def measured_peak(seconds: float = 0.3) -> float:
+def measured_peak(seconds: float = 1.0) -> float:
     """The best FLOP/s that square fp32 products of 512 reach on this CPU, with torch's threads.
 
     A product takes a few milliseconds: short enough that the best is undisturbed on a busy machine.

@@ -95,11 +95,9 @@ class Evaluation(Callback):
                 ).item()
                 tokens += target_tokens([batch])
         loss_sum, token_sum = total(loss * run.reads, tokens * run.reads)
-        loss = loss_sum / token_sum
-        run.evaluations.append(
-            checkpoint.Evaluation(step=run.step, loss=loss, tokens=int(token_sum))
-        )
-        run.poster.post(Evaluated(run.step, loss, int(token_sum)))
+        evaluated = Evaluated(run.step, loss_sum / token_sum, int(token_sum))
+        run.evaluations.append(evaluated)
+        run.poster.post(evaluated)
 
 
 class Continuations(Callback):

@@ -31,6 +31,7 @@ from panthalassa.errors import CheckpointError, PanthalassaError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage
 from panthalassa.train.agreement import together
+from panthalassa.train.events import Evaluated
 
 COMMIT = "checkpoint.json"
 
@@ -57,16 +58,6 @@ class Identity(BaseModel):
                 if mine[key] != theirs.get(key)]  # fmt: skip
 
 
-class Evaluation(BaseModel):
-    """The held-out loss (nats a token) after a step."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    step: int
-    loss: float
-    tokens: int
-
-
 class Commit(BaseModel):
     """The content of checkpoint.json."""
 
@@ -78,7 +69,7 @@ class Commit(BaseModel):
     """Optimizer steps done."""
     samples: int
     """Samples consumed: with the identity, the whole state of the stream."""
-    evaluations: list[Evaluation]
+    evaluations: list[Evaluated]
     """Held-out losses so far."""
     files: dict[FileName, str]
     """SHA-256 by file name."""

@@ -17,6 +17,8 @@ class Started:
 
 @dataclass(frozen=True)
 class Evaluated:
+    """The loss on held-out text after `step` steps; part of a checkpoint, too."""
+
     step: int
     loss: float
     tokens: int

@@ -24,8 +24,8 @@ from panthalassa.stream.reader import Samples, ShardReader
 from panthalassa.train.agreement import raise_together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.callback import Callback
-from panthalassa.train.checkpoint import Evaluation, Identity, State
-from panthalassa.train.events import Started, Step
+from panthalassa.train.checkpoint import Identity, State
+from panthalassa.train.events import Evaluated, Started, Step
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import MicroBatch, micro_batches, target_tokens, train_step
 
@@ -50,7 +50,7 @@ class TrainingRun:
     """Tells the driver, and knows whether to stop."""
     step: int = 0
     """Optimizer steps done."""
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[Evaluated] = field(default_factory=list)
     """Held-out losses so far, those of earlier attempts included."""
     interrupted: bool = False
     state: State = field(init=False)

@@ -35,7 +35,7 @@ from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import Commit
-from panthalassa.train.events import Ended, Evaluated, Failed, Ready, Started
+from panthalassa.train.events import Ended, Failed, Ready, Started
 from panthalassa.train.loop import TrainingRun, identity, train
 from panthalassa.train.step import build_optimizer
 
@@ -198,6 +198,6 @@ def _ready(run: TrainingRun, parameters: int, meter: Meter | Absent) -> Ready:
         peak_flops=run.peak_flops,
         peak_is_measured=run.config.cluster.peak_flops == "auto" and run.device.type == "cpu",
         first_step=run.step,
-        evaluations=tuple(Evaluated(**e.model_dump()) for e in run.evaluations),
+        evaluations=tuple(run.evaluations),
         power=meter.reason if isinstance(meter, Absent) else meter.source,
     )
