@@ -106,7 +106,18 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(
     assert f"checkpoint {run.uri}/{folder(3)} belongs to another run" in text
     assert "model.layers is 3 there, 2 here" in text
     assert run.read(f"{folder(3)}/{COMMIT}") == before
+    assert "is further already" in message(train("train.steps=2", "train.schedule.warmup_steps=1"))
     assert check(config), "the configuration that made it is still welcome"
+
+
+def test_gpus_that_are_not_there_are_refused_before_anybody_waits(train: Run) -> None:
+    text = message(train("cluster.gpus_per_worker=1"))
+    assert "want 2 GPUs; this machine has 0" in text
+
+
+def test_a_run_directory_that_is_no_folder_is_named(train: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"run.directory={tmp_path}/file" in message(train(f"run.directory={tmp_path}/file"))
 
 
 def test_debug_shows_the_traceback(train: Run, tmp_path: Path) -> None:
@@ -155,6 +166,8 @@ def test_a_full_disk_ends_the_run_and_spares_the_older_checkpoint(
     saved = committed(run)
     assert saved, "the first checkpoint fitted"
     assert [name for name in run.folders() if name.startswith("step-")] == saved
-    again = train(*arguments, "checkpoint.every=1000", "checkpoint.keep=1", "train.steps=9")
+    run.delete(saved[0])
+    further = int(saved[-1][5:]) + 1
+    again = train(*arguments, "checkpoint.every=1000", f"train.steps={further}")
     assert again.exit_code == 0, again.output
     assert f"going on after step {int(saved[-1][5:])}" in again.output

@@ -36,6 +36,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
     import ray  # reads the environment when it is imported
 
     if ray.is_initialized():
+        check_resources(cluster)
         yield
         return
     level = logging.INFO if debug else logging.ERROR
@@ -58,9 +59,26 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
             f"no Ray at {cluster.address} (key cluster.address): {error}"
         ) from error
     try:
+        check_resources(cluster)
         yield
     finally:
         ray.shutdown()
+
+
+def check_resources(cluster: Cluster) -> None:
+    """Raises ConfigError when an embedded cluster does not have the GPUs that the ranks want.
+
+    A running one may still grow, so there the ranks wait.
+    """
+    import ray
+
+    wanted = cluster.workers * cluster.gpus_per_worker
+    found = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if cluster.address == "local" and found < wanted:
+        raise ConfigError(
+            f"cluster.workers={cluster.workers} with cluster.gpus_per_worker=1 want {wanted} GPUs; "
+            f"this machine has {found}. Lower them, or set cluster.address to a cluster that has them."
+        )
 
 
 def _cpus(cluster: Cluster) -> int:

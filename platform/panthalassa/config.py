@@ -40,7 +40,7 @@ class Corpus(Section):
     """Where the prepared corpus is: a local folder or `s3://bucket/prefix`."""
     sources: list[str] = []
     """Folders of .txt, .jsonl or .parquet; `python-reference` is the one that Python carries."""
-    sequence_length: Positive = 256
+    sequence_length: int = Field(default=256, ge=2)
     """Tokens in a packed sample."""
     vocabulary_size: int = Field(default=4096, ge=260, le=2**20)
     """Size of the byte-level BPE vocabulary to train, special tokens included."""
@@ -110,7 +110,7 @@ class Parallel(Section):
 
 
 class Stream(Section):
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Rate = 1.0
     """Languages are mixed by tokens**(1/temperature): above 1 the small ones are seen more often."""
     read_tasks: Positive = 2
     """Tasks that read for a rank at a time."""
@@ -125,7 +125,7 @@ class Optimizer(Section):
     """Decay of the first and of the second moment."""
     epsilon: Rate = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """Multiplied by the learning rate and the weight."""
     clip_norm: Rate = 1.0
     """Gradients are scaled down to this global norm."""
@@ -149,7 +149,7 @@ class Train(Section):
     """Samples in a step over all ranks; the mathematics of a run depends on it, not on the ranks."""
     micro_batch: Positive
     """Samples that a rank passes through the model at once."""
-    sequence_length: Positive
+    sequence_length: int = Field(ge=2)
     """Tokens in a sample; divides the corpus's."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -173,7 +173,7 @@ class Evaluation(Section):
     """Prompts that are continued at the end of the run."""
     new_tokens: Positive = 40
     """Tokens in a continuation."""
-    sampling_temperature: float = Field(default=0.7, ge=0)
+    sampling_temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)
     """0 takes the most likely token."""
 
 

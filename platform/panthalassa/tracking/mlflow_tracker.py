@@ -6,6 +6,7 @@ tracked twice.
 """
 
 import json
+import logging
 import os
 import queue
 import re
@@ -59,7 +60,6 @@ class Tracker:
         # A server that is down shall be found out in seconds, not in MLflow's minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:
             self._open()
@@ -73,7 +73,7 @@ class Tracker:
         import mlflow  # takes seconds, so here and not at the top
         from mlflow.entities import Param, RunTag
 
-        mlflow.set_tracking_uri(self._store)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._client = mlflow.MlflowClient(self._store)
         self._run_id = self._find_run() or self._create_run()
         history = self._client.get_metric_history(self._run_id, "loss")

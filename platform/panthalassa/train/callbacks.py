@@ -118,6 +118,7 @@ class Continuations(Callback):
                 setting.sampling_temperature,
                 run.config.run.seed,
                 self.tokenizer.eos,
+                run.mesh["tp"].size(),
             )
             run.poster.post(Generated(prompt, self.tokenizer.decode(text)))
 
@@ -154,6 +155,7 @@ class Checkpoints(Callback):
             if dist.get_rank() == 0:
                 checkpoint.clean(run.storage, run.config.checkpoint.keep)
         self.saved_at = run.step
-        place = run.storage.below(checkpoint.folder(run.step))
-        size = sum(place.size(file) for file in commit.files)
-        run.poster.post(Saved(run.step, place.uri, time.perf_counter() - start, size))
+        if dist.get_rank() == 0:
+            place = run.storage.below(checkpoint.folder(run.step))
+            size = sum(place.size(file) for file in commit.files)
+            run.poster.post(Saved(run.step, place.uri, time.perf_counter() - start, size))

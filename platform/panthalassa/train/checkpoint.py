@@ -42,7 +42,7 @@ FileName = Annotated[str, Field(pattern=r"^(\.metadata|__\d+_\d+\.distcp)$")]
 class Identity(BaseModel):
     """What a run's state belongs to. A state fits only a run with the same identity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     model: dict[str, Any]
     corpus: str
@@ -61,7 +61,7 @@ class Identity(BaseModel):
 class Commit(BaseModel):
     """The content of checkpoint.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     format: int = 1
     identity: Identity

@@ -1,7 +1,9 @@
 """A run in the terminal: a live line of progress, and a summary at the end."""
 
+import sys
 import time
 import unicodedata
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -136,14 +138,15 @@ def summarize(outcome: Outcome, console: Console) -> None:
         first, last = history.evaluations[0], history.evaluations[-1]
         losses = f"{first.loss:.4f} after step {first.step}, {last.loss:.4f} after step {last.step}"
         lines.append(("held-out loss", f"{losses} (nats a token)"))
-        lines.append(("unigram loss", f"{outcome.manifest.unigram_loss:.4f} on the same text"))
+        lines.append(("unigram loss", f"{outcome.manifest.unigram_loss:.4f} on all held-out text"))
     if history.steps:
         lines += _speed(outcome).items()
     if history.saved:
         lines.append(("checkpoint", history.saved.uri))
     lines.append(("MLflow", outcome.tracking_problem or outcome.tracking_uri))
     if outcome.tracking_uri.startswith("sqlite:"):
-        lines.append(("", f"mlflow ui --backend-store-uri {outcome.tracking_uri}"))
+        mlflow = Path(sys.executable).parent / "mlflow"
+        lines.append(("", f"{mlflow} ui --backend-store-uri {outcome.tracking_uri}"))
     for written in history.texts:
         lines.append(("continuation", f"{written.prompt}|{' '.join(written.text.split())}"))
     console.print()

@@ -121,8 +121,21 @@ def check(config: Config) -> Manifest:
     if isinstance(config.cluster.peak_flops, str) and config.cluster.peak_flops != "auto":
         peak_of(config.cluster.peak_flops)
     run = _folder(config)
-    for name in committed(run)[-1:]:
-        check_identity(run, name, read_commit(run, name), identity(config, manifest))
+    try:
+        newest = committed(run)[-1:]
+    except OSError as error:
+        raise ConfigError(
+            f"run.directory={config.run.directory} can not be read: {error}. Correct the key, or the "
+            "endpoint, credentials and permissions."
+        ) from error
+    for name in newest:
+        commit = read_commit(run, name)
+        check_identity(run, name, commit, identity(config, manifest))
+        if commit.step > config.train.steps:
+            raise ConfigError(
+                f"train.steps={config.train.steps}, but {run.uri}/{name} is further already. Raise it, "
+                "or choose another run.name."
+            )
     return manifest
 
 
