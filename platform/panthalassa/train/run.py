@@ -48,7 +48,6 @@ POLL = 0.5
 class History:
     """What is remembered of a run's events, for the summary."""
 
-    parts: list[Started] = field(default_factory=list)
     ready: Ready | None = None
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
@@ -59,8 +58,6 @@ class History:
 
     def add(self, event: Event) -> None:
         match event:
-            case Started():
-                self.parts.append(event)
             case Ready():
                 self.ready = event
                 self.evaluations = list(event.evaluations)
@@ -76,7 +73,7 @@ class History:
                 self.ended = event
             case Failed():
                 self.failed = event.message
-            case Notice():
+            case Started() | Notice():
                 pass
 
     @property
