@@ -128,7 +128,8 @@ def tree(corpus: Path, directory: Path) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def configure(small_corpus: Path) -> "Callable[..., Config]":
     """configure(directory, "train.steps=5", …) -> the configuration of a small run there."""
-    from panthalassa.config import Config, build
+    from panthalassa.config import Config
+    from panthalassa.config_file import build
 
     def build_config(directory: Path, *overrides: str) -> "Config":
         return build(tree(small_corpus, directory), list(overrides), "test", Config)

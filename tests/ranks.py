@@ -8,6 +8,7 @@ another, and a rank that hangs or dies takes nothing with it.
 Below that, a run in small: the parts that tests of the mesh, of the step and of checkpoints share.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from panthalassa.config import Config, build
+from panthalassa.config import Config
+from panthalassa.config_file import build
 from panthalassa.model.transformer import (
     IGNORED,
     Transformer,
@@ -89,7 +92,7 @@ class Ranks:
                         theirs.close()
                         processes.append(process)
                         connections.append(mine)
-                return _results(connections, timeout)
+                return _results(processes, connections, timeout)
             finally:
                 for process in processes:
                     process.join(GRACE if sys.exc_info()[0] is None else 0)
@@ -110,7 +113,9 @@ def _import_path_in_environment() -> Iterator[None]:
         os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _results(connections: list[Connection], timeout: float) -> list[Any]:
+def _results(
+    processes: list[BaseProcess], connections: list[Connection], timeout: float
+) -> list[Any]:
     results: dict[int, Any] = {}
     failures: list[str] = []
     until = time.monotonic() + timeout
@@ -126,7 +131,9 @@ def _results(connections: list[Connection], timeout: float) -> list[Any]:
             try:
                 succeeded, value = cloudpickle.loads(connection.recv_bytes())
             except EOFError:
-                succeeded, value = False, f"rank {rank} died"
+                processes[rank].join(GRACE)
+                code = processes[rank].exitcode
+                succeeded, value = False, f"rank {rank} died with exit code {code}"
             if succeeded:
                 results[rank] = value
             else:
@@ -139,6 +146,7 @@ def _results(connections: list[Connection], timeout: float) -> list[Any]:
 
 
 def _rank(rank: int, world: int, store: str, job: bytes, connection: Connection) -> None:
+    faulthandler.enable()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     try:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from panthalassa.config import PRESETS, Config, load, load_preparation
+from panthalassa.config import PRESETS, Config, Stream
+from panthalassa.config_file import load, load_preparation
 from panthalassa.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,21 @@ def test_overrides_reach_any_depth_and_are_yaml() -> None:
     assert config.corpus.sources == []
 
 
+def test_a_section_that_is_only_named_holds_its_defaults() -> None:
+    assert load(LAPTOP, ["stream="]).stream == Stream()
+
+
+def test_a_file_that_is_no_configuration_is_not_printed_whole(tmp_path: Path) -> None:
+    (tmp_path / "prose.txt").write_text("The sea is wide. " * 1000)
+    assert len(refused(path=tmp_path / "prose.txt")) < 300
+
+
+def test_keys_of_a_preparation_are_looked_for_among_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load_preparation(tmp_path, ["train.steps=5"])
+    assert "train." not in str(refusal.value).partition("no such key")[2]
+
+
 def test_the_later_override_wins() -> None:
     assert load(LAPTOP, ["train.steps=50", "train.steps=60"]).train.steps == 60
 
@@ -137,8 +153,19 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(
         ("run.name=a/b", "run.name='a/b'", "match pattern"),
         ("run.name=../up", "run.name='../up'", "match pattern"),
         ("corpus.held_out_share=0.5", "corpus.held_out_share=0.5", "less than 0.5"),
-        ("train=5", "train=5", "dictionary"),
-        ("stream=", "stream=None", "dictionary"),
+        ("train=5", "train=5", "allowed are train.steps, train.global_batch"),
+        ("train.schedule=", "train.schedule=None", "allowed are train.schedule.kind"),
+        ("train=", "train.steps", "missing"),
+        ("train.steps=yes", "train.steps=True", "not true or false"),
+        ("run.seed=on", "run.seed=True", "not true or false"),
+        ("cluster.gpus_per_worker=true", "cluster.gpus_per_worker=True", "not true or false"),
+        ("train.global_batch=10000000000", "train.global_batch", "less than or equal to"),
+        ("run.directory=''", "run.directory=''", "match pattern"),
+        ("cluster.address=''", "cluster.address=''", "match pattern"),
+        ('corpus.directory="a\\0b"', "corpus.directory='a\\x00b'", "match pattern"),
+        ("cluster.peak_flops=[1]", "cluster.peak_flops=[1]", "a GPU's name"),
+        ("model.preset=lptop", "model", "did you mean laptop?"),
+        ("run.name=mlflow.db", "run.name=mlflow.db", "tracking"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(

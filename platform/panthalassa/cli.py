@@ -39,7 +39,7 @@ def prepare(
     """Turn texts (.txt, .jsonl, .parquet) into a packed, hashed corpus with its tokenizer."""
 
     def command(console: Console) -> None:
-        from panthalassa.config import load_preparation
+        from panthalassa.config_file import load_preparation
         from panthalassa.corpus.prepare import prepare
 
         sections = load_preparation(source, overrides or [])
@@ -54,7 +54,7 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
     """Train a model, or go on where the run of that name was. Ctrl-C stops it with a checkpoint."""
 
     def command(console: Console) -> None:
-        from panthalassa.config import load
+        from panthalassa.config_file import load
         from panthalassa.train.display import Display, summarize
         from panthalassa.train.run import pretrain
 

@@ -1,23 +1,29 @@
-"""The configuration of a run: one typed tree, read from YAML and dotted overrides, checked at once.
+"""The configuration of a run: one typed, frozen tree, in which each value has been checked.
 
-`load(path, ["train.steps=50"])` gives a frozen `Config` or raises a ConfigError that lists every
-mistake with its key, its value, what is allowed and the nearest right key. Nothing else in the
-platform reads YAML or the command line, and a key exists only because something reads it.
+`config_file` reads it from YAML and the command line. A key exists only because something reads it.
 """
 
 import difflib
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from panthalassa.errors import ConfigError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 PRESETS = Path(__file__).parent / "model" / "presets.yaml"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Place = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
 Positive = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=2, le=2**20)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -25,22 +31,31 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("expected a number or a text, not true or false")
+        return value
+
 
 class Run(Section):
     name: Name
     """A run is known by its name: the same name goes on where it was."""
-    directory: str = "runs"
+    directory: Place = "runs"
     """Where runs are kept: a local folder or `s3://bucket/prefix`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Fixes the initial weights and the order of the samples."""
 
 
 class Corpus(Section):
-    directory: str
+    directory: Place
     """Where the prepared corpus is: a local folder or `s3://bucket/prefix`."""
     sources: list[str] = []
     """Folders of .txt, .jsonl or .parquet; `python-reference` is the one that Python carries."""
-    sequence_length: int = Field(default=256, ge=2)
+    sequence_length: Length = 256
     """Tokens in a packed sample."""
     vocabulary_size: int = Field(default=4096, ge=260, le=2**20)
     """Size of the byte-level BPE vocabulary to train, special tokens included."""
@@ -85,7 +100,9 @@ class Model(Section):
             return data
         presets = yaml.safe_load(PRESETS.read_text())
         if str(data["preset"]) not in presets:
-            raise ValueError(f"no preset {data['preset']!r}; there are {', '.join(presets)}")
+            nearest = difflib.get_close_matches(str(data["preset"]), presets, n=1)
+            hint = f"did you mean {nearest[0]}? There are" if nearest else "there are"
+            raise ValueError(f"no preset {data['preset']!r}; {hint} {', '.join(presets)}")
         return {**presets[data["preset"]], **data}
 
     @model_validator(mode="after")
@@ -145,11 +162,11 @@ class Schedule(Section):
 class Train(Section):
     steps: Positive
     """Steps of the optimizer in the whole run."""
-    global_batch: Positive
+    global_batch: int = Field(ge=1, le=2**20)
     """Samples in a step over all ranks; the mathematics of a run depends on it, not on the ranks."""
     micro_batch: Positive
     """Samples that a rank passes through the model at once."""
-    sequence_length: int = Field(ge=2)
+    sequence_length: Length
     """Tokens in a sample; divides the corpus's."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -190,7 +207,7 @@ class Energy(Section):
 
 
 class Cluster(Section):
-    address: str = "local"
+    address: Place = "local"
     """`local` starts Ray in this process; else the address of a running cluster, or `auto`."""
     workers: Positive = 1
     """Training ranks."""
@@ -204,8 +221,21 @@ class Cluster(Section):
     """Times that the workers are started again after a failure."""
     dashboard_port: int | None = Field(default=None, ge=1, le=65535)
     """Port of Ray's dashboard, which an embedded Ray otherwise leaves out."""
-    peak_flops: Rate | str = Field(default="auto", union_mode="left_to_right")
+    peak_flops: float | str = "auto"
     """FLOP/s of one rank for the MFU: a number, a GPU's name, or `auto` (by name; CPUs are measured)."""
+
+    @field_validator("peak_flops", mode="plain")
+    @classmethod
+    def _number_or_name(cls, value: Any) -> float | str:
+        try:
+            number = float(value)  # YAML takes 312e12 for a text
+        except (TypeError, ValueError):
+            number = math.nan
+            if isinstance(value, str) and value:
+                return value
+        if not 0 < number < math.inf:
+            raise ValueError("expected FLOP/s greater than 0, a GPU's name, or auto")
+        return number
 
 
 class Config(Section):
@@ -240,11 +270,10 @@ class Preparation(Section):
     cluster: Cluster = Cluster()
 
 
-Tree = TypeVar("Tree", Config, Preparation)
-
-
 def _impossible_combinations(config: Config) -> Any:
     tp, model, train = config.parallel.tp_size, config.model, config.train
+    if config.run.name == "mlflow.db":
+        yield "run.name=mlflow.db is the name of the file that tracking keeps in run.directory"
     for key in ("heads", "kv_heads", "ffn_size", "vocabulary_size"):
         if (value := getattr(model, key)) % tp:
             yield f"model.{key}={value} is not divisible by parallel.tp_size={tp}"
@@ -269,98 +298,10 @@ def _impossible_combinations(config: Config) -> Any:
         )
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `key.path=value` overrides (values are YAML), and check the whole.
-
-    Raises ConfigError with every mistake at once.
-    """
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"configuration {path} can not be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or no date like 2024-13-45
-        raise ConfigError(f"configuration {path} is not YAML: {error}") from error
-    return build(data, overrides or [], str(path), Config)
-
-
-def load_preparation(source: Path, overrides: list[str]) -> Preparation:
-    """What preparing needs of a configuration file, or defaults for a folder of texts.
-
-    A folder `texts/mine` becomes the corpus `data/mine`. Raises ConfigError.
-    """
-    if not source.is_dir():
-        config = load(source, overrides)
-        return Preparation(corpus=config.corpus, cluster=config.cluster)
-    name = source.resolve().name
-    data: dict[str, Any] = {"corpus": {"directory": f"data/{name}", "sources": [str(source)]}}
-    return build(data, overrides, str(source), Preparation)
-
-
-def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tree:
-    """Check a tree that is already read, after its overrides; `origin` names it in messages."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: expected sections such as `train:`, found {data!r}")
-    for override in overrides:
-        _apply(data, override)
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise ConfigError(f"{origin} can not be run:\n" + "\n".join(lines)) from error
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r}: expected key=value, e.g. train.steps=50")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
-    *parents, last = key.split(".")
-    for parent in parents:
-        node = data.get(parent)
-        if node is None:
-            node = data[parent] = {}
-        if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {parent} holds a value, not further keys")
-        data = node
-    data[last] = value
-
-
-def _explain(detail: Any) -> str:
-    keys = [str(part) for part in detail["loc"]]
-    key, value = ".".join(keys), detail["input"]
-    if detail["type"] == "extra_forbidden":
-        return f"  {key}={value!r}: there is no such key; {_nearest(keys)}"
-    if detail["type"] == "missing":
-        return f"  {key}: missing; it has no default"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        prefix = f"{key}: " if key else ""
-        return "\n".join(f"  {prefix}{line}" for line in message.split("\n"))
-    return f"  {key}={value!r}: {message}"
-
-
-def _nearest(keys: list[str]) -> str:
-    """The right key most like a wrong one: in its own section first, then anywhere."""
-    *parents, last = keys
-    every = {path.rsplit(".", 1)[-1]: path for path in reversed(_paths(Config))}
-    section = [p for p in _paths(Config) if p.split(".")[:-1] == parents]
-    here = difflib.get_close_matches(last, [p.rsplit(".", 1)[-1] for p in section], n=1)
-    if here:
-        return f"did you mean {'.'.join([*parents, *here])}?"
-    anywhere = difflib.get_close_matches(last, every, n=1)
-    if anywhere:
-        return f"did you mean {every[anywhere[0]]}?"
-    return f"allowed are {', '.join(section)}"
-
-
-def _paths(section: type[BaseModel], prefix: str = "") -> list[str]:
-    found = []
-    for name, field in section.model_fields.items():
-        found.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found += _paths(kind, f"{prefix}{name}.")
-    return found
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary as a flat one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat

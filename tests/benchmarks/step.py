@@ -20,7 +20,8 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config, load
+from panthalassa.config import Config
+from panthalassa.config_file import load
 from panthalassa.corpus.prepare import prepare
 from panthalassa.model.transformer import Transformer, initial_weight
 from panthalassa.train.display import Display

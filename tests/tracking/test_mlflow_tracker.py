@@ -9,7 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from panthalassa.config import Config, build
+from panthalassa.config import Config
+from panthalassa.config_file import build
 from panthalassa.storage import Storage, open_storage
 from panthalassa.tracking.mlflow_tracker import POINTER, Tracker, store_uri, without_secrets
 

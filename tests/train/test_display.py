@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from panthalassa.config import Config, build
+from panthalassa.config import Config
+from panthalassa.config_file import build
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.train.display import Display, summarize
 from panthalassa.train.events import (

@@ -46,6 +46,11 @@ class Samples:
         return len(self.tokens)
 
 
+def no_samples(sequence_length: int) -> Samples:
+    empty = np.empty((0, sequence_length), np.int32)
+    return Samples(empty, empty)
+
+
 @dataclass(frozen=True)
 class ShardReader:
     """Reads the samples of a corpus, `sequence_length` tokens each."""
@@ -103,8 +108,7 @@ def open_stream(
     task that could not read.
     """
     if partition.samples == 0:
-        empty = np.empty((0, reader.sequence_length), np.int32)
-        return iter([Samples(empty, empty)] * len(steps))
+        return iter([no_samples(reader.sequence_length)] * len(steps))
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
         positions = partition.positions(steps.start, batch["id"])

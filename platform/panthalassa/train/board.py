@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from panthalassa.train.events import Event
+from panthalassa.train.events import Event, Failed
 
 INTERVAL = 1.0
 """Seconds between two exchanges."""
@@ -48,35 +48,43 @@ def create() -> Any:
 class Poster:
     """A rank's end: posts in the background, and knows whether the run shall stop.
 
-    Only rank 0 has a board; the posters of the others do nothing.
+    Only rank 0 `speaks`; the others are heard when they fail.
     """
 
-    def __init__(self, board: Any | None) -> None:
+    def __init__(self, board: Any, speaks: bool) -> None:
         self.stopping = False
         self._board = board
+        self._speaks = speaks
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._exchange_until_closed, daemon=True)
-        if board is not None:
+        if speaks:
             self._thread.start()
 
     def post(self, event: Event) -> None:
         """Have the event sent within the interval."""
-        if self._board is not None:
+        if self._speaks:
             self._events.put(event)
+
+    def fail(self, event: Failed) -> None:
+        """Send a failure at once, from any rank."""
+        self._events.put(event)
+        self._send()
 
     def flush(self) -> None:
         """Return when everything that was posted is on the board, and so outlives this process."""
-        if self._board is None:
-            return
+        if self._speaks:
+            self._send()
+
+    def _send(self) -> None:
         with self._lock:
             events = [self._events.get() for _ in range(self._events.qsize())]
             self.stopping = ray.get(self._board.post.remote(events))
 
     def close(self) -> None:
         """Send what is left."""
-        if self._board is not None:
+        if self._speaks:
             self._closing.set()
             self._thread.join()
             self.flush()

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from panthalassa.config import flatten
 from panthalassa.errors import CheckpointError, PanthalassaError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage
@@ -53,7 +54,7 @@ class Identity(BaseModel):
 
     def differences(self, other: "Identity") -> list[str]:
         """Lines `key: mine, other's` for what differs."""
-        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        mine, theirs = flatten(self.model_dump()), flatten(other.model_dump())
         return [f"{key} is {mine[key]} there, {theirs[key]} here" for key in mine
                 if mine[key] != theirs.get(key)]  # fmt: skip
 
@@ -81,11 +82,6 @@ class Commit(BaseModel):
 
     def sealed(self) -> "Commit":
         return self.model_copy(update={"sha256": self.digest()})
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    model = {f"model.{key}": value for key, value in tree["model"].items() if key != "preset"}
-    return {**model, **{key: value for key, value in tree.items() if key != "model"}}
 
 
 def folder(step: int) -> str:

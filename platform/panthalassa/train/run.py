@@ -5,6 +5,7 @@ events from the board, shows them and hands them to tracking. A first Ctrl-C (or
 ranks to stop at a step boundary, with a checkpoint; a second one ends the run at once.
 """
 
+import math
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ import ray
 from ray.train import TrainingFailedError
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config
+from panthalassa.config import Config, flatten
 from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
@@ -42,6 +43,8 @@ from panthalassa.train.trainer import build_trainer
 from panthalassa.train.worker import Task
 
 POLL = 0.5
+FAILURE_GRACE = 20
+"""Seconds that the ranks have to end by themselves when one has told of a failure."""
 
 
 @dataclass
@@ -72,7 +75,7 @@ class History:
             case Ended():
                 self.ended = event
             case Failed():
-                self.failed = event.message
+                self.failed = self.failed or event.message
             case Started() | Notice():
                 pass
 
@@ -161,7 +164,7 @@ def pretrain(
     before_ray = time.time()
     with connected(config.cluster, debug):
         parts.append(Started("Ray", time.time() - before_ray))
-        tracker = Tracker(config, run, _flat(config.model_dump(mode="json")))
+        tracker = Tracker(config, run, flatten(config.model_dump(mode="json")))
 
         def take(event: Event) -> None:
             history.add(event)
@@ -185,6 +188,7 @@ def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event
     corpus = open_storage(config.corpus.directory)
     trainer = build_trainer(Task(config, manifest, run, corpus, board, time.time()))
     errors: list[Exception] = []
+    failed_at = math.inf
 
     def fit() -> None:
         try:
@@ -195,10 +199,12 @@ def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event
     thread = threading.Thread(target=fit, daemon=True)
     with _signals(lambda: ray.get(board.stop.remote()), take):
         thread.start()
-        while thread.is_alive():
+        while thread.is_alive() and time.monotonic() < failed_at + FAILURE_GRACE:
             thread.join(POLL)
             for event in ray.get(board.take.remote()):
                 take(event)
+                if isinstance(event, Failed):
+                    failed_at = min(failed_at, time.monotonic())
     for event in ray.get(board.take.remote()):
         take(event)
     ray.kill(board)
@@ -271,11 +277,3 @@ def _without_secrets(config: Config) -> Config:
 
 def _folder(config: Config) -> Storage:
     return open_storage(config.run.directory).below(config.run.name)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat

@@ -18,6 +18,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from panthalassa.cluster import compute
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
@@ -30,14 +31,14 @@ from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.storage import Storage
 from panthalassa.stream.order import Order
 from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import Samples, ShardReader, open_stream
+from panthalassa.stream.reader import Samples, ShardReader, no_samples, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.events import Ended, Failed, Ready, Started
 from panthalassa.train.loop import TrainingRun, identity, train
-from panthalassa.train.step import build_optimizer
+from panthalassa.train.step import build_optimizer, loss_context, micro_batches
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -65,13 +66,14 @@ def work(arguments: dict[str, Any]) -> None:
     entered, task = time.time(), arguments["task"]
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     torch.set_num_threads(task.config.cluster.threads_per_worker)
+    compute()
     _keep_freed_memory()
-    poster = Poster(task.board if dist.get_rank() == 0 else None)
+    poster = Poster(task.board, dist.get_rank() == 0)
     poster.post(Started("workers", entered - task.submitted))
     try:
         _run(task, poster)
     except PanthalassaError as error:
-        poster.post(Failed(str(error)))
+        poster.fail(Failed(str(error)))
     finally:
         poster.close()
 
@@ -125,6 +127,9 @@ def _run(task: Task, poster: Poster) -> None:
     if newest:
         with part("checkpoint"):
             checkpoint.load(task.run, newest, run.state, identity(config, task.manifest))
+    if config.parallel.compile:
+        with part("compile"):
+            _compile(run)
     poster.post(_ready(run, parameters, meter))
     around = [
         callbacks.Energy(meter),
@@ -178,6 +183,19 @@ def _build_model(config: Config, mesh: DeviceMesh, device: torch.device) -> tupl
     parallelize(model, mesh, config.parallel)
     materialize(model, device, config.run.seed)
     return model, parameters
+
+
+def _compile(run: TrainingRun) -> None:
+    """Have torch compile the blocks now: on a micro-batch of padding, whose gradient is zero."""
+    train = run.config.train
+    empty = no_samples(train.sequence_length)
+    [batch] = micro_batches(empty, 1, train.micro_batch, run.device)
+    for training in (False, True):
+        with torch.set_grad_enabled(training), loss_context(run.mesh):
+            loss = run.model(batch.tokens, batch.documents, batch.labels, train.loss_chunk)
+            if training:
+                loss.backward()
+    run.optimizer.zero_grad()
 
 
 def _meter(config: Config, device: torch.device) -> Meter | Absent:

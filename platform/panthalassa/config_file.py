@@ -1,0 +1,124 @@
+"""Configurations from outside: YAML and dotted overrides, checked at the door.
+
+`load(path, ["train.steps=50"])` gives a `Config` or raises a ConfigError that lists every wrong key
+with its value, what is allowed and the nearest right key, or, when each is right by itself, every
+combination that is impossible. Nothing else in the platform reads YAML or the command line.
+"""
+
+import difflib
+import reprlib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from panthalassa.config import Config, Preparation
+from panthalassa.errors import ConfigError
+
+Tree = TypeVar("Tree", Config, Preparation)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML), and check the whole.
+
+    Raises ConfigError with every mistake at once.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} can not be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or no date like 2024-13-45
+        raise ConfigError(f"configuration {path} is not YAML: {error}") from error
+    return build(data, overrides or [], str(path), Config)
+
+
+def load_preparation(source: Path, overrides: list[str]) -> Preparation:
+    """What preparing needs of a configuration file, or defaults for a folder of texts.
+
+    A folder `texts/mine` becomes the corpus `data/mine`. Raises ConfigError.
+    """
+    if not source.is_dir():
+        config = load(source, overrides)
+        return Preparation(corpus=config.corpus, cluster=config.cluster)
+    name = source.resolve().name
+    data: dict[str, Any] = {"corpus": {"directory": f"data/{name}", "sources": [str(source)]}}
+    return build(data, overrides, str(source), Preparation)
+
+
+def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tree:
+    """Check a tree that is already read, after its overrides; `origin` names it in messages."""
+    if not isinstance(data, dict):
+        found = reprlib.repr(data)
+        raise ConfigError(f"{origin}: expected sections such as `train:`, found {found}")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        # A section of which nothing is left but its name (`stream:`) holds the defaults.
+        return kind.model_validate(
+            {key: {} if value is None else value for key, value in data.items()}
+        )
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(detail, kind) for detail in error.errors())
+        raise ConfigError(f"{origin} can not be run:\n" + "\n".join(lines)) from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, e.g. train.steps=50")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = data.get(parent)
+        if node is None:
+            node = data[parent] = {}
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent} holds a value, not further keys")
+        data = node
+    data[last] = value
+
+
+def _explain(detail: Any, kind: type[BaseModel]) -> str:
+    keys = [str(part) for part in detail["loc"]]
+    key, value = ".".join(keys), reprlib.repr(detail["input"])
+    if detail["type"] == "extra_forbidden":
+        return f"  {key}={value}: there is no such key; {_nearest(keys, kind)}"
+    if detail["type"] == "missing":
+        return f"  {key}: missing; it has no default"
+    if detail["type"] == "model_type":
+        return f"  {key}={value}: expected keys below it; {_nearest([*keys, ''], kind)}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        where = key if isinstance(detail["input"], dict) else f"{key}={value}"
+        prefix = f"{where}: " if key else ""
+        return "\n".join(f"  {prefix}{line}" for line in message.split("\n"))
+    return f"  {key}={value}: {message}"
+
+
+def _nearest(keys: list[str], kind: type[BaseModel]) -> str:
+    """The right key most like a wrong one: in its own section first, then anywhere."""
+    *parents, last = keys
+    paths = _paths(kind)
+    every = {path.rsplit(".", 1)[-1]: path for path in reversed(paths)}
+    section = [p for p in paths if p.split(".")[:-1] == parents]
+    here = difflib.get_close_matches(last, [p.rsplit(".", 1)[-1] for p in section], n=1)
+    if here:
+        return f"did you mean {'.'.join([*parents, *here])}?"
+    anywhere = difflib.get_close_matches(last, every, n=1)
+    if anywhere:
+        return f"did you mean {every[anywhere[0]]}?"
+    return f"allowed are {', '.join(section)}"
+
+
+def _paths(section: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(prefix + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _paths(kind, f"{prefix}{name}.")
+    return found
