@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from panthalassa.config import Optimizer, Train
 from panthalassa.model.transformer import IGNORED, Transformer
-from panthalassa.stream.reader import PADDING, Samples
+from panthalassa.stream.reader import PADDING, Samples, no_samples
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,17 @@ def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
 def loss_context(mesh: DeviceMesh) -> AbstractContextManager[None]:
     """In which forward and backward run: the loss on logits split over the vocabulary, if they are."""
     return loss_parallel() if mesh["tp"].size() > 1 else nullcontext()
+
+
+def warm_up(model: Transformer, mesh: DeviceMesh, train: Train, device: torch.device) -> None:
+    """Have torch compile what evaluation and steps need, on a micro-batch of nothing but padding."""
+    [batch] = micro_batches(no_samples(train.sequence_length), 1, train.micro_batch, device)
+    for training in (False, True):
+        with torch.set_grad_enabled(training), loss_context(mesh):
+            loss = model(batch.tokens, batch.documents, batch.labels, train.loss_chunk)
+            if training:
+                loss.backward()
+    model.zero_grad()
 
 
 def train_step(

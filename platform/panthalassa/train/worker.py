@@ -31,14 +31,14 @@ from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.storage import Storage
 from panthalassa.stream.order import Order
 from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import Samples, ShardReader, no_samples, open_stream
+from panthalassa.stream.reader import Samples, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.events import Ended, Failed, Ready, Started
 from panthalassa.train.loop import TrainingRun, identity, train
-from panthalassa.train.step import build_optimizer, loss_context, micro_batches
+from panthalassa.train.step import build_optimizer, warm_up
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -129,7 +129,7 @@ def _run(task: Task, poster: Poster) -> None:
             checkpoint.load(task.run, newest, run.state, identity(config, task.manifest))
     if config.parallel.compile:
         with part("compile"):
-            _compile(run)
+            warm_up(run.model, mesh, config.train, device)
     poster.post(_ready(run, parameters, meter))
     around = [
         callbacks.Energy(meter),
@@ -183,19 +183,6 @@ def _build_model(config: Config, mesh: DeviceMesh, device: torch.device) -> tupl
     parallelize(model, mesh, config.parallel)
     materialize(model, device, config.run.seed)
     return model, parameters
-
-
-def _compile(run: TrainingRun) -> None:
-    """Have torch compile the blocks now: on a micro-batch of padding, whose gradient is zero."""
-    train = run.config.train
-    empty = no_samples(train.sequence_length)
-    [batch] = micro_batches(empty, 1, train.micro_batch, run.device)
-    for training in (False, True):
-        with torch.set_grad_enabled(training), loss_context(run.mesh):
-            loss = run.model(batch.tokens, batch.documents, batch.labels, train.loss_chunk)
-            if training:
-                loss.backward()
-    run.optimizer.zero_grad()
 
 
 def _meter(config: Config, device: torch.device) -> Meter | Absent:

@@ -1,0 +1,99 @@
+"""The embedded Ray: what is started is ended again, whatever state it is in."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from panthalassa.config import Config
+
+ONE_RANK_FAILS_ALONE = """
+    import sys, time
+    from torch import distributed as dist
+    from panthalassa.config_file import load
+    from panthalassa.errors import PanthalassaError
+    from panthalassa.train import run, trainer
+    from panthalassa.train.board import Poster
+    from panthalassa.train.events import Failed
+
+    def main():
+        def work(arguments):
+            if dist.get_rank() == 0:
+                time.sleep(600)  # as in a collective that never ends
+            Poster(arguments["task"].board, False).fail(Failed("rank 1 can not go on"))
+
+        trainer.work = work
+        run.FAILURE_GRACE = 1
+        try:
+            run.pretrain(load(sys.argv[1]), lambda event: None)
+        except PanthalassaError as error:
+            print(error)
+
+    main()
+"""
+
+WORKER_HANGS_AT_EXIT = """
+    import sys
+    import ray
+    from panthalassa.cluster import connected
+    from panthalassa.config_file import load
+
+    @ray.remote
+    class HangsAtExit:
+        def leave(self):
+            import atexit, time
+
+            atexit.register(time.sleep, 600)
+            ray.actor.exit_actor()
+
+    with connected(load(sys.argv[1]).cluster):
+        try:
+            ray.get(HangsAtExit.remote().leave.remote())
+        except ray.exceptions.RayActorError:
+            print("left")
+"""
+
+
+def run(script: str, config: Config, folder: Path) -> tuple[str, list[psutil.Process]]:
+    """What the script prints, and the processes that it leaves."""
+    path, mark = folder / "small.yaml", uuid.uuid4().hex
+    path.write_text(config.dump())
+    environment = {**os.environ, "PANTHALASSA_TEST": mark, "HOME": str(folder)}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PANTHALASSA_TEST") == mark:
+                left.append(process)
+        except psutil.Error:
+            continue
+    return done.stdout, left
+
+
+def test_a_failure_of_one_rank_alone_ends_the_run_and_all_its_processes(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    printed, left = run(ONE_RANK_FAILS_ALONE, configure(tmp_path), tmp_path)
+    assert printed.strip() == "rank 1 can not go on"
+    assert left == []
+
+
+def test_a_worker_that_hangs_at_its_exit_is_ended(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    printed, left = run(WORKER_HANGS_AT_EXIT, configure(tmp_path), tmp_path)
+    assert printed.strip() == "left"
+    assert left == []
