@@ -48,7 +48,6 @@ from panthalassa.train.step import (
     MicroBatch,
     build_optimizer,
     micro_batches,
-    target_tokens,
     train_step,
 )
 
@@ -266,20 +265,26 @@ class TinyRun:
     def reads(self) -> bool:
         return self.mesh["tp"].get_local_rank() == 0
 
+    def samples(self, step: int) -> Samples:
+        every, own = packed(step, self.config), self.partition
+        part = slice(own.start, own.start + own.samples)
+        return Samples(every.tokens[part], every.documents[part])
+
+    @property
+    def partition(self) -> Partition:
+        dp = self.mesh["dp"]
+        return Partition(self.config.train.global_batch, dp.size(), dp.get_local_rank())
+
     def batches(self, step: int) -> list[MicroBatch]:
-        train, dp = self.config.train, self.mesh["dp"]
-        partition = Partition(train.global_batch, dp.size(), dp.get_local_rank())
-        every = packed(step, self.config)
-        own = slice(partition.start, partition.start + partition.samples)
-        samples = Samples(every.tokens[own], every.documents[own])
-        count = partition.micro_batches(train.micro_batch)
-        return micro_batches(samples, count, train.micro_batch, torch.device("cpu"))
+        size = self.config.train.micro_batch
+        count = self.partition.micro_batches(size)
+        return micro_batches(self.samples(step), count, size, torch.device("cpu"))
 
     def step(self, step: int) -> tuple[float, float]:
         """Do step number `step`; the mean loss of the global batch, and the gradient's norm."""
         train = self.config.train
         batches = self.batches(step)
-        (tokens,) = total(target_tokens(batches) if self.reads else 0)
+        (tokens,) = total(self.samples(step).targets if self.reads else 0)
         rate = learning_rate(step, train.steps, train.optimizer.learning_rate, train.schedule)
         loss, norm = train_step(
             self.model,

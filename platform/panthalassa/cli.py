@@ -66,6 +66,26 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
     _run(command, debug)
 
 
+@app.command()
+def audit(
+    run: Annotated[str, typer.Argument(help="a run's folder or s3:// URI, e.g. runs/laptop")],
+    debug: Debug = False,
+) -> None:
+    """Prove from a run's ledger that each sample was trained on exactly once in each epoch."""
+
+    def command(console: Console) -> None:
+        from panthalassa.storage import open_storage
+        from panthalassa.train.audit import audit_run, explain
+
+        report = audit_run(open_storage(run))
+        for line in explain(report):
+            console.print(line, soft_wrap=True, markup=False)
+        if not report.passed:
+            raise typer.Exit(1)
+
+    _run(command, debug)
+
+
 def _run(command: Callable[[Console], None], debug: bool) -> None:
     console = Console(highlight=False)
     try:

@@ -5,6 +5,7 @@
 
 import difflib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Place = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
 Positive = Annotated[int, Field(ge=1)]
 Length = Annotated[int, Field(ge=2, le=2**20)]
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -93,6 +95,10 @@ class Model(Section):
     norm_epsilon: Rate = 1e-5
     """Added to the mean square in RMSNorm."""
 
+    def identity(self) -> dict[str, Any]:
+        """What weights of this model depend on, by key."""
+        return self.model_dump(exclude={"preset"})
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
@@ -126,11 +132,40 @@ class Parallel(Section):
     """Arithmetic of the layers; weights, moments and gradient sums stay fp32."""
 
 
+class LaterPhase(Section):
+    """A part of a run with its own mixture or sequence length; the rest is as in the first phase."""
+
+    from_step: Positive
+    """The phase holds from this step on, to the next phase or the end."""
+    temperature: Rate | None = None
+    """Another temperature, without weights."""
+    weights: Weights | None = None
+    """Other weights."""
+    sequence_length: Length | None = None
+    """Another train.sequence_length."""
+
+
 class Stream(Section):
     temperature: Rate = 1.0
-    """Languages are mixed by tokens**(1/temperature): above 1 the small ones are seen more often."""
+    """Domains are mixed by samples**(1/temperature): above 1 the small ones are seen more often."""
+    weights: Weights | None = None
+    """Domains are mixed in these proportions instead; one that is not named is left out."""
+    phases: list[LaterPhase] = []
+    """The curriculum: what changes at later steps."""
+    on_bad_shard: Literal["stop", "quarantine"] = "stop"
+    """When a shard is missing or rotten: stop with a checkpoint, or go on without its samples, which
+    the ledger records."""
+    on_change: Literal["refuse", "new_phase"] = "refuse"
+    """When a run goes on with another corpus, seed, batch or mixture than it had: refuse, or begin a
+    new phase there, which the checkpoints and the ledger record."""
     read_tasks: Positive = 2
     """Tasks that read for a rank at a time."""
+    ahead_megabytes: Positive = 64
+    """Samples that a rank's tasks may have read before they are asked for."""
+    cache_directory: Place = "~/.cache/panthalassa/shards"
+    """Where each node keeps shards of a corpus in object storage; a local corpus is read in place."""
+    cache_gigabytes: Rate = 20.0
+    """Size of that folder; the shards that were opened longest ago give way."""
 
 
 class Optimizer(Section):
@@ -270,18 +305,30 @@ class Preparation(Section):
     cluster: Cluster = Cluster()
 
 
-def _impossible_combinations(config: Config) -> Any:
+def sequence_lengths(config: Config) -> Iterator[tuple[str, int]]:
+    """The sequence lengths of all phases, each with its key."""
+    yield "train.sequence_length", config.train.sequence_length
+    for number, phase in enumerate(config.stream.phases):
+        if phase.sequence_length is not None:
+            yield f"stream.phases.{number}.sequence_length", phase.sequence_length
+
+
+def _impossible_combinations(config: Config) -> Iterator[str]:
     tp, model, train = config.parallel.tp_size, config.model, config.train
     if config.run.name == "mlflow.db":
         yield "run.name=mlflow.db is the name of the file that tracking keeps in run.directory"
     for key in ("heads", "kv_heads", "ffn_size", "vocabulary_size"):
         if (value := getattr(model, key)) % tp:
             yield f"model.{key}={value} is not divisible by parallel.tp_size={tp}"
-    if train.sequence_length % tp:
-        yield (
-            f"train.sequence_length={train.sequence_length} is not divisible by "
-            f"parallel.tp_size={tp}, over which sequences are split"
-        )
+    for key, length in sequence_lengths(config):
+        if length % tp:
+            yield (
+                f"{key}={length} is not divisible by parallel.tp_size={tp}, over which sequences "
+                "are split"
+            )
+    starts = [0, *(phase.from_step for phase in config.stream.phases)]
+    if sorted(set(starts)) != starts:
+        yield f"stream.phases begin at the steps {starts[1:]}, which do not rise"
     if config.cluster.workers % tp:
         yield (
             f"cluster.workers={config.cluster.workers} is not a multiple of parallel.tp_size={tp}"

@@ -2,9 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,10 @@ import pytest
 from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.storage import open_storage
-from panthalassa.stream.order import Location, Order, evenly
+from panthalassa.stream.curriculum import Curriculum, Phase
+from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import PADDING, Samples, ShardReader, open_stream
+from panthalassa.stream.reader import PADDING, Batch, Samples, ShardReader, open_stream
 
 LENGTH = 16
 GLOBAL_BATCH = 7
@@ -36,11 +38,23 @@ class Corpus:
     """By number of shard [rows, LENGTH]; no token but the padding occurs twice."""
     documents: dict[int, np.ndarray]
 
-    def reader(self, sequence_length: int = LENGTH) -> ShardReader:
-        return ShardReader(open_storage(str(self.folder)), self.manifest, sequence_length)
+    def reader(self, quarantine: bool = False) -> ShardReader:
+        return ShardReader(open_storage(str(self.folder)), self.manifest, quarantine)
 
     def order(self, sequence_length: int = LENGTH) -> Order:
-        return Order(self.manifest, sequence_length, 1.5, 3)
+        return Order(self.manifest, sequence_length, Mixture(1.5), 3)
+
+    def curriculum(self, *later: Phase) -> Curriculum:
+        first = Phase(
+            first_step=0,
+            corpus=self.manifest.fingerprint,
+            seed=3,
+            temperature=1.5,
+            weights=None,
+            sequence_length=LENGTH,
+            global_batch=GLOBAL_BATCH,
+        )
+        return Curriculum([first, *later], self.manifest)
 
     def expected(self, positions: np.ndarray, sequence_length: int = LENGTH) -> Samples:
         """What stands at `positions`, taken from what was written, without the reader."""
@@ -121,9 +135,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+def stream(
+    corpus: Corpus, steps: range, dp_size: int = 1, rank: int = 0, reader: ShardReader | None = None
+) -> Iterator[Batch]:
+    pieces = list(corpus.curriculum().pieces(steps))
+    return open_stream(reader or corpus.reader(), pieces, dp_size, rank, read_tasks=2)
+
+
 def read(corpus: Corpus, dp_size: int, rank: int, steps: range) -> list[Samples]:
-    partition = Partition(GLOBAL_BATCH, dp_size, rank)
-    return list(open_stream(corpus.reader(), corpus.order(), partition, steps, read_tasks=2))
+    return [batch.samples for batch in stream(corpus, steps, dp_size, rank)]
 
 
 def assert_same(found: list[Samples], expected: list[Samples]) -> None:
@@ -170,19 +190,19 @@ def test_blocks_that_are_read_slowly_keep_their_place(
     monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 3 * LENGTH)
 
     class SlowAtFirst(ShardReader):
-        def fetch(self, location: Location) -> Samples:
-            samples = super().fetch(location)
+        def fetch_readable(self, location: Location, sequence_length: int) -> Any:
+            samples, whole = super().fetch_readable(location, sequence_length)
             time.sleep(1.0 if first in samples.tokens else 0.0)
-            return samples
+            return samples, whole
 
     expected = [
         corpus.expected(step)
         for step in np.arange(GLOBAL_BATCH, 13 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
     ]
     first = expected[0].tokens[0, 0]
-    reader = SlowAtFirst(open_storage(str(corpus.folder)), corpus.manifest, LENGTH)
-    stream = open_stream(reader, corpus.order(), Partition(GLOBAL_BATCH, 1, 0), range(1, 13), 2)
-    assert_same(list(stream), expected)
+    reader = SlowAtFirst(open_storage(str(corpus.folder)), corpus.manifest)
+    found = stream(corpus, range(1, 13), reader=reader)
+    assert_same([batch.samples for batch in found], expected)
 
 
 def test_a_rank_without_samples_has_empty_steps(corpus: Corpus) -> None:
@@ -194,11 +214,10 @@ def test_a_rank_without_samples_has_empty_steps(corpus: Corpus) -> None:
 
 
 def test_a_stream_that_has_ended_stays_ended(ray_cluster: None, corpus: Corpus) -> None:
-    partition = Partition(GLOBAL_BATCH, 1, 0)
-    stream = open_stream(corpus.reader(), corpus.order(), partition, range(0, 1), 1)
-    assert len(next(stream)) == GLOBAL_BATCH
+    found = stream(corpus, range(0, 1))
+    assert len(next(found).samples) == GLOBAL_BATCH
     for _ in range(3):
-        assert next(stream, None) is None
+        assert next(found, None) is None
 
 
 def flip_a_bit(path: Path) -> None:
@@ -225,25 +244,46 @@ def test_an_ill_shard_is_named_with_the_remedy(
     """Out of the stream comes one line to act on, not the traceback of a task."""
     corpus = write_corpus(tmp_path)
     damage(tmp_path / "train/bb/0.parquet")
-    stream = open_stream(corpus.reader(), corpus.order(), Partition(7, 1, 0), range(0, 5), 2)
+    found = stream(corpus, range(0, 5))
     with pytest.raises(PanthalassaError) as refusal:
-        list(stream)
+        list(found)
     message = str(refusal.value)
     assert f"shard {tmp_path}/train/bb/0.parquet {reason}" in message
     assert "Restore the file or prepare the corpus anew." in message
     assert "Traceback" not in message
     assert "ray::" not in message
-    with pytest.raises(PanthalassaError):
-        next(stream)
+    assert next(found, None) is None
+
+
+def test_with_a_quarantine_the_samples_of_an_ill_shard_are_padding(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path)
+    flip_a_bit(tmp_path / "train/bb/0.parquet")
+    positions = np.arange(5 * GLOBAL_BATCH)
+    place, expected = corpus.order().locate(positions), corpus.expected(positions)
+    ill = np.flatnonzero([corpus.manifest.shards[s].domain == "bb" for s in place.shard])
+    assert 0 < len(ill) < len(positions)
+    expected.tokens[ill], expected.documents[ill] = 0, PADDING
+    found = list(stream(corpus, range(0, 5), reader=corpus.reader(quarantine=True)))
+    assert_same([batch.samples for batch in found], split(expected, GLOBAL_BATCH))
+    assert sum(batch.read for batch in found) == len(positions) - len(ill)
+    groups = [group for batch in found for group in batch.unreadable]
+    assert groups == list(zip(place.shard[ill], place.row_group[ill], strict=True))
+
+
+def split(samples: Samples, size: int) -> list[Samples]:
+    starts = range(0, len(samples), size)
+    return [Samples(samples.tokens[s:][:size], samples.documents[s:][:size]) for s in starts]
 
 
 def test_an_ill_shard_does_not_matter_to_who_does_not_read_it(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path)
     (tmp_path / "train/bb/0.parquet").unlink()
-    found = corpus.reader().fetch(evenly(corpus.manifest, "held_out", LENGTH, 9))
+    found = corpus.reader().fetch(evenly(corpus.manifest, "held_out", LENGTH, 9), LENGTH)
     np.testing.assert_array_equal(found.tokens, corpus.tokens[3])
     with pytest.raises(CorpusError, match=r"train/bb/0\.parquet"):
-        corpus.reader().fetch(evenly(corpus.manifest, "train", LENGTH, 99))
+        corpus.reader().fetch(evenly(corpus.manifest, "train", LENGTH, 99), LENGTH)
 
 
 @pytest.mark.parametrize("sequence_length", [16, 8, 4])
@@ -254,15 +294,15 @@ def test_documents_are_told_apart_and_padding_from_both(
     parts = LENGTH // sequence_length
     count = parts * sum(map(sum, SHARDS.values()))
     order = corpus.order(sequence_length)
-    found = corpus.reader(sequence_length).fetch(order.locate(np.arange(count)))
+    found = corpus.reader().fetch(order.locate(np.arange(count)), sequence_length)
     expected = corpus.expected(np.arange(count), sequence_length)
     assert_same([found], [expected])
     assert found.tokens.shape == (count, sequence_length)
 
 
 def test_the_documents_of_a_row_by_hand(corpus: Corpus) -> None:
-    first_group = Location(*np.array([[0, 0, row, 0] for row in range(5)]).T)
-    assert corpus.reader().fetch(first_group).documents.tolist() == [
+    first_group = Location(*np.array([[0, 0, 0, 0, row, 0] for row in range(5)]).T)
+    assert corpus.reader().fetch(first_group, LENGTH).documents.tolist() == [
         [0] * 16,
         [0] + [1] * 15,
         [0] * 5 + [1] * 6 + [2] * 5,

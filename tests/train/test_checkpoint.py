@@ -20,8 +20,9 @@ from torch import distributed as dist
 from panthalassa.config import Config
 from panthalassa.errors import CheckpointError
 from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.curriculum import Phase, planned
 from panthalassa.train import checkpoint
-from panthalassa.train.checkpoint import COMMIT, Commit, Identity, State
+from panthalassa.train.checkpoint import COMMIT, Commit, State
 from panthalassa.train.events import Evaluated
 
 SAVED_AT = 3
@@ -30,20 +31,15 @@ EVALUATIONS = [Evaluated(step=0, loss=5.5, tokens=100)]
 FILES = [".metadata", *(f"__{rank}_0.distcp" for rank in range(4))]
 
 
-def identity_of(config: Config) -> Identity:
-    return Identity(
-        model=config.model.model_dump(exclude={"preset"}),
-        corpus="a fingerprint",
-        seed=5,
-        temperature=1.0,
-        sequence_length=config.train.sequence_length,
-        global_batch=config.train.global_batch,
-    )
+def phases_of(config: Config) -> list[Phase]:
+    """Whatever the seed: some runs start from other weights, to see them replaced."""
+    return [p.model_copy(update={"seed": 5}) for p in planned(config, "a fingerprint")]
 
 
 def save(run: TinyRun, storage: Storage, step: int) -> Commit:
     commit = Commit(
-        identity=identity_of(run.config),
+        model=run.config.model.identity(),
+        phases=phases_of(run.config),
         step=step,
         samples=step * run.config.train.global_batch,
         evaluations=EVALUATIONS,
@@ -54,7 +50,10 @@ def save(run: TinyRun, storage: Storage, step: int) -> Commit:
 
 def load(run: TinyRun, storage: Storage, name: str = STEP) -> Commit:
     state = State(run.model, run.optimizer)
-    return checkpoint.load(storage, name, state, identity_of(run.config))
+    model, plan = run.config.model.identity(), phases_of(run.config)
+    commit = checkpoint.read_commit(storage, name)
+    checkpoint.phases_from(storage, commit, model, plan, may_change=False)
+    return checkpoint.load(storage, name, state)
 
 
 def refusal(action: Callable[..., Any], *arguments: Any) -> str | None:
@@ -266,9 +265,7 @@ def test_a_commit_that_names_files_elsewhere_is_refused(
 
 
 def commit_by_hand(run: Storage, step: int) -> None:
-    commit = Commit(
-        identity=identity_of(tiny()), step=step, samples=4 * step, evaluations=[], files={}
-    )
+    commit = Commit(model={}, phases=[], step=step, samples=4 * step, evaluations=[], files={})
     run.write(f"{checkpoint.folder(step)}/__0_0.distcp", b"weights")
     run.write(f"{checkpoint.folder(step)}/{COMMIT}", commit.sealed().model_dump_json().encode())
 

@@ -1,6 +1,7 @@
 """Whole runs on real Ray Train workers: the same curve at any layout, and across deaths and stops."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import ray
 
 from panthalassa.config import Config
+from panthalassa.errors import PanthalassaError
 from panthalassa.storage import open_storage
+from panthalassa.train.audit import Report, audit_run
 from panthalassa.train.checkpoint import committed
 from panthalassa.train.events import Event, Step
 from panthalassa.train.run import Outcome, pretrain
@@ -43,6 +46,8 @@ def test_a_run_learns_and_leaves_everything_that_it_promises(undisturbed: Outcom
     folder = open_storage(run.directory).below(run.name)
     assert committed(folder) == ["step-00000020", "step-00000024"], "the newest two are kept"
     assert folder.read("config.yaml").decode() == undisturbed.config.dump()
+    report = audited(undisturbed)
+    assert (report.steps, report.samples, report.rolled_back) == (24, 24 * 16, [])
     assert undisturbed.tracking_problem is None
 
 
@@ -80,6 +85,9 @@ def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
     assert killed
     assert len(seen) > len(set(seen)), "the run was over before the kill: no step was repeated"
     assert curve(outcome) == pytest.approx(curve(undisturbed), abs=1e-5)
+    report = audited(outcome)
+    assert len(report.attempts) == 2
+    assert [back.attempt for back in report.rolled_back] == [1]
 
 
 def test_a_new_driver_goes_on_where_the_last_one_stopped(
@@ -99,6 +107,69 @@ def test_a_new_driver_goes_on_where_the_last_one_stopped(
     assert curve(first) | curve(second) == pytest.approx(whole, abs=1e-5)
     evaluated = [evaluation.step for evaluation in second.history.evaluations]
     assert evaluated == [0, 12, 24], "the held-out losses of both attempts are one history"
+    report = audited(second)
+    assert [account.attempt.dp_size for account in report.attempts] == [2, 1]
+    assert report.rolled_back == []
+
+
+def test_a_curriculum_is_the_same_on_any_ranks_and_survives_a_stop(
+    configure: Configure, tmp_path: Path
+) -> None:
+    """Three phases with other mixtures and lengths; the stop falls into the second."""
+    phases = "stream.phases=[{from_step: 6, sequence_length: 32}, {from_step: 14, temperature: 3}]"
+    whole = pretrain(configure(tmp_path / "whole", phases), ignore)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    steps = {step.step: step for step in whole.history.steps}
+    assert steps[8].tokens < steps[5].tokens * 0.75, "half as long"
+    first = pretrain(configure(tmp_path, phases), stop)
+    second = pretrain(configure(tmp_path, phases, "cluster.workers=1"), ignore)
+    assert curve(first) | curve(second) == pytest.approx(curve(whole), abs=1e-4)
+    assert {epoch.sequence_length for epoch in audited(second).epochs} == {64, 32}
+    with pytest.raises(PanthalassaError, match=r"temperature is 3\.0 there, 1\.0 here"):
+        pretrain(configure(tmp_path, "train.steps=25"), ignore)
+    changed = configure(tmp_path, "train.steps=25", "stream.on_change=new_phase")
+    report = audited(pretrain(changed, ignore))
+    assert [p.first_step for p in report.attempts[-1].attempt.phases] == [0, 6, 14, 24]
+
+
+@pytest.mark.parametrize("on_bad_shard", ["stop", "quarantine"])
+def test_a_shard_that_rots_while_a_run_is_stopped(
+    configure: Configure, small_corpus: Path, tmp_path: Path, on_bad_shard: str
+) -> None:
+    """It stops the run again, named and with a checkpoint, or its samples are left out."""
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    settings = f"corpus.directory={corpus}", f"stream.on_bad_shard={on_bad_shard}"
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first = pretrain(configure(tmp_path, *settings), stop)
+    assert first.history.ended is not None
+    shard = next((corpus / "train" / "bb").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    if on_bad_shard == "stop":
+        with pytest.raises(PanthalassaError, match=str(shard)):
+            pretrain(configure(tmp_path, *settings), ignore)
+        folder = open_storage(first.config.run.directory).below(first.config.run.name)
+        assert audit_run(folder).passed
+        return
+    second = pretrain(configure(tmp_path, *settings), ignore)
+    report = audited(second)
+    assert sum(report.quarantined.values()) > 0
+    assert report.samples + sum(report.quarantined.values()) == 24 * 16
+
+
+def audited(outcome: Outcome) -> Report:
+    """The report of an audit that passes."""
+    run = outcome.config.run
+    report = audit_run(open_storage(run.directory).below(run.name))
+    assert report.problems == []
+    return report
 
 
 def worker_pids() -> list[int]:

@@ -14,7 +14,7 @@ from panthalassa.config import Config, Schedule
 from panthalassa.model.transformer import IGNORED
 from panthalassa.stream.reader import PADDING, Samples
 from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import build_optimizer, micro_batches, target_tokens
+from panthalassa.train.step import build_optimizer, micro_batches
 
 CPU = torch.device("cpu")
 LENGTH = 24
@@ -54,7 +54,7 @@ def test_every_token_but_the_first_of_its_document_is_a_target_once(
         return
     samples = samples_of(lengths)
     batches = micro_batches(samples, count, size, CPU)
-    assert target_tokens(batches) == sum(n - 1 for row in lengths for n in row)
+    assert samples.targets == sum(n - 1 for row in lengths for n in row)
     expected = set()
     for tokens, parts in zip(samples.tokens.tolist(), lengths, strict=True):
         starts = np.cumsum([0, *parts]).tolist()

@@ -70,14 +70,14 @@ class Manifest(_Record):
         return hashlib.sha256(self.encode()).hexdigest()
 
 
-def read_manifest(storage: Storage) -> Manifest:
+def read_manifest(storage: Storage, name: str = MANIFEST) -> Manifest:
     """The corpus at `storage`. Raises CorpusError when there is none or it can not be read."""
-    place = f"{storage.uri}/{MANIFEST}"
+    place = f"{storage.uri}/{name}"
     try:
-        return Manifest.model_validate_json(storage.read(MANIFEST))
+        return Manifest.model_validate_json(storage.read(name))
     except FileNotFoundError:
         raise CorpusError(
-            f"no corpus at {storage.uri}: {MANIFEST} is missing. "
+            f"no corpus at {storage.uri}: {name} is missing. "
             "Make one with `panthalassa prepare`, or correct the key corpus.directory."
         ) from None
     except OSError as error:

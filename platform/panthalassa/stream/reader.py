@@ -3,14 +3,14 @@
 Positions go in, through `Order` to rows, and out come the samples of one step after the other. The
 stream runs over *positions*, not files: a task fetches the rows of a run of positions, wherever the
 cluster has CPUs, and Ray Data hands the blocks over in order. A shard is compared with its hash when a
-process first touches it.
+process first touches it. Each sample comes with the hash of where it was found, for the ledger.
 """
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,21 @@ import pyarrow.parquet as pq
 import ray.data
 from numpy.typing import NDArray
 
-from panthalassa.corpus.manifest import Manifest, Shard, verify
+from panthalassa.config import Stream
+from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import CorpusError, PanthalassaError
-from panthalassa.storage import Storage, open_storage
-from panthalassa.stream.order import Location, Order
+from panthalassa.stream.cache import ShardCache
+from panthalassa.stream.curriculum import Piece
+from panthalassa.stream.ledger import Limbs, RowGroup, SampleHashes
+from panthalassa.stream.order import Location
 from panthalassa.stream.partition import Partition
 
 TOKENS_PER_BLOCK = 1 << 15
 MOST_BLOCKS = 2000
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2
+STEPS_AHEAD = 20
+"""Steps before the end of a phase at which the stream of the next one starts."""
 PADDING = -1
 
 Tokens = NDArray[np.int32]
@@ -45,6 +50,18 @@ class Samples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def has_target(self) -> NDArray[np.bool_]:
+        """Whether the token behind each [n, sequence - 1] belongs to the same document."""
+        before, behind = self.documents[:, :-1], self.documents[:, 1:]
+        found: NDArray[np.bool_] = (before == behind) & (behind != PADDING)
+        return found
+
+    @property
+    def targets(self) -> int:
+        """Positions that count in the loss."""
+        return int(self.has_target.sum())
+
 
 def no_samples(sequence_length: int) -> Samples:
     empty = np.empty((0, sequence_length), np.int32)
@@ -53,82 +70,152 @@ def no_samples(sequence_length: int) -> Samples:
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads the samples of a corpus, `sequence_length` tokens each."""
+    """Reads the samples of a corpus."""
 
-    storage: Storage
+    cache: ShardCache
     manifest: Manifest
-    sequence_length: int
+    quarantine: bool = False
+    """Whether samples that can not be read become padding, and not an error."""
 
-    def fetch(self, location: Location) -> Samples:
+    @cached_property
+    def hashes(self) -> SampleHashes:
+        return SampleHashes(self.manifest.shards)
+
+    def fetch(self, location: Location, sequence_length: int) -> Samples:
         """The samples at `location`. Raises CorpusError for a missing or rotten shard."""
-        shape = (len(location.row), self.sequence_length)
-        tokens, documents = np.empty(shape, np.int32), np.empty(shape, np.int32)
+        return self._fetch(location, sequence_length, quarantine=False)[0]
+
+    def fetch_readable(
+        self, location: Location, sequence_length: int
+    ) -> tuple[Samples, NDArray[np.bool_]]:
+        """The samples at `location`, and which of them [n] could be read.
+
+        Raises CorpusError for a missing or rotten shard, when there is no quarantine.
+        """
+        return self._fetch(location, sequence_length, self.quarantine)
+
+    def _fetch(
+        self, location: Location, length: int, quarantine: bool
+    ) -> tuple[Samples, NDArray[np.bool_]]:
+        shape = (len(location), length)
+        tokens, documents = np.zeros(shape, np.int32), np.full(shape, PADDING, np.int32)
+        whole = np.ones(len(location), bool)
         places = zip(location.shard, location.row_group, location.row, location.part, strict=True)
         for i, (shard, group, row, part) in enumerate(places):
-            rows = _row_group(self.storage.uri, self.manifest.shards[shard], int(group))
-            piece = slice(part * self.sequence_length, (part + 1) * self.sequence_length)
+            try:
+                rows = _row_group(self.cache, self.manifest.shards[shard], int(group))
+            except CorpusError:
+                if not quarantine:
+                    raise
+                whole[i] = False
+                continue
+            piece = slice(part * length, (part + 1) * length)
             tokens[i], documents[i] = rows.tokens[row, piece], rows.documents[row, piece]
-        return Samples(tokens, documents)
+        return Samples(tokens, documents), whole
 
 
 @lru_cache(maxsize=128)
-def _row_group(uri: str, shard: Shard, group: int) -> Samples:
-    storage = _verified(uri, shard)
-    try:
-        with storage.filesystem.open_input_file(storage.path(shard.path)) as file:
+def _row_group(cache: ShardCache, shard: Shard, group: int) -> Samples:
+    with cache.open(shard) as file:
+        try:
             table = pq.ParquetFile(file).read_row_group(group)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CorpusError(
-            f"shard {uri}/{shard.path} was whole but can not be read any more: {error}. "
-            "Restore the file; the same command then goes on."
-        ) from error
-    column = table["tokens"].combine_chunks()
-    tokens = column.flatten().to_numpy().reshape(len(column), -1)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorpusError(
+                f"shard {cache.storage.uri}/{shard.path} was whole but can not be read any more: "
+                f"{error}. Restore the file; the same command then goes on."
+            ) from error
+        column = table["tokens"].combine_chunks()
+        tokens = column.flatten().to_numpy().reshape(len(column), -1)
+        lengths = table["lengths"].to_pylist()
     documents = np.empty_like(tokens)
-    for row, lengths in zip(documents, table["lengths"].to_pylist(), strict=True):
-        ends = np.cumsum(lengths)
+    for row, ends in zip(documents, map(np.cumsum, lengths), strict=True):
         row[:] = np.searchsorted(ends, np.arange(len(row)), side="right")
         row[ends[-1] :] = PADDING
     return Samples(tokens, documents)
 
 
-@lru_cache(maxsize=4096)
-def _verified(uri: str, shard: Shard) -> Storage:
-    storage = open_storage(uri)
-    verify(storage, shard)
-    return storage
+@dataclass(frozen=True)
+class Batch:
+    """What a rank takes of one step."""
+
+    samples: Samples
+    """Those that could not be read are padding."""
+    read: int
+    """How many could be read."""
+    limbs: Limbs
+    """The sum of their hashes [4]."""
+    unreadable: list[RowGroup]
+    """Where those are that could not."""
 
 
 def open_stream(
-    reader: ShardReader, order: Order, partition: Partition, steps: range, read_tasks: int
-) -> Iterator[Samples]:
-    """This rank's samples of each step of `steps`, one item a step.
+    reader: ShardReader, pieces: Sequence[Piece], dp_size: int, dp_rank: int, settings: Stream
+) -> Iterator[Batch]:
+    """A rank's part of each step of `pieces`, in order.
 
-    Starts at once, with at most `read_tasks` tasks at a time. Raises the PanthalassaError of a
-    task that could not read.
+    Starts at once. Raises the PanthalassaError of a task that could not read.
     """
+    streams = (_open_piece(reader, piece, dp_size, dp_rank, settings) for piece in pieces)
+    return _one_after_the_other(streams, [len(piece.steps) for piece in pieces])
+
+
+def _one_after_the_other(
+    streams: Iterator[Iterator[Batch]], lengths: Sequence[int]
+) -> Iterator[Batch]:
+    """The items of streams of known lengths; each is opened before the one ahead of it ends."""
+    following = next(streams, None)
+
+    def items() -> Iterator[Batch]:
+        nonlocal following
+        for length in lengths:
+            stream, following = following, None
+            assert stream is not None
+            for number, batch in enumerate(stream):
+                if following is None and number >= length - STEPS_AHEAD:
+                    following = next(streams, None)
+                yield batch
+
+    return items()
+
+
+def _open_piece(
+    reader: ShardReader, piece: Piece, dp_size: int, dp_rank: int, settings: Stream
+) -> Iterator[Batch]:
+    length, steps = piece.phase.sequence_length, piece.steps
+    partition = Partition(piece.phase.global_batch, dp_size, dp_rank)
     if partition.samples == 0:
-        return iter([no_samples(reader.sequence_length)] * len(steps))
+        nothing = Batch(no_samples(length), 0, np.zeros(4, np.int64), [])
+        return iter([nothing] * len(steps))
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
-        positions = partition.positions(steps.start, batch["id"])
-        samples = reader.fetch(order.locate(positions))
-        return {"tokens": samples.tokens, "documents": samples.documents}
+        step, sample = np.divmod(batch["id"], partition.samples)
+        location = piece.order.locate(piece.positions(steps.start + step, partition.start + sample))
+        samples, whole = reader.fetch_readable(location, length)
+        return {
+            "tokens": samples.tokens,
+            "documents": samples.documents,
+            "whole": whole,
+            "limbs": reader.hashes.limbs(location),
+            "row_group": np.stack((location.shard, location.row_group), axis=1),
+        }
 
     total = len(steps) * partition.samples
-    block = max(1, TOKENS_PER_BLOCK // reader.sequence_length)
+    block = max(1, TOKENS_PER_BLOCK // length)
     blocks = min(-(-total // block), MOST_BLOCKS)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        object_store_memory=settings.ahead_megabytes * 1e6
+    )
     positions = ray.data.range(total, override_num_blocks=blocks)
     samples = positions.map_batches(
         read,
         batch_size=block,
         zero_copy_batch=True,
         num_cpus=READ_CPUS,
-        compute=ray.data.TaskPoolStrategy(read_tasks),
+        compute=ray.data.TaskPoolStrategy(settings.read_tasks),
     )
     batches = samples.iter_batches(
         batch_size=partition.samples, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
@@ -136,29 +223,39 @@ def open_stream(
     return _Ahead(batches)
 
 
+def _batch(columns: dict[str, Any]) -> Batch:
+    """A step's batch from the columns of `read`."""
+    whole = columns["whole"]
+    return Batch(
+        samples=Samples(columns["tokens"], columns["documents"]),
+        read=int(whole.sum()),
+        limbs=columns["limbs"][whole].sum(axis=0),
+        unreadable=[(int(s), int(g)) for s, g in columns["row_group"][~whole]],
+    )
+
+
 class _Ahead:
     """Runs a Ray Data iterator in a thread, from now on, a few batches before they are asked for."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        self._ready: queue.Queue[Samples | BaseException] = queue.Queue(maxsize=BATCHES_AHEAD)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=BATCHES_AHEAD)
         threading.Thread(target=self._pull, args=(batches,), daemon=True).start()
 
     def _pull(self, batches: Iterable[Any]) -> None:
         end: BaseException = StopIteration()
         try:
             for batch in batches:
-                self._ready.put(Samples(batch["tokens"], batch["documents"]))
+                self._ready.put(_batch(batch))
         except Exception as error:
             end = _readable(error)
         self._ready.put(end)
 
-    def __iter__(self) -> Iterator[Samples]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Samples:
+    def __next__(self) -> Batch:
         item = self._ready.get()
         if isinstance(item, BaseException):
-            self._ready.put(item)  # every later call ends alike
             raise item
         return item
 

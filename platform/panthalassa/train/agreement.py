@@ -5,13 +5,16 @@ that a user can mend are collected at agreed places, and raised on all ranks ali
 travels over gloo on the CPU, and so never waits for a GPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
 from panthalassa.errors import PanthalassaError
+
+T = TypeVar("T")
 
 
 def total(*values: float) -> list[float]:
@@ -19,6 +22,13 @@ def total(*values: float) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def everywhere(mine: Sequence[T]) -> list[T]:
+    """The items of all ranks, in the order of the ranks."""
+    every: list[Sequence[T]] = [()] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    return [item for items in every for item in items]
 
 
 def raise_together(error: Exception | None) -> None:

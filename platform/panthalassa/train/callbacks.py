@@ -9,14 +9,14 @@ from torch import distributed as dist
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.energy.meters import Absent, Meter, MeterLost
 from panthalassa.model.generate import generate
-from panthalassa.stream.order import Location, evenly
+from panthalassa.stream.order import evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.train import checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Evaluated, Generated, Notice, Saved, Step
-from panthalassa.train.loop import TrainingRun, identity
-from panthalassa.train.step import loss_context, micro_batches, target_tokens
+from panthalassa.train.loop import TrainingRun
+from panthalassa.train.step import loss_context, micro_batches
 
 
 class Energy(Callback):
@@ -81,20 +81,15 @@ class Evaluation(Callback):
         mine = Partition(count, dp.size(), dp.get_local_rank())
         part = slice(mine.start, mine.start + mine.samples)
         with together():
-            samples = run.reader.fetch(
-                Location(
-                    where.shard[part], where.row_group[part], where.row[part], where.part[part]
-                )
-            )
-        loss, tokens = 0.0, 0
+            samples = run.reader.fetch(where[part], train.sequence_length)
+        loss = 0.0
         batches = micro_batches(samples, mine.micro_batches(size), size, run.device)
         with loss_context(run.mesh):
             for batch in batches:
                 loss += run.model(
                     batch.tokens, batch.documents, batch.labels, train.loss_chunk
                 ).item()
-                tokens += target_tokens([batch])
-        loss_sum, token_sum = total(loss * run.reads, tokens * run.reads)
+        loss_sum, token_sum = total(loss * run.reads, samples.targets * run.reads)
         evaluated = Evaluated(run.step, loss_sum / token_sum, int(token_sum))
         run.evaluations.append(evaluated)
         run.poster.post(evaluated)
@@ -143,13 +138,17 @@ class Checkpoints(Callback):
     def _save(self, run: TrainingRun) -> None:
         start = time.perf_counter()
         commit = checkpoint.Commit(
-            identity=identity(run.config, run.manifest),
+            model=run.config.model.identity(),
+            phases=run.curriculum.phases,
             step=run.step,
-            samples=run.step * run.config.train.global_batch,
+            samples=run.curriculum.samples(run.step),
             evaluations=run.evaluations,
             files={},
         )
         run.poster.flush()  # steps that are not repeated any more must not be lost
+        with together():
+            if run.ledger:
+                run.ledger.flush()
         commit = checkpoint.save(run.storage, run.state, commit)
         with together():
             if dist.get_rank() == 0:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,10 +27,10 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from panthalassa.config import flatten
 from panthalassa.errors import CheckpointError, PanthalassaError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage
+from panthalassa.stream.curriculum import Phase, change, differences, resume
 from panthalassa.train.agreement import together
 from panthalassa.train.events import Evaluated
 
@@ -40,36 +40,20 @@ FileName = Annotated[str, Field(pattern=r"^(\.metadata|__\d+_\d+\.distcp)$")]
 """The files that DCP writes: a commit can name nothing outside its folder."""
 
 
-class Identity(BaseModel):
-    """What a run's state belongs to. A state fits only a run with the same identity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-    model: dict[str, Any]
-    corpus: str
-    seed: int
-    temperature: float
-    sequence_length: int
-    global_batch: int
-
-    def differences(self, other: "Identity") -> list[str]:
-        """Lines `key: mine, other's` for what differs."""
-        mine, theirs = flatten(self.model_dump()), flatten(other.model_dump())
-        return [f"{key} is {mine[key]} there, {theirs[key]} here" for key in mine
-                if mine[key] != theirs.get(key)]  # fmt: skip
-
-
 class Commit(BaseModel):
     """The content of checkpoint.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    format: int = 1
-    identity: Identity
+    format: Literal[2] = 2
+    model: dict[str, Any]
+    """The shape of the model."""
+    phases: list[Phase]
+    """The order of the samples: what the run went through, and what it planned."""
     step: int
     """Optimizer steps done."""
     samples: int
-    """Samples consumed: with the identity, the whole state of the stream."""
+    """Samples consumed: with the phases, the whole state of the stream."""
     evaluations: list[Evaluated]
     """Held-out losses so far."""
     files: dict[FileName, str]
@@ -107,14 +91,30 @@ def read_commit(run: Storage, name: str) -> Commit:
     return commit
 
 
-def check_identity(run: Storage, name: str, commit: Commit, identity: Identity) -> None:
-    """Raises CheckpointError when the checkpoint belongs to another model, corpus or order."""
-    differences = commit.identity.differences(identity)
-    if differences:
+def phases_from(
+    run: Storage, commit: Commit, model: dict[str, Any], plan: list[Phase], may_change: bool
+) -> list[Phase]:
+    """The phases of a run that goes on from a checkpoint, with `model` and the phases of `plan`.
+
+    With `may_change`, a plan that does not fit begins as a new phase. Raises CheckpointError when the
+    checkpoint has another model, or other data.
+    """
+    other = [
+        f"model.{key} is {value} there, {model.get(key)} here"
+        for key, value in commit.model.items()
+        if model.get(key) != value
+    ]
+    changed = differences(commit.phases, plan, commit.step)
+    if changed and may_change and not other:
+        return change(commit.phases, plan, commit.step)
+    if other or changed:
+        remedy = "" if other else ", or set stream.on_change=new_phase to begin a new phase"
         raise CheckpointError(
-            f"checkpoint {run.uri}/{name} belongs to another run: {'; '.join(differences)}. "
-            "Choose another run.name, or restore the configuration that made it."
+            f"checkpoint {run.uri}/{folder(commit.step)} belongs to another run: "
+            f"{'; '.join([*other, *changed])}. "
+            f"Choose another run.name, or restore the configuration that made it{remedy}."
         )
+    return resume(commit.phases, plan, commit.step)
 
 
 class State:
@@ -176,16 +176,15 @@ def save(run: Storage, state: State, commit: Commit) -> Commit:
     return commit
 
 
-def load(run: Storage, name: str, state: State, identity: Identity) -> Commit:
+def load(run: Storage, name: str, state: State) -> Commit:
     """Fill the model and the optimizer from a checkpoint, written by any number of ranks.
 
-    Raises CheckpointError on every rank when a file is missing or is not what its hash says, or when
-    the checkpoint belongs to another run.
+    Whether it fits is for `phases_from` to say. Raises CheckpointError on every rank when a file is
+    missing or is not what its hash says.
     """
     source = run.below(name)
     with together():
         commit = read_commit(run, name)
-        check_identity(run, name, commit, identity)
         own = sorted(commit.files)[dist.get_rank() :: dist.get_world_size()]
         for file in own:
             _verify(source, file, commit.files[file])

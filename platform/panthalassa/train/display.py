@@ -157,8 +157,7 @@ def summarize(outcome: Outcome, console: Console) -> None:
 def _speed(outcome: Outcome) -> dict[str, str]:
     steps = outcome.history.steps[1:] or outcome.history.steps  # the first one warms up
     seconds = sum(step.seconds for step in steps)
-    train = outcome.config.train
-    positions = train.global_batch * train.sequence_length * len(steps)
+    positions = sum(step.tokens_per_second * step.seconds for step in steps)
     mfu = sum(step.mfu * step.seconds for step in steps) / seconds
     waited = sum(step.data_seconds for step in steps) / seconds
     joules = [step.joules for step in steps if step.joules is not None]

@@ -2,7 +2,7 @@
 
 The loop runs on every rank alike. Per step there are two small collectives on the CPU beside those of
 the model: one before it (tokens of the global batch, whether to stop, whether a rank could not read)
-and one behind it (loss, times, energy).
+and one behind it (loss, energy, and which samples were trained).
 """
 
 import time
@@ -17,17 +17,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.errors import PanthalassaError
+from panthalassa.model.flops import flops_per_token
 from panthalassa.model.transformer import Transformer
 from panthalassa.storage import Storage
+from panthalassa.stream.curriculum import Curriculum, Phase
+from panthalassa.stream.ledger import Consumed, Ledger, digest_of
 from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import Samples, ShardReader
-from panthalassa.train.agreement import raise_together, total
+from panthalassa.stream.reader import Batch, Samples, ShardReader
+from panthalassa.train.agreement import everywhere, raise_together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.callback import Callback
-from panthalassa.train.checkpoint import Identity, State
+from panthalassa.train.checkpoint import State
 from panthalassa.train.events import Evaluated, Started, Step
 from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import MicroBatch, micro_batches, target_tokens, train_step
+from panthalassa.train.step import MicroBatch, micro_batches, train_step
 
 
 @dataclass
@@ -43,9 +46,13 @@ class TrainingRun:
     device: torch.device
     model: Transformer
     optimizer: torch.optim.Optimizer
-    flops_per_token: float
+    parameters: int
+    """Of the model, over all ranks."""
     peak_flops: float
     """FLOP/s of all ranks."""
+    curriculum: Curriculum
+    ledger: Ledger | None
+    """Kept by rank 0."""
     poster: Poster
     """Tells the driver, and knows whether to stop."""
     step: int = 0
@@ -59,9 +66,14 @@ class TrainingRun:
         self.state = State(self.model, self.optimizer)
 
     @property
+    def phase(self) -> Phase:
+        """The phase of the step to come."""
+        return self.curriculum.phase(self.step)
+
+    @property
     def partition(self) -> Partition:
         dp = self.mesh["dp"]
-        return Partition(self.config.train.global_batch, dp.size(), dp.get_local_rank())
+        return Partition(self.phase.global_batch, dp.size(), dp.get_local_rank())
 
     @property
     def reads(self) -> bool:
@@ -69,70 +81,103 @@ class TrainingRun:
         return self.mesh["tp"].get_local_rank() == 0
 
 
-def identity(config: Config, manifest: Manifest) -> Identity:
-    """What makes a checkpoint fit a run: the model, and what the order of the samples depends on."""
-    return Identity(
-        model=config.model.model_dump(exclude={"preset"}),
-        corpus=manifest.fingerprint,
-        seed=config.run.seed,
-        temperature=config.stream.temperature,
-        sequence_length=config.train.sequence_length,
-        global_batch=config.train.global_batch,
-    )
+@dataclass(frozen=True)
+class Input:
+    """What a step works on."""
+
+    batch: Batch | None
+    """This rank's samples; None on ranks that do not read."""
+    tokens: int
+    """Positions that count in the loss, over all ranks."""
+    stopping: bool
+    """Whether a rank was asked to stop after this step."""
+    began: float
+    """On the clock of time.perf_counter()."""
+    data_seconds: float
+
+    @property
+    def divisor(self) -> int:
+        """What the loss is divided by: 1 when nothing of a step could be read."""
+        return max(self.tokens, 1)
 
 
-def train(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[Callback]) -> None:
+def train(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callback]) -> None:
     """Run the steps that are left, or fewer when asked to stop.
 
     stream: this rank's samples of one step after the other, from step `run.step` on; of ranks that do
-    not read, never touched. Raises a PanthalassaError on all ranks when one could not read.
+    not read, never touched. When a rank can not read, a checkpoint is saved and a PanthalassaError
+    raised on all of them.
     """
+    unread: PanthalassaError | None = None
     try:
         start = time.perf_counter()
         for callback in callbacks:
             callback.on_start(run)
         run.poster.post(Started("evaluation", time.perf_counter() - start))
         while run.step < run.config.train.steps and not run.interrupted:
-            _one_step(run, stream, callbacks)
+            try:
+                given = _next_input(run, stream, callbacks)
+            except PanthalassaError as error:
+                unread, run.interrupted = error, True
+            else:
+                _one_step(run, given, callbacks)
         for callback in callbacks:
             callback.on_end(run)
+        if unread:
+            raise unread
     finally:
         for callback in callbacks:
             callback.close()
 
 
-def _one_step(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[Callback]) -> None:
-    config, start = run.config.train, time.perf_counter()
+def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callback]) -> Input:
+    began = time.perf_counter()
     for callback in callbacks:
         callback.before_step(run)
-    batches = next_batches(run, stream)
-    data_seconds = time.perf_counter() - start
-    tokens, stopping = total(target_tokens(batches) if run.reads else 0, run.poster.stopping)
+    batch, error = None, None
+    if run.reads:
+        try:
+            batch = next(stream)
+        except PanthalassaError as caught:
+            error = caught
+    seconds = time.perf_counter() - began
+    targets = batch.samples.targets if batch else 0
+    unread, tokens, stopping = total(error is not None, targets, run.poster.stopping)
+    if unread:
+        raise_together(error)
+    return Input(batch, int(tokens), stopping > 0, began, seconds)
+
+
+def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> None:
+    config, phase = run.config.train, run.phase
     rate = learning_rate(run.step, config.steps, config.optimizer.learning_rate, config.schedule)
     keep_gathered = run.config.parallel.keep_gathered
+    batches = _micro_batches(run, given.batch)
     loss_sum, norm = train_step(
-        run.model, run.optimizer, batches, run.mesh, config, int(tokens), rate, keep_gathered
+        run.model, run.optimizer, batches, run.mesh, config, given.divisor, rate, keep_gathered
     )
     measured: dict[str, float] = {"loss": loss_sum.item() if run.reads else 0.0}
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - given.began
     for callback in callbacks:
         measured |= callback.measure(run)
-    sums = dict(zip(measured, total(*measured.values()), strict=True))
+    every = total(*measured.values(), *_trained(given.batch))
+    sums = dict(zip(measured, every, strict=False))
+    _record(run, given.batch, every[len(measured) :])
     run.step += 1
-    run.interrupted = stopping > 0
-    positions = config.global_batch * config.sequence_length
-    flops = positions * run.flops_per_token / seconds
+    run.interrupted = given.stopping
+    positions = phase.global_batch * phase.sequence_length
+    per_token = flops_per_token(run.config.model, run.parameters, phase.sequence_length)
     step = Step(
         step=run.step,
         at=time.time(),
-        loss=sums["loss"] / tokens,
+        loss=sums["loss"] / given.divisor,
         grad_norm=norm.item(),
         learning_rate=rate,
-        tokens=int(tokens),
+        tokens=given.tokens,
         seconds=seconds,
-        data_seconds=data_seconds,
+        data_seconds=given.data_seconds,
         tokens_per_second=positions / seconds,
-        mfu=flops / run.peak_flops,
+        mfu=positions * per_token / seconds / run.peak_flops,
         joules=None if np.isnan(joules := sums.get("joules", np.nan)) else joules,
     )
     run.poster.post(step)
@@ -140,20 +185,31 @@ def _one_step(run: TrainingRun, stream: Iterator[Samples], callbacks: Sequence[C
         callback.after_step(run, step)
 
 
-def next_batches(run: TrainingRun, stream: Iterator[Samples]) -> list[MicroBatch]:
-    """The micro-batches of the next step: read by the first rank of each tensor-parallel group."""
-    samples, error = None, None
-    if run.reads:
-        try:
-            samples = next(stream)
-        except PanthalassaError as caught:
-            error = caught
-    if total(error is not None)[0]:
-        raise_together(error)
-    samples = share(samples, run)
+def _trained(batch: Batch | None) -> tuple[float, ...]:
+    """Six numbers for the ledger, to be summed over the ranks."""
+    return (batch.read, *batch.limbs, len(batch.unreadable)) if batch else (0,) * 6
+
+
+def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float]) -> None:
+    """Enter into the ledger what all ranks together have trained on."""
+    samples, *limbs, unreadable = sums
+    groups = everywhere(batch.unreadable if batch else []) if unreadable else []
+    if run.ledger:
+        run.ledger.record(
+            Consumed(
+                step=run.step,
+                samples=int(samples),
+                digest=digest_of(limbs),
+                quarantined=sorted(set(groups)),
+            )
+        )
+
+
+def _micro_batches(run: TrainingRun, batch: Batch | None) -> list[MicroBatch]:
+    """This rank's micro-batches, from the first rank of its tensor-parallel group."""
+    samples = share(batch.samples if batch else None, run)
     size = run.config.train.micro_batch
-    count = run.partition.micro_batches(size)
-    return micro_batches(samples, count, size, run.device)
+    return micro_batches(samples, run.partition.micro_batches(size), size, run.device)
 
 
 def share(samples: Samples | None, run: TrainingRun) -> Samples:
@@ -162,7 +218,7 @@ def share(samples: Samples | None, run: TrainingRun) -> Samples:
     if run.mesh["tp"].size() == 1:
         assert samples is not None
         return samples
-    shape = (2, run.partition.samples, run.config.train.sequence_length)
+    shape = (2, run.partition.samples, run.phase.sequence_length)
     both = torch.empty(shape, dtype=torch.int32)
     if samples is not None:
         both = torch.from_numpy(np.stack((samples.tokens, samples.documents)))

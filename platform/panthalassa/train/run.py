@@ -18,14 +18,14 @@ import ray
 from ray.train import TrainingFailedError
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config, flatten
+from panthalassa.config import Config, flatten, sequence_lengths
 from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
 from panthalassa.storage import Storage, open_storage
 from panthalassa.tracking.mlflow_tracker import Tracker, without_secrets
 from panthalassa.train import board as boards
-from panthalassa.train.checkpoint import check_identity, committed, read_commit
+from panthalassa.train.checkpoint import committed, read_commit
 from panthalassa.train.events import (
     Ended,
     Evaluated,
@@ -38,9 +38,8 @@ from panthalassa.train.events import (
     Started,
     Step,
 )
-from panthalassa.train.loop import identity
 from panthalassa.train.trainer import build_trainer
-from panthalassa.train.worker import Task
+from panthalassa.train.worker import Task, open_curriculum
 
 POLL = 0.5
 FAILURE_GRACE = 20
@@ -106,13 +105,14 @@ def check(config: Config) -> Manifest:
     that name with another model or corpus, and an unknown GPU.
     """
     manifest = read_manifest(open_storage(config.corpus.directory))
-    length, longest = config.train.sequence_length, manifest.sequence_length
-    if longest % length:
-        raise ConfigError(
-            f"train.sequence_length={length} does not fit the corpus at {config.corpus.directory}, "
-            f"whose samples have {longest} tokens: it must divide that. "
-            "Change it, or prepare a corpus with another corpus.sequence_length."
-        )
+    longest = manifest.sequence_length
+    for key, length in sequence_lengths(config):
+        if longest % length:
+            raise ConfigError(
+                f"{key}={length} does not fit the corpus at {config.corpus.directory}, whose samples "
+                f"have {longest} tokens: it must divide that. "
+                "Change it, or prepare a corpus with another corpus.sequence_length."
+            )
     if manifest.vocabulary_size > config.model.vocabulary_size:
         raise ConfigError(
             f"model.vocabulary_size={config.model.vocabulary_size} is less than the "
@@ -128,9 +128,9 @@ def check(config: Config) -> Manifest:
             f"run.directory={config.run.directory} can not be read: {error}. Correct the key, or the "
             "endpoint, credentials and permissions."
         ) from error
-    for name in newest:
-        commit = read_commit(run, name)
-        check_identity(run, name, commit, identity(config, manifest))
+    commits = [read_commit(run, name) for name in newest]
+    open_curriculum(config, manifest, run, commits[0] if commits else None)
+    for name, commit in zip(newest, commits, strict=True):
         if commit.step > config.train.steps:
             raise ConfigError(
                 f"train.steps={config.train.steps}, but {run.uri}/{name} is further already. Raise it, "

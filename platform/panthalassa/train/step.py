@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -35,20 +36,21 @@ def micro_batches(
     samples: Samples, count: int, size: int, device: torch.device
 ) -> list[MicroBatch]:
     """Cut samples into `count` micro-batches of `size`; what is missing is fully masked."""
-    short = ((0, count * size - len(samples)), (0, 0))
-    documents = np.pad(samples.documents, short, constant_values=PADDING).astype(np.int64)
-    tokens = np.pad(samples.tokens, short).astype(np.int64)
-    labels = np.full_like(tokens, IGNORED)
-    has_target = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] != PADDING)
-    labels[:, :-1] = np.where(has_target, tokens[:, 1:], IGNORED)
-    arrays = [torch.from_numpy(a).to(device) for a in (tokens, documents, labels)]
+    labels = np.full_like(samples.tokens, IGNORED)
+    labels[:, :-1] = np.where(samples.has_target, samples.tokens[:, 1:], IGNORED)
+    missing = ((0, count * size - len(samples)), (0, 0))
+    arrays = [
+        _to_device(np.pad(array, missing, constant_values=fill).astype(np.int64), device)
+        for array, fill in ((samples.tokens, 0), (samples.documents, PADDING), (labels, IGNORED))
+    ]
     parts = [torch.split(array, size) for array in arrays]
     return [MicroBatch(*part) for part in zip(*parts, strict=True)]
 
 
-def target_tokens(batches: Sequence[MicroBatch]) -> int:
-    """Positions that count in the loss."""
-    return sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """From pinned memory when there is a GPU, so that the copy waits for nothing."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -24,20 +25,22 @@ from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.energy.meters import Absent, Meter, choose
 from panthalassa.errors import PanthalassaError
-from panthalassa.model.flops import flops_per_token, peak_flops
+from panthalassa.model.flops import peak_flops
 from panthalassa.model.transformer import Transformer, count_parameters
 from panthalassa.parallel.mesh import build_mesh
 from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.storage import Storage
-from panthalassa.stream.order import Order
-from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import Samples, ShardReader, open_stream
+from panthalassa.stream.cache import ShardCache
+from panthalassa.stream.curriculum import Curriculum, planned
+from panthalassa.stream.ledger import Attempt, Ledger, next_attempt
+from panthalassa.stream.reader import Batch, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
+from panthalassa.train.audit import keep_manifest
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.events import Ended, Failed, Ready, Started
-from panthalassa.train.loop import TrainingRun, identity, train
+from panthalassa.train.loop import TrainingRun, train
 from panthalassa.train.step import build_optimizer, warm_up
 
 # From glibc's malloc.h.
@@ -97,11 +100,21 @@ def _run(task: Task, poster: Poster) -> None:
     config = task.config
     device = ray.train.torch.get_device()
     mesh = build_mesh(device.type, config.parallel.tp_size)
-    reader = ShardReader(task.corpus, task.manifest, config.train.sequence_length)
+    settings = config.stream
+    cache = ShardCache(
+        Path(settings.cache_directory).expanduser(),
+        int(settings.cache_gigabytes * 1e9),
+        task.corpus,
+    )
+    reader = ShardReader(cache, task.manifest, settings.on_bad_shard == "quarantine")
     with part("data"):
         newest, commit = _newest_checkpoint(task.run)
         first_step = commit.step if commit else 0
-        stream = _open_stream(task, reader, mesh, first_step)
+        with together():
+            curriculum = open_curriculum(config, task.manifest, task.run, commit)
+        stream = _open_stream(config, reader, curriculum, mesh, first_step)
+        with together():
+            ledger = _open_ledger(task, curriculum, mesh, first_step)
         with together():
             tokenizer = read_tokenizer(task.corpus, task.manifest)
     with part("model"):
@@ -118,15 +131,17 @@ def _run(task: Task, poster: Poster) -> None:
         device=device,
         model=model,
         optimizer=build_optimizer(model, config.train.optimizer),
-        flops_per_token=flops_per_token(config.model, parameters, config.train.sequence_length),
+        parameters=parameters,
         peak_flops=total(peak)[0],
+        curriculum=curriculum,
+        ledger=ledger,
         poster=poster,
         step=first_step,
         evaluations=list(commit.evaluations) if commit else [],
     )
     if newest:
         with part("checkpoint"):
-            checkpoint.load(task.run, newest, run.state, identity(config, task.manifest))
+            checkpoint.load(task.run, newest, run.state)
     if config.parallel.compile:
         with part("compile"):
             warm_up(run.model, mesh, config.train, device)
@@ -161,18 +176,47 @@ def _newest_checkpoint(run: Storage) -> tuple[str | None, Commit | None]:
     return found[0], commit
 
 
+def open_curriculum(
+    config: Config, manifest: Manifest, run: Storage, commit: Commit | None
+) -> Curriculum:
+    """The phases of a run that goes on from `commit`, or starts.
+
+    Raises CheckpointError when the checkpoint does not fit, ConfigError for a mixture that the corpus
+    does not have.
+    """
+    phases = planned(config, manifest.fingerprint)
+    if commit:
+        may_change = config.stream.on_change == "new_phase"
+        phases = checkpoint.phases_from(run, commit, config.model.identity(), phases, may_change)
+    return Curriculum(phases, manifest)
+
+
 def _open_stream(
-    task: Task, reader: ShardReader, mesh: DeviceMesh, first_step: int
-) -> Iterator[Samples]:
-    """The samples of the steps that are left; empty on ranks that do not read."""
-    config, dp = task.config, mesh["dp"]
-    steps = range(first_step, config.train.steps)
-    if mesh["tp"].get_local_rank() != 0 or not steps:
+    config: Config, reader: ShardReader, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
+) -> Iterator[Batch]:
+    """The batches of the steps that are left; empty on ranks that do not read."""
+    if mesh["tp"].get_local_rank() != 0:
         return iter(())
-    length, temperature = config.train.sequence_length, config.stream.temperature
-    order = Order(task.manifest, length, temperature, config.run.seed)
-    partition = Partition(config.train.global_batch, dp.size(), dp.get_local_rank())
-    return open_stream(reader, order, partition, steps, config.stream.read_tasks)
+    pieces = list(curriculum.pieces(range(first_step, config.train.steps)))
+    dp = mesh["dp"]
+    return open_stream(reader, pieces, dp.size(), dp.get_local_rank(), config.stream)
+
+
+def _open_ledger(
+    task: Task, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
+) -> Ledger | None:
+    if dist.get_rank() != 0:
+        return None
+    keep_manifest(task.run, task.manifest)
+    attempt = Attempt(
+        attempt=next_attempt(task.run),
+        first_step=first_step,
+        dp_size=mesh["dp"].size(),
+        tp_size=mesh["tp"].size(),
+        began=time.time(),
+        phases=curriculum.phases,
+    )
+    return Ledger(task.run, attempt)
 
 
 def _build_model(config: Config, mesh: DeviceMesh, device: torch.device) -> tuple[Transformer, int]:

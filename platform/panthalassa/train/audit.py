@@ -1,0 +1,300 @@
+"""The audit of a run: was each sample trained on exactly once in each epoch?
+
+It goes by what was recorded, not by what the platform says of itself. The surviving history of a run
+is, for each step up to the newest checkpoint, the last attempt that trained it; what an earlier attempt
+trained from there on was rolled back. The audit then shows three things. Every step survives exactly
+once. Each was trained on just the samples that stand at its positions: their hashes add up to the digest
+that the ranks recorded. And the samples at all these positions make up whole epochs: for each domain and
+epoch their hashes, with those of the samples that are still to come in an epoch that has not ended, add
+up to the sum over the manifest.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from panthalassa.corpus.manifest import Manifest, read_manifest
+from panthalassa.errors import CheckpointError, CorpusError
+from panthalassa.storage import Storage
+from panthalassa.stream.curriculum import Curriculum, Phase, Piece, differences, until
+from panthalassa.stream.ledger import (
+    Account,
+    Consumed,
+    Limbs,
+    RowGroup,
+    SampleHashes,
+    accounts,
+    digest_of,
+)
+from panthalassa.stream.order import Domain, Integers, Location, Order
+from panthalassa.train.checkpoint import committed, read_commit
+
+CHUNK = 1 << 18
+"""Samples that are looked at together."""
+
+MOST_PROBLEMS = 20
+"""Problems that are shown."""
+
+MANIFESTS = "manifests"
+
+
+def keep_manifest(run: Storage, manifest: Manifest) -> None:
+    """Keep a corpus's manifest with a run, so that the audit does not depend on the corpus."""
+    name = f"{MANIFESTS}/{manifest.fingerprint}.json"
+    if not run.exists(name):
+        run.write(name, manifest.encode())
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """Steps that an attempt trained and that a later one trained again."""
+
+    attempt: int
+    first_step: int
+    steps: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of one domain: how many of its samples the surviving history holds."""
+
+    domain: str
+    sequence_length: int
+    epoch: int
+    samples: int
+    of: int
+
+
+@dataclass
+class Report:
+    """What an audit found."""
+
+    steps: int
+    samples: int = 0
+    attempts: list[Account] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
+    rolled_back: list[RolledBack] = field(default_factory=list)
+    unsaved: int = 0
+    """Steps behind the newest checkpoint, which a resume repeats."""
+    quarantined: dict[RowGroup, int] = field(default_factory=dict)
+    """Samples that were masked, by row group."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+def audit(run: Storage, steps: int, phases: Sequence[Phase]) -> Report:
+    """Audit the first `steps` steps of a run that went through `phases`.
+
+    Raises PanthalassaError when a ledger or manifest is missing or is not what was written.
+    """
+    report = Report(steps)
+    history = until(phases, steps)
+    surviving = _surviving(run, report)
+    for account in report.attempts:
+        end = min(steps, account.end)
+        for line in differences(account.attempt.phases, phases, end):
+            report.problems.append(f"attempt {account.attempt.attempt} had other data: {line}")
+    _find_gaps(surviving, report)
+    for fingerprint in dict.fromkeys(phase.corpus for phase in history):
+        manifest = _manifest(run, fingerprint)
+        _audit_corpus(manifest, Curriculum(phases, manifest), surviving, report)
+    return report
+
+
+def _surviving(run: Storage, report: Report) -> dict[int, Consumed]:
+    """The last record of each step before `report.steps`."""
+    kept: dict[int, tuple[int, Consumed]] = {}
+    for account in accounts(run):
+        number, first = account.attempt.attempt, account.attempt.first_step
+        again = [kept.pop(step) for step in sorted(kept) if step >= first]
+        report.rolled_back += _runs(again)
+        for consumed in account.steps:
+            if consumed.step in kept:
+                report.problems.append(f"attempt {number} trained step {consumed.step} twice")
+            kept[consumed.step] = number, consumed
+        report.attempts.append(account)
+    report.unsaved = sum(step >= report.steps for step in kept)
+    return {step: consumed for step, (_, consumed) in kept.items() if step < report.steps}
+
+
+def _runs(again: Iterable[tuple[int, Consumed]]) -> Iterator[RolledBack]:
+    by_attempt: dict[int, list[Consumed]] = {}
+    for attempt, consumed in again:
+        by_attempt.setdefault(attempt, []).append(consumed)
+    for attempt, steps in sorted(by_attempt.items()):
+        samples = sum(consumed.samples for consumed in steps)
+        yield RolledBack(attempt, steps[0].step, len(steps), samples)
+
+
+def _find_gaps(surviving: dict[int, Consumed], report: Report) -> None:
+    edges = [-1, *sorted(surviving), report.steps]
+    for before, after in pairwise(edges):
+        if after > before + 1:
+            report.problems.append(f"gap: no record of steps {before + 1} to {after - 1}")
+
+
+def _manifest(run: Storage, fingerprint: str) -> Manifest:
+    place = run.below(MANIFESTS)
+    manifest = read_manifest(place, f"{fingerprint}.json")
+    if manifest.fingerprint != fingerprint:
+        raise CorpusError(f"manifest {place.uri}/{fingerprint}.json is not what its name says")
+    return manifest
+
+
+class _Tally:
+    """Samples and hashes by domain and epoch of one walk: orders of the same corpus, seed and length."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.counts: dict[tuple[int, int], int] = {}
+        self.limbs: dict[tuple[int, int], Limbs] = {}
+
+    def add(self, location: Location, limbs: Limbs) -> None:
+        keys, index = np.unique(
+            np.stack((location.domain, location.epoch), axis=1), axis=0, return_inverse=True
+        )
+        sums = np.zeros((len(keys), 4), dtype=np.int64)
+        np.add.at(sums, index.reshape(-1), limbs)
+        counts = np.bincount(index.reshape(-1), minlength=len(keys))
+        for (domain, epoch), count, limb in zip(keys.tolist(), counts.tolist(), sums, strict=True):
+            key = domain, epoch
+            self.counts[key] = self.counts.get(key, 0) + count
+            self.limbs[key] = self.limbs.get(key, np.zeros(4, dtype=np.int64)) + limb
+
+
+def _audit_corpus(
+    manifest: Manifest, curriculum: Curriculum, surviving: dict[int, Consumed], report: Report
+) -> None:
+    hashes = SampleHashes(manifest.shards)
+    walks: dict[tuple[int, int], _Tally] = {}
+    for piece in curriculum.pieces(range(report.steps)):
+        walk = piece.phase.seed, piece.phase.sequence_length
+        tally = walks.setdefault(walk, _Tally(piece.order))
+        for steps, location in _chunks(piece):
+            limbs = hashes.limbs(location)
+            tally.add(location, limbs)
+            _compare_steps(steps, piece.phase.global_batch, location, limbs, surviving, report)
+    for (_, length), tally in walks.items():
+        for (number, epoch), count in sorted(tally.counts.items()):
+            domain = tally.order.domains[number]
+            report.epochs.append(Epoch(domain.name, length, epoch, count, domain.samples))
+            found = tally.limbs[number, epoch] + _rest(hashes, tally.order, number, epoch, count)
+            if digest_of(found) != digest_of(_whole(hashes, domain)):
+                report.problems.append(
+                    f"epoch {epoch} of {domain.name} is not each of its samples once"
+                )
+
+
+def _chunks(piece: Piece) -> Iterator[tuple[Integers, Location]]:
+    """Steps, a few at a time, with the samples that stand at their positions, step by step."""
+    batch = piece.phase.global_batch
+    at_once = max(1, CHUNK // batch)
+    for start in range(piece.steps.start, piece.steps.stop, at_once):
+        steps = np.arange(start, min(start + at_once, piece.steps.stop))
+        every = np.repeat(steps, batch), np.tile(np.arange(batch), len(steps))
+        yield steps, piece.order.locate(piece.positions(*every))
+
+
+def _compare_steps(
+    steps: Integers,
+    batch: int,
+    location: Location,
+    limbs: Limbs,
+    surviving: dict[int, Consumed],
+    report: Report,
+) -> None:
+    """Compare what stands at the positions of `steps` with what the ranks recorded."""
+    for number, step in enumerate(steps.tolist()):
+        consumed = surviving.get(step)
+        if consumed is None:
+            continue  # a gap, which is a problem already
+        own = slice(number * batch, (number + 1) * batch)
+        good = np.ones(batch, dtype=bool)
+        for shard, group in consumed.quarantined:
+            masked = (location.shard[own] == shard) & (location.row_group[own] == group)
+            good &= ~masked
+            group_of = shard, group
+            report.quarantined[group_of] = report.quarantined.get(group_of, 0) + int(masked.sum())
+        report.samples += consumed.samples
+        if (consumed.samples, consumed.digest) != (
+            int(good.sum()),
+            digest_of(limbs[own][good].sum(axis=0)),
+        ):
+            report.problems.append(
+                f"step {step} was trained on {consumed.samples} samples that are not the "
+                f"{int(good.sum())} of its positions"
+            )
+
+
+def _rest(hashes: SampleHashes, order: Order, domain: int, epoch: int, taken: int) -> Limbs:
+    """The sum over the samples of an epoch behind the first `taken`."""
+    total, size = np.zeros(4, dtype=np.int64), order.domains[domain].samples
+    for start in range(taken, size, CHUNK):
+        offsets = np.arange(start, min(start + CHUNK, size))
+        total += hashes.limbs(order.samples_of_epoch(domain, epoch, offsets)).sum(axis=0)
+    return total
+
+
+def _whole(hashes: SampleHashes, domain: Domain) -> Limbs:
+    """The sum over all samples of a domain, as the manifest lists them."""
+    total = np.zeros(4, dtype=np.int64)
+    ends = np.cumsum(domain.rows * domain.parts)
+    for start in range(0, domain.samples, CHUNK):
+        sample = np.arange(start, min(start + CHUNK, domain.samples))
+        group = np.searchsorted(ends, sample, side="right")
+        first = ends[group] - domain.rows[group] * domain.parts
+        row, part = np.divmod(sample - first, domain.parts)
+        zero = np.zeros_like(row)
+        place = Location(zero, zero, domain.shard[group], domain.row_group[group], row, part)
+        total += hashes.limbs(place).sum(axis=0)
+    return total
+
+
+def audit_run(run: Storage) -> Report:
+    """Audit a run up to its newest checkpoint. Raises CheckpointError when there is none."""
+    names = committed(run)
+    if not names:
+        raise CheckpointError(f"no run with a checkpoint at {run.uri}")
+    commit = read_commit(run, names[-1])
+    return audit(run, commit.step, commit.phases)
+
+
+def explain(report: Report) -> Iterator[str]:
+    """What an audit found, in lines for people; the last one begins with PASS or FAIL."""
+    worlds = ", ".join(
+        f"{account.attempt.dp_size}x{account.attempt.tp_size}" for account in report.attempts
+    )
+    yield (
+        f"{report.steps} steps of {report.samples:,} samples, in {len(report.attempts)} attempts "
+        f"(data x tensor parallel: {worlds})"
+    )
+    for epoch in report.epochs:
+        share = "complete" if epoch.samples == epoch.of else f"{epoch.samples / epoch.of:.1%}"
+        yield (
+            f"  {epoch.domain}, {epoch.sequence_length} tokens, epoch {epoch.epoch}: "
+            f"{epoch.samples:,} of {epoch.of:,} samples ({share})"
+        )
+    for back in report.rolled_back:
+        yield (
+            f"rolled back: steps {back.first_step} to {back.first_step + back.steps - 1} of attempt "
+            f"{back.attempt}, {back.samples:,} samples trained and undone"
+        )
+    if report.unsaved:
+        yield f"not in a checkpoint yet: {report.unsaved} steps, which a resume repeats"
+    for (shard, group), samples in sorted(report.quarantined.items()):
+        yield f"quarantined: row group {group} of shard {shard}, {samples:,} samples not trained on"
+    yield from report.problems[:MOST_PROBLEMS]
+    if len(report.problems) > MOST_PROBLEMS:
+        yield f"and {len(report.problems) - MOST_PROBLEMS} problems more"
+    if report.passed:
+        yield "PASS: each sample of each epoch exactly once" + (
+            ", but for the quarantined" if report.quarantined else ""
+        )
+    else:
+        yield f"FAIL: {len(report.problems)} problems"

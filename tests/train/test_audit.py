@@ -1,0 +1,200 @@
+"""The audit: PASS for every history in which each sample counts once, and only for those."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phases import CORPUS, phase
+from typer.testing import CliRunner
+
+from panthalassa.cli import app
+from panthalassa.errors import PanthalassaError
+from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.curriculum import Curriculum, Phase
+from panthalassa.stream.ledger import Attempt, Consumed, Ledger, SampleHashes, digest_of
+from panthalassa.train.audit import Report, audit, explain, keep_manifest
+
+PHASES = [phase(0)]
+HASHES = SampleHashes(CORPUS.shards)
+Edit = Callable[[Consumed], Consumed | None]
+
+
+def consumed(phases: list[Phase], step: int, leave_out: tuple[int, int] | None = None) -> Consumed:
+    """What an honest step records; `leave_out` is a row group that could not be read."""
+    (piece,) = Curriculum(phases, CORPUS).pieces(range(step, step + 1))
+    sample = np.arange(piece.phase.global_batch)
+    place = piece.order.locate(piece.positions(np.full_like(sample, step), sample))
+    good = [(s, g) != leave_out for s, g in zip(place.shard, place.row_group, strict=True)]
+    return Consumed(
+        step=step,
+        samples=sum(good),
+        digest=digest_of(HASHES.limbs(place)[good].sum(axis=0)),
+        quarantined=[leave_out] if leave_out and not all(good) else [],
+    )
+
+
+def attempt(
+    run: Storage,
+    number: int,
+    steps: Iterable[int],
+    phases: list[Phase] = PHASES,
+    edit: Edit = lambda step: step,
+) -> None:
+    steps = list(steps)
+    keep_manifest(run, CORPUS)
+    head = Attempt(
+        attempt=number, first_step=steps[0], dp_size=number, tp_size=1, began=1e9, phases=phases
+    )
+    ledger = Ledger(run, head)
+    for step in steps:
+        if (record := edit(consumed(phases, step))) is not None:
+            ledger.record(record)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "run"))
+
+
+def test_an_undisturbed_run_passes_with_its_epochs(run: Storage) -> None:
+    attempt(run, 1, range(0, 50))
+    report = audit(run, 50, PHASES)
+    assert report.problems == []
+    assert report.samples == 200
+    epochs = [(e.domain, e.epoch, e.samples, e.of) for e in report.epochs]
+    assert epochs[:2] == [("aa", 0, 30, 30), ("aa", 1, 30, 30)]
+    assert sum(samples for _, _, samples, _ in epochs) == 200
+    assert list(explain(report))[-1].startswith("PASS")
+
+
+def test_crashes_and_resizes_pass_and_what_was_undone_is_listed(run: Storage) -> None:
+    attempt(run, 1, range(0, 13))
+    attempt(run, 2, range(10, 18))
+    attempt(run, 3, range(10, 22))
+    attempt(run, 4, range(20, 40))
+    report = audit(run, 36, PHASES)
+    assert report.problems == []
+    undone = [
+        (back.attempt, back.first_step, back.steps, back.samples) for back in report.rolled_back
+    ]
+    assert undone == [(1, 10, 3, 12), (2, 10, 8, 32), (3, 20, 2, 8)]
+    assert report.unsaved == 4
+    assert report.samples == 36 * 4
+
+
+def test_an_attempt_that_was_undone_before_it_trained_does_not_matter(run: Storage) -> None:
+    attempt(run, 1, range(0, 20))
+    Ledger(run, Attempt(attempt=2, first_step=8, dp_size=1, tp_size=1, began=1e9, phases=PHASES))
+    attempt(run, 3, range(8, 12))
+    report = audit(run, 12, PHASES)
+    assert report.passed
+    assert [(back.first_step, back.steps) for back in report.rolled_back] == [(8, 12)]
+
+
+def test_phases_are_understood(run: Storage) -> None:
+    phases = [
+        phase(0),
+        phase(10, temperature=4.0, global_batch=6),
+        phase(20, sequence_length=8),
+        phase(40),
+        phase(50, seed=9),
+    ]
+    attempt(run, 1, range(0, 30), phases)
+    attempt(run, 2, range(25, 60), phases)
+    report = audit(run, 60, phases)
+    assert report.problems == []
+    assert {epoch.sequence_length for epoch in report.epochs} == {16, 8}
+
+
+def other_sample(step: Consumed) -> Consumed:
+    other = consumed(PHASES, step.step + 1).digest
+    return step.model_copy(update={"digest": other}) if step.step == 7 else step
+
+
+def one_less(step: Consumed) -> Consumed:
+    return step.model_copy(update={"samples": 3}) if step.step == 7 else step
+
+
+def hides_a_row_group(step: Consumed) -> Consumed:
+    groups = {"quarantined": [(0, 0)], "samples": 0, "digest": "0" * 32}
+    return step.model_copy(update=groups) if step.step == 7 else step
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (other_sample, "step 7 was trained on 4 samples that are not the 4 of its positions"),
+        (one_less, "step 7 was trained on 3 samples"),
+        (hides_a_row_group, "step 7 was trained on 0 samples"),
+        (lambda step: None if step.step in (5, 6) else step, "gap: no record of steps 5 to 6"),
+        (lambda step: None if step.step == 19 else step, "gap: no record of steps 19 to 19"),
+        (lambda step: None if step.step == 0 else step, "gap: no record of steps 0 to 0"),
+    ],
+)
+def test_every_other_history_fails_by_its_step(run: Storage, edit: Edit, problem: str) -> None:
+    attempt(run, 1, range(0, 20), edit=edit)
+    report = audit(run, 20, PHASES)
+    assert not report.passed
+    assert problem in "\n".join(report.problems)
+    assert list(explain(report))[-1].startswith("FAIL")
+
+
+def test_a_step_that_an_attempt_trained_twice_fails(run: Storage) -> None:
+    attempt(run, 1, [0, 1, 2, 2, 3])
+    assert "attempt 1 trained step 2 twice" in audit(run, 4, PHASES).problems
+
+
+def test_steps_of_another_order_fail(run: Storage) -> None:
+    attempt(run, 1, range(0, 10), [phase(0, seed=5)])
+    report = audit(run, 10, PHASES)
+    assert "attempt 1 had other data: seed is 5 there, 1 here" in report.problems
+    assert sum("not the 4 of its positions" in line for line in report.problems) == 10
+
+
+def test_an_order_that_is_no_permutation_fails(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks and audit share the order, so that one that repeats must show in the sums of an epoch."""
+    from panthalassa.stream.order import Location, Order
+
+    original = Order.locate
+
+    def repeats(self: Order, positions: np.ndarray) -> Location:
+        return original(self, positions - positions % 2)
+
+    monkeypatch.setattr(Order, "locate", repeats)
+    attempt(run, 1, range(0, 50))
+    report = audit(run, 50, PHASES)
+    assert any("is not each of its samples once" in line for line in report.problems)
+
+
+def test_what_was_quarantined_is_listed_and_the_rest_counts(run: Storage) -> None:
+    attempt(run, 1, range(0, 20), edit=lambda step: consumed(PHASES, step.step, (1, 0)))
+    report = audit(run, 20, PHASES)
+    assert report.problems == []
+    assert report.quarantined == {(1, 0): 80 - report.samples}
+    lines = list(explain(report))
+    assert lines[-1].endswith("but for the quarantined")
+    assert any("row group 0 of shard 1" in line for line in lines)
+
+
+def test_a_manifest_that_was_changed_is_not_believed(run: Storage) -> None:
+    attempt(run, 1, range(0, 5))
+    name = f"manifests/{CORPUS.fingerprint}.json"
+    run.write(name, run.read(name).replace(b'"rows": 30', b'"rows": 31'))
+    with pytest.raises(PanthalassaError, match="is not what its name says"):
+        audit(run, 5, PHASES)
+
+
+def test_the_command_names_a_run_that_is_none(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["audit", str(tmp_path / "nothing")])
+    assert result.exit_code == 1
+    assert f"no run with a checkpoint at {tmp_path}/nothing" in result.stderr
+
+
+def test_no_more_problems_are_printed_than_people_read() -> None:
+    report = Report(steps=1000, problems=[f"step {step} is wrong" for step in range(1000)])
+    lines = list(explain(report))
+    assert len(lines) < 30
+    assert "and 980 problems more" in lines
