@@ -1,28 +1,21 @@
 """One API over local folders and S3: whole objects, atomic writes, and no secrets in what is said."""
 
 import hashlib
-import importlib.util
 import os
 import resource
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
+from s3 import KEY_ID, SECRET, Server, s3_server, use_s3
 
 from panthalassa.errors import ConfigError
 from panthalassa.storage import CHUNK, Storage, open_storage
-
-KEY_ID, SECRET = "AKIDEXAMPLE0000", "s3cr3t/with+signs0000"
-SERVER_SECONDS = 30
 
 
 def tree(folder: Path) -> list[str]:
@@ -40,56 +33,17 @@ def no_file_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The endpoint of a real S3 server on loopback, with one bucket, `ocean`."""
-    if importlib.util.find_spec("localbucket") is None:
-        pytest.skip("needs an S3 server: pip install localbucket==1.2.1")
-    folder, port = tmp_path_factory.mktemp("s3"), free_port()
-    (folder / "ocean").mkdir()
-    command = [sys.executable, "-m", "localbucket", "--port", str(port), str(folder)]
-    with open(folder.parent / "s3.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            endpoint, until = f"http://127.0.0.1:{port}", time.monotonic() + SERVER_SECONDS
-            while not answers(endpoint):
-                assert server.poll() is None, (folder.parent / "s3.log").read_text()
-                assert time.monotonic() < until, "the S3 server does not answer"
-                time.sleep(0.05)
-            yield endpoint
-        finally:
-            server.terminate()
-            server.wait(SERVER_SECONDS)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with s3_server(tmp_path_factory.mktemp("s3") / "buckets") as running:
+        yield running
 
 
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The environment of a user of that server; returns its endpoint."""
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return s3_server
+def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of a user of a real S3 server; returns its endpoint."""
+    use_s3(monkeypatch, server.url)
+    return server.url
 
 
 @pytest.fixture(params=["local", "s3"])
