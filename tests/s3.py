@@ -108,7 +108,7 @@ class FaultyProxy:
 
     Each request meets a fault with probability `rate`, one of `kinds` at random; `script` goes
     before it: the faults of the next requests for objects, `None` for a request that is well. The
-    kinds are those of REFUSALS, `reset` (no answer), `stall` (an answer after `stall` seconds),
+    kinds are those of REFUSALS, `reset` (no answer), `lost` (done, but no answer), `stall` (an answer after `stall` seconds),
     and in the body of an object: `cut` (half of it), `flip` (one bit), `hang` (`stall` seconds
     after half of it).
     """
@@ -252,6 +252,9 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
         length = len(content) if self.command != "HEAD" else answer.getheader("Content-Length", "0")
+        if fault == "lost":
+            self._reset()
+            return
         self._head(answer.status, dict(answer.getheaders()), length)
         if fault == "flip" and content:
             content = proxy.flip(content)

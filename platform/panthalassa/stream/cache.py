@@ -2,8 +2,8 @@
 
 A shard in a local folder is hashed when a process first touches it, and mapped where it lies. One in
 object storage is downloaded whole into the cache directory of the node, hashed on its way into
-`<sha256>.part`, and renamed to `<sha256>.parquet` when it is what the manifest says. Whatever is
-served has been hashed by this process through the very mapping that it gets.
+`<sha256>.part`, and renamed to `<sha256>.parquet` when it is what the manifest says; a process that
+finds it there hashes it again before its first use.
 
 Processes agree by locks of the kernel, which end with their holder: one a shard (`<sha256>.lock`), for
 downloading and removing what is rotten, and one for the room (`room.lock`). A `.part` file whose
@@ -86,10 +86,10 @@ class ShardCache:
         if _verified.get(str(path)) == identity:
             return file
         if found.st_size != shard.size:
-            raise self._short(shard, found.st_size)
+            raise self._corrupt(shard, "it has", f"{found.st_size} bytes", shard.size)
         digest = _sha256(file)
         if digest != shard.sha256:
-            raise self._corrupt(shard, digest, "")
+            raise self._corrupt(shard, "SHA-256 is", digest, shard.sha256)
         _verified[str(path)] = identity
         return file
 
@@ -101,7 +101,8 @@ class ShardCache:
             hashes: list[str] = []
             while shard.sha256 not in hashes:
                 if len(hashes) == DOWNLOADS or len(set(hashes)) < len(hashes):
-                    raise self._corrupt(shard, hashes[-1], _told(hashes))
+                    told = shard.sha256 + _downloads(hashes)
+                    raise self._corrupt(shard, "SHA-256 is", hashes[-1], told)
                 hashes.append(self._fetch(shard, part))
             file = pa.memory_map(str(part))
             _verified[str(target)] = _identity(part)
@@ -125,7 +126,8 @@ class ShardCache:
                 while view:
                     view = view[file.write(view) :]
         if size != shard.size:
-            raise self._short(shard, storage.size(shard.path))
+            told = size if size < shard.size else f"more than {shard.size}"
+            raise self._corrupt(shard, "it has", f"{told} bytes", shard.size)
         return digest.hexdigest()
 
     def _next(self, chunks: Iterator[bytes], shard: Shard) -> bytes:
@@ -173,7 +175,8 @@ class ShardCache:
     def _line(self, shard: Shard) -> str:
         """Where the manifest lists the shard, for people who look there."""
         try:
-            lines = self.storage.read(MANIFEST).decode().splitlines()
+            storage = replace(self.storage, patience=0.0)
+            lines = storage.read(MANIFEST).decode().splitlines()
         except (OSError, UnicodeDecodeError):
             return MANIFEST
         start = next((i for i, line in enumerate(lines) if json.dumps(shard.path) in line), None)
@@ -186,18 +189,12 @@ class ShardCache:
         place = f"shard {self._place(shard)} is listed in {self._line(shard)} but"
         if isinstance(error, FileNotFoundError):
             return CorpusError(f"{place} does not exist. {REMEDY}")
-        return CorpusError(f"{place} can not be read: {error}. {REMEDY}")
+        return CorpusError(f"{place} can not be read: {error}. The same command then goes on.")
 
-    def _short(self, shard: Shard, size: int) -> CorpusError:
+    def _corrupt(self, shard: Shard, what: str, found: str, expected: str | int) -> CorpusError:
         return CorpusError(
-            f"shard {self._place(shard)} is corrupt: it has {size} bytes, "
-            f"{self._line(shard)} says {shard.size}. {REMEDY}"
-        )
-
-    def _corrupt(self, shard: Shard, found: str, told: str) -> CorpusError:
-        return CorpusError(
-            f"shard {self._place(shard)} is corrupt: SHA-256 is {found}, "
-            f"{self._line(shard)} says {shard.sha256}{told}. {REMEDY}"
+            f"shard {self._place(shard)} is corrupt: {what} {found}, "
+            f"{self._line(shard)} says {expected}. {REMEDY}"
         )
 
     def _refused(self, shard: Shard, error: OSError) -> CorpusError:
@@ -243,9 +240,9 @@ def _sha256(file: pa.MemoryMappedFile) -> str:
     return digest.hexdigest()
 
 
-def _told(hashes: list[str]) -> str:
+def _downloads(hashes: list[str]) -> str:
     if len(set(hashes)) < len(hashes):
-        return f" (the same in {len(hashes) - len(set(hashes)) + 1} downloads)"
+        return " (every time: the object itself is rotten)"
     return f" ({len(hashes)} downloads differ: suspect the network or this node's memory)"
 
 
