@@ -106,11 +106,11 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 class FaultyProxy:
     """Passes HTTP on to `upstream`, with faults.
 
-    Each request meets a fault with probability `rate`, one of `kinds` at random; `script` goes
-    before it: the faults of the next requests for objects, `None` for a request that is well. The
-    kinds are those of REFUSALS, `reset` (no answer), `lost` (done, but no answer), `stall` (an answer after `stall` seconds),
-    and in the body of an object: `cut` (half of it), `flip` (one bit), `hang` (`stall` seconds
-    after half of it).
+    Each request meets a fault with probability `rate`, one of `kinds` at random; `next` goes before
+    that: the faults of the next requests for objects, `None` for a request that is well. Kinds: those
+    of REFUSALS; `reset` (no answer), `lost` (done, but no answer), `stall` (an answer after `stall`
+    seconds); and in the body of an object `cut` (half of it), `flip` (one bit), `hang` (`stall`
+    seconds after half of it).
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class FaultyProxy:
     ) -> None:
         self.upstream = urlsplit(upstream)
         self.rate, self.kinds, self.stall, self.delay = rate, kinds, stall, delay
-        self.script: deque[str | None] = deque()
+        self._script: deque[str | None] = deque()
+        self._failures: deque[str] = deque()
         self.faults: Counter[str] = Counter()
         """How often each kind was done."""
         self.requests: list[tuple[str, str, str]] = []
@@ -147,7 +148,12 @@ class FaultyProxy:
         self._server.server_close()
 
     def next(self, faults: Iterable[str | None]) -> None:
-        self.script.extend(faults)
+        """The faults of the next requests for objects; one in the body waits for a GET."""
+        self._script.extend(faults)
+
+    def fail(self, times: int, kind: str) -> None:
+        """Let the next requests fail, whatever they are for."""
+        self._failures.extend([kind] * times)
 
     def downloads(self, key: str) -> int:
         """How often a GET began at the first byte of the object `bucket/key`."""
@@ -160,15 +166,16 @@ class FaultyProxy:
         """Note a request, and choose its fault."""
         with self._lock:
             self.requests.append((method, key, span))
-            if self.script and of_object:
-                fault = self.script[0]
+            fault: str | None = None
+            if self._failures:
+                fault = self._failures.popleft()
+            elif self._script and of_object:
+                fault = self._script[0]
                 if fault in IN_THE_BODY and method != "GET":
                     return None
-                self.script.popleft()
+                self._script.popleft()
             elif self._random.random() < self.rate:
                 fault = self._random.choice(self.kinds)
-            else:
-                fault = None
             if fault in IN_THE_BODY and not (method == "GET" and of_object):
                 return None
             if fault:

@@ -169,9 +169,6 @@ class ShardCache:
     def _lock(self, sha256: str) -> Path:
         return self.directory / f"{sha256}.lock"
 
-    def _place(self, shard: Shard) -> str:
-        return f"{self.storage.uri}/{shard.path}"
-
     def _line(self, shard: Shard) -> str:
         """Where the manifest lists the shard, for people who look there."""
         try:
@@ -186,21 +183,21 @@ class ShardCache:
         return f"{MANIFEST} (line {next(behind, start) + 1})"
 
     def _unreadable(self, shard: Shard, error: OSError) -> CorpusError:
-        place = f"shard {self._place(shard)} is listed in {self._line(shard)} but"
+        place = f"shard {self.storage.uri}/{shard.path} is listed in {self._line(shard)} but"
         if isinstance(error, FileNotFoundError):
             return CorpusError(f"{place} does not exist. {REMEDY}")
         return CorpusError(f"{place} can not be read: {error}. The same command then goes on.")
 
     def _corrupt(self, shard: Shard, what: str, found: str, expected: str | int) -> CorpusError:
         return CorpusError(
-            f"shard {self._place(shard)} is corrupt: {what} {found}, "
+            f"shard {self.storage.uri}/{shard.path} is corrupt: {what} {found}, "
             f"{self._line(shard)} says {expected}. {REMEDY}"
         )
 
     def _refused(self, shard: Shard, error: OSError) -> CorpusError:
         if error.errno in NO_ROOM:
             return CorpusError(
-                f"the disk of the cache {self.directory} is full: shard {self._place(shard)} "
+                f"the disk of the cache {self.directory} is full: shard {self.storage.uri}/{shard.path} "
                 f"needs {shard.size / 1e6:.1f} MB. Make room there, or set the key "
                 "stream.cache_directory to a larger disk."
             )
