@@ -1,28 +1,34 @@
 """One API over local folders and S3: whole objects, atomic writes, and no secrets in what is said."""
 
 import hashlib
-import importlib.util
 import os
+import pickle
 import resource
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
+from s3 import (
+    BUCKET,
+    KEY_ID,
+    SECRET,
+    FaultyProxy,
+    Server,
+    free_port,
+    s3_server,
+    silent_port,
+    use_s3,
+)
 
-from panthalassa.errors import ConfigError
+from panthalassa import storage as storage_module
+from panthalassa.corpus.manifest import read_manifest
+from panthalassa.errors import ConfigError, CorpusError
 from panthalassa.storage import CHUNK, Storage, open_storage
-
-KEY_ID, SECRET = "AKIDEXAMPLE0000", "s3cr3t/with+signs0000"
-SERVER_SECONDS = 30
 
 
 def tree(folder: Path) -> list[str]:
@@ -40,56 +46,17 @@ def no_file_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The endpoint of a real S3 server on loopback, with one bucket, `ocean`."""
-    if importlib.util.find_spec("localbucket") is None:
-        pytest.skip("needs an S3 server: pip install localbucket==1.2.1")
-    folder, port = tmp_path_factory.mktemp("s3"), free_port()
-    (folder / "ocean").mkdir()
-    command = [sys.executable, "-m", "localbucket", "--port", str(port), str(folder)]
-    with open(folder.parent / "s3.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            endpoint, until = f"http://127.0.0.1:{port}", time.monotonic() + SERVER_SECONDS
-            while not answers(endpoint):
-                assert server.poll() is None, (folder.parent / "s3.log").read_text()
-                assert time.monotonic() < until, "the S3 server does not answer"
-                time.sleep(0.05)
-            yield endpoint
-        finally:
-            server.terminate()
-            server.wait(SERVER_SECONDS)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with s3_server(tmp_path_factory.mktemp("s3") / "buckets") as running:
+        yield running
 
 
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The environment of a user of that server; returns its endpoint."""
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return s3_server
+def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of a user of a real S3 server; returns its endpoint."""
+    use_s3(monkeypatch, server.url)
+    return server.url
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -324,3 +291,138 @@ def test_credentials_in_a_uri_are_refused_without_repeating_them(user: str) -> N
 def test_another_scheme_is_refused_not_made_a_folder(uri: str) -> None:
     with pytest.raises(ConfigError, match="s3://bucket/prefix"):
         open_storage(uri)
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A network between this process and the server, which is well until it is told otherwise."""
+    monkeypatch.setattr(storage_module, "SILENT_SECONDS", 1.0)
+    with FaultyProxy(s3, stall=1.5) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+def one_line(call: Callable[[], object]) -> str:
+    """What the call raises, which holds no credentials."""
+    with pytest.raises((OSError, CorpusError)) as refusal:
+        call()
+    text = str(refusal.value)
+    assert "\n" not in text
+    for said in (text, repr(refusal.value)):
+        assert SECRET not in said
+        assert KEY_ID not in said
+    return text
+
+
+OPERATIONS: dict[str, tuple[Callable[[Storage], object], object]] = {
+    "read": (lambda storage: storage.read("a"), b"old"),
+    "sha256": (lambda storage: storage.sha256("a"), hashlib.sha256(b"old").hexdigest()),
+    "size": (lambda storage: storage.size("a"), 3),
+    "exists": (lambda storage: storage.exists("a"), True),
+    "write": (lambda storage: storage.write("a", b"new"), None),
+    "files": (lambda storage: storage.files(), [("a", 3)]),
+    "folders": (lambda storage: storage.folders(), []),
+}
+
+
+@pytest.mark.parametrize("kind", ["503", "reset"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_failure_that_passes_is_waited_out(
+    server: Server, proxy: FaultyProxy, tmp_path: Path, name: str, kind: str
+) -> None:
+    """However many of the first tries fail."""
+    call, expected = OPERATIONS[name]
+    storage = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    storage.write("a", b"old")
+    proxy.requests.clear()
+    proxy.fail(5, kind)
+    assert call(storage) == expected
+    assert proxy.faults[kind] == 5
+    assert storage.read("a") == (b"new" if name == "write" else b"old")
+
+
+@pytest.mark.parametrize("kind", ["503", "lost"])
+def test_a_deletion_is_tried_again(proxy: FaultyProxy, kind: str) -> None:
+    """Also when it was done, and only the answer was lost."""
+    storage = open_storage(f"s3://{BUCKET}")
+    storage.write("deleted", b"1")
+    proxy.next([None, None, kind, kind, kind, kind])
+    storage.delete("deleted")
+    assert proxy.faults[kind] == 4
+    assert not storage.exists("deleted")
+
+
+def test_a_large_object_goes_on_where_it_was_cut(
+    proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "CHUNK", 1 << 16)
+    storage = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    data = os.urandom(5 << 16)
+    storage.write("a", data)
+    proxy.requests.clear()
+    proxy.next([None, None, None, "cut", "cut", "cut"])
+    assert storage.read("a") == data
+    assert proxy.faults["cut"] == 3
+    spans = [span for method, _, span in proxy.requests if method == "GET"]
+    starts = [int(span.removeprefix("bytes=").partition("-")[0]) >> 16 for span in spans]
+    assert starts == [0, 1, 2, 2, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["denied", "unknown_key", "signature", "expired"])
+def test_refused_credentials_are_told_at_once(proxy: FaultyProxy, kind: str) -> None:
+    proxy.rate, proxy.kinds = 1.0, (kind,)
+    storage = open_storage(f"s3://{BUCKET}/corpus")
+    calls = [
+        lambda: read_manifest(storage),
+        lambda: storage.exists("a"),
+        lambda: storage.write("a", b"1"),
+        lambda: storage.files(),
+    ]
+    for call in calls:
+        proxy.requests.clear()
+        text = one_line(call)
+        assert f"s3://{BUCKET}/corpus" in text
+        assert "Check AWS_ACCESS_KEY_ID" in text
+        assert len(proxy.requests) == 1
+
+
+def test_an_absent_bucket_is_named(s3: str) -> None:
+    storage = open_storage("s3://no-such-bucket/corpus")
+    calls = [lambda: read_manifest(storage), lambda: storage.exists("a"), lambda: storage.size("a")]
+    for call in calls:
+        assert "there is no bucket no-such-bucket" in one_line(call)
+
+
+def check_unreachable(endpoint: str) -> None:
+    for call in (read_manifest, lambda storage: storage.exists("a")):
+        text = one_line(lambda call=call: call(open_storage("s3://ocean/corpus", patience=2.5)))
+        assert f"no answer from {endpoint}" in text
+        assert "tries in" in text
+        assert "Check AWS_ENDPOINT_URL" in text
+
+
+def test_an_endpoint_that_is_not_there_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    check_unreachable(endpoint)
+
+
+def test_an_endpoint_that_never_answers_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
+    with silent_port() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        check_unreachable(endpoint)
+
+
+def test_a_pickled_storage_is_the_same_without_credentials(s3: str) -> None:
+    for storage in (open_storage("s3://ocean/a?b#c", 7.0), open_storage("/tmp/a b", 7.0)):
+        pickled = pickle.dumps(storage.below("x"))
+        assert SECRET.encode() not in pickled
+        assert KEY_ID.encode() not in pickled
+        again = pickle.loads(pickled)  # noqa: S301
+        assert (again.uri, again.root, again.patience) == (
+            f"{storage.uri}/x",
+            f"{storage.root}/x",
+            7.0,
+        )

@@ -3,31 +3,53 @@
 Everything the platform keeps (corpora, checkpoints, runs) is a tree of immutable objects below a
 root. `Storage` reads and writes them by relative path. A write is all or nothing: locally through a
 temporary file and a rename, on S3 by the service itself. S3's endpoint, region and credentials come
-from the usual AWS variables and are never printed.
+from the usual AWS variables and are never printed or pickled.
+
+Every call to S3 waits out the failures that pass, up to `patience` (`retry.py`). A connection that
+is silent for some seconds counts as lost.
 """
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import pyarrow.fs as pafs
 
 from panthalassa.errors import ConfigError
+from panthalassa.retry import Incomplete, retrying
 
-CHUNK = 1 << 20
+CHUNK = 8 << 20
+PATIENCE = 20.0
+CONNECT_SECONDS = 4.0
+SILENT_SECONDS = 4.0
+"""Despite pyarrow's documentation this is heeded on Linux too, as curl's low-speed time: no answer
+for so long ends the try; in mid-body it takes some five seconds more."""
+SDK_TRIES = 2
+"""One retry of the SDK's own, for those who use `filesystem` without this module."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A root in a file system; every `path` below is relative to it and uses `/`."""
+    """A root in a file system; every `path` below is relative to it and uses `/`.
+
+    `patience`: the seconds for which a call to S3 is tried again.
+    """
 
     filesystem: pafs.FileSystem
     root: str
     uri: str
+    patience: float = PATIENCE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_storage, (self.uri, self.patience)
 
     def path(self, path: str) -> str:
         """The path as the file system wants it, e.g. for `pyarrow.parquet`."""
@@ -35,32 +57,54 @@ class Storage:
 
     def below(self, path: str) -> "Storage":
         """The same storage, rooted one or more folders deeper."""
-        return Storage(self.filesystem, self.path(path), f"{self.uri}/{path}")
+        return replace(self, root=self.path(path), uri=f"{self.uri}/{path}")
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def exists(self, path: str) -> bool:
-        kind = self.filesystem.get_file_info(self.path(path)).type
-        return bool(kind != pafs.FileType.NotFound)
+        """Raises OSError when that can not be known, as when the bucket is absent."""
+        return bool(self._info(path).type != pafs.FileType.NotFound)
 
     def size(self, path: str) -> int:
         """Bytes of an object. Raises FileNotFoundError."""
-        info = self.filesystem.get_file_info(self.path(path))
+        info = self._info(path)
         if info.size is None:
             raise FileNotFoundError(f"{self.uri}/{path}")
         return int(info.size)
 
     def read(self, path: str) -> bytes:
         """The whole object. Raises FileNotFoundError or OSError."""
+        if not self.is_local:
+            return b"".join(self.chunks(path))
         with self.filesystem.open_input_stream(self.path(path)) as stream:
             return bytes(stream.read())
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        with self.filesystem.open_input_stream(self.path(path)) as stream:
-            while chunk := stream.read(CHUNK):
-                yield chunk
+        """The object in pieces of CHUNK bytes; on S3 each is a request with its own patience."""
+        if self.is_local:
+            with self.filesystem.open_input_stream(self.path(path)) as stream:
+                while chunk := stream.read(CHUNK):
+                    yield chunk
+            return
+
+        def fetch(offset: int, count: int) -> bytes:
+            piece = bytes(file.read_at(count, offset))
+            if len(piece) < count:
+                raise Incomplete(f"{len(piece)} of {count} bytes came")
+            return piece
+
+        try:
+            file = self._retrying(path, lambda: self.filesystem.open_input_file(self.path(path)))
+        except FileNotFoundError:
+            self._check_bucket()
+            raise
+        with file:
+            size = file.size()
+            for offset in range(0, size, CHUNK):
+                count = min(CHUNK, size - offset)
+                yield self._retrying(path, partial(fetch, offset, count))
 
     def sha256(self, path: str) -> str:
         digest = hashlib.sha256()
@@ -71,8 +115,7 @@ class Storage:
     def write(self, path: str, data: bytes) -> None:
         """Write the object whole; a crash leaves either the old one or the new one."""
         if not self.is_local:
-            with self.filesystem.open_output_stream(self.path(path)) as stream:
-                stream.write(data)
+            self._retrying(path, lambda: self._upload(path, data))
             return
         target = Path(self.path(path))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +134,7 @@ class Storage:
     def folders(self) -> list[str]:
         """Names of the folders directly below the root, sorted; empty when there is no root."""
         selector = pafs.FileSelector(self.root, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        found = self._retrying("", lambda: self.filesystem.get_file_info(selector))
         return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.Directory)
 
     def files(self) -> list[tuple[str, int]]:
@@ -99,7 +142,8 @@ class Storage:
 
         Raises FileNotFoundError when there is no root, OSError when it is no folder.
         """
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.root, recursive=True))
+        selector = pafs.FileSelector(self.root, recursive=True)
+        found = self._retrying("", lambda: self.filesystem.get_file_info(selector))
         start = len(self.root.rstrip("/")) + 1
         return sorted(
             (entry.path[start:], entry.size or 0)
@@ -109,15 +153,57 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Delete an object, or a folder with all that is in it."""
-        if self.filesystem.get_file_info(self.path(path)).type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path(path))
-        else:
-            self.filesystem.delete_file(self.path(path))
+        if self._info(path).type == pafs.FileType.Directory:
+            self._retrying(path, lambda: self.filesystem.delete_dir(self.path(path)))
+            return
+        tries = 0
+
+        def delete() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self.filesystem.delete_file(self.path(path))
+            except FileNotFoundError:
+                if tries == 1:  # else the try before did it, and only its answer was lost
+                    raise
+
+        self._retrying(path, delete)
+
+    def _retrying(self, path: str, operation: Callable[[], Result]) -> Result:
+        if self.is_local:
+            return operation()
+        return retrying(operation, f"{self.uri}/{path}".rstrip("/"), self.patience)
+
+    def _info(self, path: str) -> pafs.FileInfo:
+        info = self._retrying(path, lambda: self.filesystem.get_file_info(self.path(path)))
+        if info.type == pafs.FileType.NotFound:
+            self._check_bucket()
+        return info
+
+    def _check_bucket(self) -> None:
+        """Raise OSError when the bucket is absent: S3 answers that no object is there, either."""
+        if self.is_local:
+            return
+        bucket = self.root.partition("/")[0]
+        try:
+            info = self._retrying("", lambda: self.filesystem.get_file_info(bucket))
+        except OSError:
+            return  # a key may be allowed to read objects, and not to ask this
+        if info.type == pafs.FileType.NotFound:
+            raise OSError(
+                f"{self.uri}: there is no bucket {bucket}. Correct its name, AWS_REGION or "
+                "AWS_ENDPOINT_URL, or create it"
+            )
+
+    def _upload(self, path: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(self.path(path)) as stream:
+            stream.write(data)
 
 
-def open_storage(uri: str) -> Storage:
+def open_storage(uri: str, patience: float = PATIENCE) -> Storage:
     """The storage at a local path or an `s3://bucket/prefix` URI; nothing is created or read.
 
+    `patience`: the seconds for which a call to S3 is tried again while its failure may pass.
     Raises ConfigError for another scheme, or when the URI holds credentials.
     """
     parsed = urlparse(uri)
@@ -137,8 +223,13 @@ def open_storage(uri: str) -> Storage:
             endpoint_override=endpoint,
             scheme="https" if secure else "http",
             region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=SILENT_SECONDS,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_TRIES),
+            allow_delayed_open=True,  # a small object is one request, which is whole or not at all
         )
-        root = f"{parsed.netloc}/{parsed.path.strip('/')}".rstrip("/")
-        return Storage(s3, root, f"s3://{root}")
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
+        return Storage(s3, root, f"s3://{root}", patience)
     path = os.path.abspath(os.path.expanduser(parsed.path if parsed.scheme == "file" else uri))
-    return Storage(pafs.LocalFileSystem(), path, path)
+    return Storage(pafs.LocalFileSystem(), path, path, patience)

@@ -81,7 +81,8 @@ def read_manifest(storage: Storage, name: str = MANIFEST) -> Manifest:
             "Make one with `panthalassa prepare`, or correct the key corpus.directory."
         ) from None
     except OSError as error:
-        raise CorpusError(f"{place} can not be read: {error}. Check its permissions.") from error
+        remedy = "Check its permissions." if storage.is_local else "Mend that, and start again."
+        raise CorpusError(f"{place} can not be read: {error}. {remedy}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
