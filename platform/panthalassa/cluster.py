@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import psutil
 
 from panthalassa.config import Cluster
-from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.errors import CheckpointError, ConfigError, CorpusError, PanthalassaError
 
 OBJECT_STORE = 256 << 20
 GRACE = 5
@@ -102,6 +102,18 @@ def compute() -> None:
     """Let this thread, and those that it starts, be scheduled as one that computes."""
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def mendable(error: BaseException) -> PanthalassaError | None:
+    """The PanthalassaError of a task inside an error of Ray, without what Ray adds to its text."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, PanthalassaError):
+            text, _, _ = str(getattr(inner, "cause", inner)).partition("\nFailed to apply UDF")
+            kinds = CheckpointError, ConfigError, CorpusError
+            return next((kind for kind in kinds if isinstance(inner, kind)), PanthalassaError)(text)
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return None
 
 
 def check_resources(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,13 +43,16 @@ class Storage:
     `patience`: the seconds for which a call to S3 is tried again.
     """
 
-    filesystem: pafs.FileSystem
+    filesystem: pafs.FileSystem = field(hash=False)
     root: str
     uri: str
     patience: float = PATIENCE
+    endpoint: str | None = None
+    region: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_storage, (self.uri, self.patience)
+        """Other processes take the credentials from their own environment."""
+        return open_storage, (self.uri, self.patience, self.endpoint, self.region)
 
     def path(self, path: str) -> str:
         """The path as the file system wants it, e.g. for `pyarrow.parquet`."""
@@ -200,11 +203,16 @@ class Storage:
             stream.write(data)
 
 
-def open_storage(uri: str, patience: float = PATIENCE) -> Storage:
+def open_storage(
+    uri: str,
+    patience: float = PATIENCE,
+    endpoint: str | None = None,
+    region: str | None = None,
+) -> Storage:
     """The storage at a local path or an `s3://bucket/prefix` URI; nothing is created or read.
 
     `patience`: the seconds for which a call to S3 is tried again while its failure may pass.
-    Raises ConfigError for another scheme, or when the URI holds credentials.
+    `endpoint` and `region` of S3 are otherwise those of the environment. Raises ConfigError for another scheme, or when the URI holds credentials.
     """
     parsed = urlparse(uri)
     if "://" in uri and parsed.scheme not in ("s3", "file"):
@@ -217,12 +225,16 @@ def open_storage(uri: str, patience: float = PATIENCE) -> Storage:
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."
         )
     if parsed.scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        environment = os.environ
+        endpoint = (
+            endpoint or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+        )
+        region = region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
         secure = not (endpoint or "https").startswith("http://")
         s3 = pafs.S3FileSystem(
             endpoint_override=endpoint,
             scheme="https" if secure else "http",
-            region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+            region=region,
             connect_timeout=CONNECT_SECONDS,
             request_timeout=SILENT_SECONDS,
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_TRIES),
@@ -230,6 +242,6 @@ def open_storage(uri: str, patience: float = PATIENCE) -> Storage:
         )
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
-        return Storage(s3, root, f"s3://{root}", patience)
+        return Storage(s3, root, f"s3://{root}", patience, endpoint, region)
     path = os.path.abspath(os.path.expanduser(parsed.path if parsed.scheme == "file" else uri))
     return Storage(pafs.LocalFileSystem(), path, path, patience)

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from panthalassa.config import Stream
 from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.storage import open_storage
+from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Curriculum, Phase
 from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
@@ -39,7 +41,8 @@ class Corpus:
     documents: dict[int, np.ndarray]
 
     def reader(self, quarantine: bool = False) -> ShardReader:
-        return ShardReader(open_storage(str(self.folder)), self.manifest, quarantine)
+        cache = ShardCache(self.folder / "cache", 1 << 20, open_storage(str(self.folder)))
+        return ShardReader(cache, self.manifest, quarantine)
 
     def order(self, sequence_length: int = LENGTH) -> Order:
         return Order(self.manifest, sequence_length, Mixture(1.5), 3)
@@ -139,7 +142,7 @@ def stream(
     corpus: Corpus, steps: range, dp_size: int = 1, rank: int = 0, reader: ShardReader | None = None
 ) -> Iterator[Batch]:
     pieces = list(corpus.curriculum().pieces(steps))
-    return open_stream(reader or corpus.reader(), pieces, dp_size, rank, read_tasks=2)
+    return open_stream(reader or corpus.reader(), pieces, dp_size, rank, Stream())
 
 
 def read(corpus: Corpus, dp_size: int, rank: int, steps: range) -> list[Samples]:
@@ -200,7 +203,7 @@ def test_blocks_that_are_read_slowly_keep_their_place(
         for step in np.arange(GLOBAL_BATCH, 13 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
     ]
     first = expected[0].tokens[0, 0]
-    reader = SlowAtFirst(open_storage(str(corpus.folder)), corpus.manifest)
+    reader = SlowAtFirst(corpus.reader().cache, corpus.manifest)
     found = stream(corpus, range(1, 13), reader=reader)
     assert_same([batch.samples for batch in found], expected)
 
@@ -235,7 +238,7 @@ def truncate(path: Path) -> None:
     [
         (flip_a_bit, "is corrupt"),
         (truncate, "is corrupt"),
-        (Path.unlink, "is listed in manifest.json but can not be read"),
+        (Path.unlink, "is listed in manifest.json but does not exist"),
     ],
 )
 def test_an_ill_shard_is_named_with_the_remedy(
@@ -252,6 +255,7 @@ def test_an_ill_shard_is_named_with_the_remedy(
     assert "Restore the file or prepare the corpus anew." in message
     assert "Traceback" not in message
     assert "ray::" not in message
+    assert "UDF" not in message
     assert next(found, None) is None
 
 

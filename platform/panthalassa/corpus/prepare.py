@@ -17,7 +17,7 @@ import ray.data
 import ray.exceptions
 
 from panthalassa import config
-from panthalassa.cluster import connected
+from panthalassa.cluster import connected, mendable
 from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
 from panthalassa.corpus.pipeline import (
     distinct_documents,
@@ -189,9 +189,8 @@ def _mendable_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CorpusError):
-            message, _, _ = str(error.cause).partition("\nFailed to apply UDF")  # Ray's addition
-            raise CorpusError(message) from None
+        if original := mendable(error):
+            raise original from None
         raise
     finally:
         context.enable_progress_bars = bars

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import ray.data
 from numpy.typing import NDArray
 
+from panthalassa.cluster import mendable
 from panthalassa.config import Stream
 from panthalassa.corpus.manifest import Manifest, Shard
-from panthalassa.errors import CorpusError, PanthalassaError
+from panthalassa.errors import CorpusError
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Piece
 from panthalassa.stream.ledger import Limbs, RowGroup, SampleHashes
@@ -247,7 +248,7 @@ class _Ahead:
             for batch in batches:
                 self._ready.put(_batch(batch))
         except Exception as error:
-            end = _readable(error)
+            end = mendable(error) or error
         self._ready.put(end)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -258,13 +259,3 @@ class _Ahead:
         if isinstance(item, BaseException):
             raise item
         return item
-
-
-def _readable(error: BaseException) -> BaseException:
-    """The PanthalassaError inside an error of Ray, or the error itself."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, PanthalassaError):
-            return PanthalassaError(str(getattr(inner, "cause", inner)))
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return error
