@@ -14,7 +14,7 @@ import pytest
 from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.storage import open_storage
-from panthalassa.stream.order import Location, Order, evenly
+from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import PADDING, Samples, ShardReader, open_stream
 
@@ -40,7 +40,7 @@ class Corpus:
         return ShardReader(open_storage(str(self.folder)), self.manifest, sequence_length)
 
     def order(self, sequence_length: int = LENGTH) -> Order:
-        return Order(self.manifest, sequence_length, 1.5, 3)
+        return Order(self.manifest, sequence_length, Mixture(1.5), 3)
 
     def expected(self, positions: np.ndarray, sequence_length: int = LENGTH) -> Samples:
         """What stands at `positions`, taken from what was written, without the reader."""
@@ -261,7 +261,7 @@ def test_documents_are_told_apart_and_padding_from_both(
 
 
 def test_the_documents_of_a_row_by_hand(corpus: Corpus) -> None:
-    first_group = Location(*np.array([[0, 0, row, 0] for row in range(5)]).T)
+    first_group = Location(*np.array([[0, 0, 0, 0, row, 0] for row in range(5)]).T)
     assert corpus.reader().fetch(first_group).documents.tolist() == [
         [0] * 16,
         [0] + [1] * 15,

@@ -1,164 +1,290 @@
-"""The order of the samples: position -> (shard, row group, row, part), a pure function.
+"""The order of the samples: position -> sample, a pure function with an inverse.
 
 A run reads the positions 0, 1, 2, …; which sample stands at a position depends on the manifest, the
 mixture and the seed alone, never on who reads. Two ideas make it so. The mixture of domains is a fixed
 pattern of slots that repeats: position p lies in period p // slots at slot p % slots, and each domain
-has an exact number of slots. Within a domain, samples are walked epoch by epoch, the row groups in a
-seeded permutation, the rows of a group in order (they were shuffled when the corpus was prepared).
+has an exact number of slots. Within a domain samples are walked epoch by epoch, each epoch in a
+permutation of its own that is computed and never stored (`stream.shuffle`). What is kept is a number
+for each row group and a pattern of slots; what a position costs does not depend on the position.
 """
 
-import hashlib
-from dataclasses import dataclass
-from functools import lru_cache
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panthalassa.corpus.manifest import Manifest, Split
-
-Integers = NDArray[np.int64]
+from panthalassa.errors import ConfigError, CorpusError
+from panthalassa.stream.shuffle import WORD, Walk, derive, text_key
+from panthalassa.stream.shuffle import Integers as Integers
 
 SLOTS = 1024
+SHARE_BITS = 40
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where samples are: arrays of one length. `part` counts the pieces a long row is cut into."""
+    """Samples, by arrays of one length [n].
 
+    `domain` counts in `Order.domains`, `shard` in `manifest.shards`; `epoch` is the domain's own;
+    `part` counts the pieces a long row is cut into.
+    """
+
+    domain: Integers
+    epoch: Integers
     shard: Integers
     row_group: Integers
     row: Integers
     part: Integers
 
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, chosen: slice | Integers) -> "Location":
+        return Location(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The share of each domain: samples**(1/temperature), or `weights`, whatever their sum.
+
+    A domain that `weights` does not name is left out.
+    """
+
+    temperature: float = 1.0
+    weights: Mapping[str, float] | None = None
+
 
 @dataclass(frozen=True)
 class Domain:
-    """The row groups of one domain, in the manifest's order."""
+    """A domain: the samples of an epoch, and its row groups in the manifest's order [row groups]."""
 
     name: str
+    samples: int
+    parts: int
     shard: Integers
     row_group: Integers
     rows: Integers
-    parts: int
-
-    @property
-    def samples(self) -> int:
-        return int(self.rows.sum()) * self.parts
-
-    def locate(self, group: Integers, offset: Integers) -> Location:
-        """The samples number `offset` of the row groups number `group`: part by part, row by row."""
-        part, row = np.divmod(offset, self.rows[group])
-        return Location(self.shard[group], self.row_group[group], row, part)
 
 
 class Order:
-    """The order of a manifest's training samples for a mixture and a seed."""
+    """The order of a manifest's training samples for a mixture and a seed.
+
+    `start` [domains] is how many samples of each domain's endless walk came before position 0: with
+    `start=order.start + order.counts(n)` a new order, of another mixture even, goes on where `order`
+    stands after n positions. Raises CorpusError for a manifest without training samples, ConfigError
+    for a mixture that can not be had of it, ValueError for another `start`.
+    """
 
     def __init__(
-        self, manifest: Manifest, sequence_length: int, temperature: float, seed: int
+        self,
+        manifest: Manifest,
+        sequence_length: int,
+        mixture: Mixture,
+        seed: int,
+        start: Integers | None = None,
     ) -> None:
-        self.seed = seed
-        self.domains = domains(manifest, "train", sequence_length)
-        sizes = np.array([domain.samples for domain in self.domains], dtype=np.float64)
-        weights = (sizes / sizes.max()) ** (1 / temperature)  # at most 1: no overflow
-        self.quotas = quotas(weights, max(SLOTS, 4 * len(sizes)))
+        self._rows = _Rows(manifest, "train", sequence_length)
+        self.domains = self._rows.domains
+        if not self.domains or not self._rows.samples.all():
+            raise CorpusError(
+                f"the corpus has no training samples of {sequence_length} tokens: its rows have "
+                f"{manifest.sequence_length}, in {len(self.domains)} domains. Prepare more of it, or "
+                "lower the key train.sequence_length."
+            )
+        count = len(self.domains)
+        self.start = np.zeros(count, np.int64) if start is None else np.asarray(start, np.int64)
+        if self.start.shape != (count,) or self.start.min() < 0:
+            raise ValueError(f"start is {self.start}: one number >= 0 for each of {count} domains")
+        self.quotas = quotas(_shares(mixture, self.domains), max(SLOTS, 4 * count))
         self.slots = slot_pattern(self.quotas, seed)
-        self._before = _count_before(self.slots)
+        self._by_domain = np.argsort(self.slots, kind="stable")
+        self._first_slot = np.cumsum(self.quotas) - self.quotas
+        self._before = np.empty_like(self.slots)
+        self._before[self._by_domain] = np.arange(len(self.slots)) - np.repeat(
+            self._first_slot, self.quotas
+        )
+        self._keys = np.array([text_key(f"{seed}/{d.name}") for d in self.domains], np.uint64)
 
     def locate(self, positions: Integers) -> Location:
-        """The samples at `positions` (any shape [n], any order)."""
+        """The samples at `positions` [n], >= 0 in any order."""
+        if (positions < 0).any():
+            raise ValueError(f"there is no sample at position {positions.min()}: it is negative")
         period, slot = np.divmod(positions, len(self.slots))
         domain = self.slots[slot]
-        index = period * self.quotas[domain] + self._before[slot]
-        found = np.empty((4, len(positions)), dtype=np.int64)
-        for number in np.unique(domain):
-            here = np.flatnonzero(domain == number)
-            epochs, offsets = np.divmod(index[here], self.domains[number].samples)
-            for epoch in np.unique(epochs):
-                chosen = epochs == epoch
-                place = self._in_epoch(int(number), int(epoch), offsets[chosen])
-                found[:, here[chosen]] = (place.shard, place.row_group, place.row, place.part)
-        return Location(*found)
+        index = self.start[domain] + period * self.quotas[domain] + self._before[slot]
+        epoch, offset = np.divmod(index, self._rows.samples[domain])
+        return self._at(domain, epoch, offset)
 
-    def _in_epoch(self, number: int, epoch: int, offsets: Integers) -> Location:
-        domain = self.domains[number]
-        groups = permutation(len(domain.rows), self.seed, f"{domain.name}/{epoch}")
-        ends = np.cumsum(domain.rows[groups] * domain.parts)
-        which = np.searchsorted(ends, offsets, side="right")
-        starts = ends[which] - domain.rows[groups[which]] * domain.parts
-        return domain.locate(groups[which], offsets - starts)
+    def position(self, location: Location) -> Integers:
+        """The positions [n] of samples, each in its epoch; -1 for what lies before `start` or is in a
+        domain without slots. Raises ValueError for what is no sample of this order."""
+        domain, quota = location.domain, self.quotas[location.domain]
+        offset = self._walk(domain, location.epoch).offset(
+            self._rows.number(location), location.part
+        )
+        index = location.epoch * self._rows.samples[domain] + offset - self.start[domain]
+        period, before = np.divmod(index, np.maximum(quota, 1))
+        known = (index >= 0) & (quota > 0)
+        slot = self._by_domain[np.where(known, self._first_slot[domain] + before, 0)]
+        return np.where(known, period * len(self.slots) + slot, -1)
+
+    def counts(self, positions: int) -> Integers:
+        """How many samples of each domain [domains] stand at the positions 0 … `positions` - 1."""
+        periods, rest = divmod(positions, len(self.slots))
+        return periods * self.quotas + np.bincount(self.slots[:rest], minlength=len(self.quotas))
+
+    def samples_of_epoch(self, domain: int, epoch: int, offsets: Integers) -> Location:
+        """The samples number `offsets` [n], 0 <= offset < samples, of one epoch of a domain's walk.
+
+        The walk is that of the domain from its beginning, whatever `start` is."""
+        samples = self.domains[domain].samples
+        if ((offsets < 0) | (offsets >= samples)).any():
+            raise ValueError(f"an epoch of {self.domains[domain].name} is 0 … {samples - 1} alone")
+        return self._at(np.full_like(offsets, domain), np.full_like(offsets, epoch), offsets)
+
+    def _at(self, domain: Integers, epoch: Integers, offset: Integers) -> Location:
+        row, part = self._walk(domain, epoch).sample(offset)
+        return self._rows.locate(domain, epoch, row, part)
+
+    def _walk(self, domain: Integers, epoch: Integers) -> Walk:
+        rows = self._rows
+        return Walk(rows.rows[domain], rows.block[domain], rows.parts, self._keys[domain], epoch)
 
 
-def domains(manifest: Manifest, split: Split, sequence_length: int) -> list[Domain]:
-    """The domains of a split by name; `Location.shard` counts in the manifest's list of all shards."""
-    found: dict[str, list[tuple[int, int, int]]] = {}
-    for number, shard in enumerate(manifest.shards):
-        if shard.split == split:
-            groups = [(number, group, rows) for group, rows in enumerate(shard.row_groups)]
-            found.setdefault(shard.domain, []).extend(groups)
-    parts = manifest.sequence_length // sequence_length
-    return [
-        Domain(name, shard, group, rows, parts)
-        for name, groups in sorted(found.items())
-        for shard, group, rows in [np.array(groups, dtype=np.int64).T]
-    ]
+class _Rows:
+    """The rows of a split under one number: domain after domain, in the manifest's order.
+
+    Arrays by domain: `first` (its first row, and the end), `rows`, `samples`, and `block`, the rows of
+    its largest row group. By row group: its first row, and the end.
+    """
+
+    def __init__(self, manifest: Manifest, split: Split, sequence_length: int) -> None:
+        found: dict[str, list[int]] = {}
+        for number, shard in enumerate(manifest.shards):
+            if shard.split == split:
+                found.setdefault(shard.domain, []).append(number)
+        names = sorted(found)
+        shards = [number for name in names for number in found[name]]
+        groups = [manifest.shards[number].row_groups for number in shards]
+        group_rows = np.fromiter(chain.from_iterable(groups), np.int64)
+        self.parts = manifest.sequence_length // sequence_length
+        self._shards = np.array(shards, np.int64)
+        self._first_group = _starts(np.array([len(rows) for rows in groups], np.int64))
+        self._first_row = _starts(group_rows)
+        self._group_of_shard = np.zeros(len(manifest.shards), np.int64)
+        self._group_of_shard[self._shards] = self._first_group[:-1]
+        bounds = self._first_group[_starts(np.array([len(found[n]) for n in names], np.int64))]
+        self.first = self._first_row[bounds]
+        self.rows = np.diff(self.first)
+        self.samples = self.rows * self.parts
+        self.block = np.maximum.reduceat(group_rows, bounds[:-1]) if names else self.rows
+        self.domains = []
+        for name, samples, low, high in zip(
+            names, self.samples.tolist(), bounds[:-1], bounds[1:], strict=True
+        ):
+            place = self._shard_of(np.arange(low, high))
+            self.domains.append(
+                Domain(name, samples, self.parts, *place, group_rows[low:high].copy())
+            )
+
+    def locate(self, domain: Integers, epoch: Integers, row: Integers, part: Integers) -> Location:
+        """The samples at rows number `row` of their domains."""
+        row = self.first[domain] + row
+        group = np.searchsorted(self._first_row, row, side="right") - 1
+        shard, row_group = self._shard_of(group)
+        return Location(domain, epoch, shard, row_group, row - self._first_row[group], part)
+
+    def number(self, location: Location) -> Integers:
+        """The inverse: which rows of their domains these are. Raises ValueError for none of them."""
+        group = self._group_of_shard[location.shard] + location.row_group
+        row = self._first_row[group] + location.row - self.first[location.domain]
+        known = (row >= 0) & (row < self.rows[location.domain])
+        known &= (location.part >= 0) & (location.part < self.parts) & (location.epoch >= 0)
+        again = self.locate(location.domain, location.epoch, row, location.part)
+        for name in ("shard", "row_group", "row"):
+            known &= getattr(again, name) == getattr(location, name)
+        if not known.all():
+            raise ValueError(f"no sample of this order: {location[np.flatnonzero(~known)[:1]]}")
+        return row
+
+    def _shard_of(self, group: Integers) -> tuple[Integers, Integers]:
+        which = np.searchsorted(self._first_group, group, side="right") - 1
+        return self._shards[which], group - self._first_group[which]
 
 
 def evenly(manifest: Manifest, split: Split, sequence_length: int, count: int) -> Location:
     """At most `count` samples of a split, each at most once, spread evenly over all of it."""
-    places = []
-    for domain in domains(manifest, split, sequence_length):
-        group = np.repeat(np.arange(len(domain.rows)), domain.rows * domain.parts)
-        ends = np.cumsum(domain.rows * domain.parts)
-        offset = np.arange(len(group)) - (ends - domain.rows * domain.parts)[group]
-        place = domain.locate(group, offset)
-        places.append(np.stack((place.shard, place.row_group, place.row, place.part)))
-    every = np.concatenate(places, axis=1)
-    total = every.shape[1]
+    rows = _Rows(manifest, split, sequence_length)
+    total = int(rows.samples.sum())
     count = min(count, total)
-    chosen = np.arange(count) * total // max(count, 1)
-    return Location(*every[:, chosen])
+    whole, rest = divmod(total, max(count, 1))
+    number = np.arange(count)
+    row, part = np.divmod(number * whole + number * rest // max(count, 1), max(rows.parts, 1))
+    domain = np.searchsorted(rows.first, row, side="right") - 1
+    return rows.locate(domain, np.zeros_like(row), row - rows.first[domain], part)
 
 
-def quotas(weights: NDArray[np.float64], slots: int) -> Integers:
-    """Slots of each domain: proportional by largest remainder, at least one, `slots` in all."""
-    free = slots - len(weights)
-    shares = weights / weights.sum() * slots - 1
-    shares = np.maximum(shares, 0)
-    shares *= free / shares.sum() if shares.sum() else 0
-    whole = np.floor(shares).astype(np.int64)
-    remainder = free - int(whole.sum())
-    largest = np.argsort(-(shares - whole), kind="stable")[:remainder]
-    whole[largest] += 1
-    total: Integers = whole + 1
-    return total
+def quotas(shares: NDArray[np.float64], slots: int) -> Integers:
+    """Slots of each domain [domains], `slots` in all: proportional to `shares` by largest remainder,
+    at least one for a share above 0, none for 0. In whole numbers, so that a last bit of a share, in
+    which platforms differ, does not count."""
+    scaled = np.rint(shares / shares.max() * 2**SHARE_BITS).astype(np.int64)
+    units = [max(unit, int(share > 0)) for unit, share in zip(scaled.tolist(), shares, strict=True)]
+    total, least = sum(units), [min(unit, 1) for unit in units]
+    free = slots - sum(least)
+    above = [max(unit * slots - total, 0) for unit in units]
+    divided = [divmod(part * free, max(sum(above), 1)) for part in above]
+    found = [one + whole for one, (whole, _) in zip(least, divided, strict=True)]
+    largest = sorted(range(len(found)), key=lambda i: -divided[i][1])
+    for i in largest[: slots - sum(found)]:
+        found[i] += 1
+    return np.array(found, np.int64)
 
 
 def slot_pattern(quotas: Integers, seed: int) -> Integers:
     """Domain of each slot [slots]: each domain's slots lie evenly, jittered by the seed."""
     domain = np.repeat(np.arange(len(quotas)), quotas)
     number = np.arange(len(domain)) - np.repeat(np.cumsum(quotas) - quotas, quotas)
-    jitter = _random(len(domain), seed, "slots") / np.float64(2**64)
-    order = np.argsort((number + jitter) / quotas[domain], kind="stable")
-    return np.take(domain, order)
+    key = np.array([text_key(f"{seed}/slots")], np.uint64)
+    jitter = derive(key, np.arange(len(domain))) / np.float64(WORD)
+    return domain[np.argsort((number + jitter) / quotas[domain], kind="stable")]
 
 
-@lru_cache(maxsize=256)
-def permutation(count: int, seed: int, purpose: str) -> Integers:
-    """A permutation of `count` numbers, the same on every platform; `purpose` tells two apart."""
-    order: Integers = np.argsort(_random(count, seed, purpose), kind="stable")
-    return order
+def _starts(sizes: Integers) -> Integers:
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
 
 
-def _random(count: int, seed: int, purpose: str) -> NDArray[np.uint64]:
-    """Raw 64-bit words of Philox, whose stream NumPy keeps for ever (NEP 19)."""
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16])
-    return np.random.Philox(key=key).random_raw(count)
-
-
-def _count_before(slots: Integers) -> Integers:
-    """For each slot, the number of earlier slots of its domain."""
-    before = np.empty_like(slots)
-    for domain in np.unique(slots):
-        before[slots == domain] = np.arange(np.count_nonzero(slots == domain))
-    return before
+def _shares(mixture: Mixture, domains: list[Domain]) -> NDArray[np.float64]:
+    """The share of each domain [domains], of any sum above 0."""
+    if not mixture.temperature > 0:
+        raise ConfigError(
+            f"the mixture's temperature is {mixture.temperature}: it must be above 0."
+        )
+    names = [domain.name for domain in domains]
+    if mixture.weights is None:
+        samples = np.array([domain.samples for domain in domains], np.float64)
+        shares: NDArray[np.float64] = (samples / samples.max()) ** (1 / mixture.temperature)
+        return np.maximum(shares, np.finfo(np.float64).tiny)
+    for name, weight in mixture.weights.items():
+        if name not in names:
+            [nearest] = difflib.get_close_matches(name, names, n=1, cutoff=0)
+            raise ConfigError(
+                f"the mixture's weights name the domain {name!r}, of which the corpus has no training "
+                f"samples; the nearest it has is {nearest!r}. Correct the name, or leave it out."
+            )
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(
+                f"the mixture's weight of {name!r} is {weight}: it must be a finite number >= 0."
+            )
+    found = np.array([mixture.weights.get(name, 0.0) for name in names], np.float64)
+    if not found.any():
+        raise ConfigError(
+            "the mixture's weights leave nothing to train on: all are 0. Give a weight above 0 to one "
+            f"of the corpus's domains, such as {names[0]!r}."
+        )
+    return found

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.energy.meters import Absent, Meter, MeterLost
 from panthalassa.model.generate import generate
-from panthalassa.stream.order import Location, evenly
+from panthalassa.stream.order import evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.train import checkpoint
 from panthalassa.train.agreement import together, total
@@ -76,16 +76,12 @@ class Evaluation(Callback):
         where = evenly(
             run.manifest, "held_out", train.sequence_length, run.config.evaluation.samples
         )
-        count, size = len(where.row), train.micro_batch
+        count, size = len(where), train.micro_batch
         dp = run.mesh["dp"]
         mine = Partition(count, dp.size(), dp.get_local_rank())
         part = slice(mine.start, mine.start + mine.samples)
         with together():
-            samples = run.reader.fetch(
-                Location(
-                    where.shard[part], where.row_group[part], where.row[part], where.part[part]
-                )
-            )
+            samples = run.reader.fetch(where[part])
         loss, tokens = 0.0, 0
         batches = micro_batches(samples, mine.micro_batches(size), size, run.device)
         with loss_context(run.mesh):

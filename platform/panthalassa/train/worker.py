@@ -29,7 +29,7 @@ from panthalassa.model.transformer import Transformer, count_parameters
 from panthalassa.parallel.mesh import build_mesh
 from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.storage import Storage
-from panthalassa.stream.order import Order
+from panthalassa.stream.order import Mixture, Order
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import Samples, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
@@ -170,7 +170,7 @@ def _open_stream(
     if mesh["tp"].get_local_rank() != 0 or not steps:
         return iter(())
     length, temperature = config.train.sequence_length, config.stream.temperature
-    order = Order(task.manifest, length, temperature, config.run.seed)
+    order = Order(task.manifest, length, Mixture(temperature), config.run.seed)
     partition = Partition(config.train.global_batch, dp.size(), dp.get_local_rank())
     return open_stream(reader, order, partition, steps, config.stream.read_tasks)
 
