@@ -212,7 +212,8 @@ def open_storage(
     """The storage at a local path or an `s3://bucket/prefix` URI; nothing is created or read.
 
     `patience`: the seconds for which a call to S3 is tried again while its failure may pass.
-    `endpoint` and `region` of S3 are otherwise those of the environment. Raises ConfigError for another scheme, or when the URI holds credentials.
+    `endpoint` and `region` of S3 are otherwise those of the environment.
+    Raises ConfigError for another scheme, or when the URI holds credentials.
     """
     parsed = urlparse(uri)
     if "://" in uri and parsed.scheme not in ("s3", "file"):
@@ -227,7 +228,9 @@ def open_storage(
     if parsed.scheme == "s3":
         environment = os.environ
         endpoint = (
-            endpoint or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+            endpoint
+            or environment.get("AWS_ENDPOINT_URL_S3")
+            or environment.get("AWS_ENDPOINT_URL")
         )
         region = region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
         secure = not (endpoint or "https").startswith("http://")

@@ -1,5 +1,8 @@
 """The order of the samples: exact, seekable, and the same for every reader and on every machine."""
 
+import hashlib
+import itertools
+import math
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.corpus.manifest import Manifest, Shard
-from panthalassa.stream.order import Location, Order, evenly, permutation, quotas, slot_pattern
+from panthalassa.errors import ConfigError, CorpusError
+from panthalassa.stream.order import Location, Mixture, Order, evenly, quotas, slot_pattern
+from panthalassa.stream.shuffle import WINDOW, derive, permute, permute_back
 
 Sizes = dict[str, list[list[int]]]
 """Domain -> shards -> rows of each row group."""
@@ -54,6 +59,7 @@ def manifest_of(train: Sizes, held_out: Sizes | None = None, sequence_length: in
 
 def places(location: Location) -> list[Place]:
     columns = (location.shard, location.row_group, location.row, location.part)
+    assert {len(column) for column in columns} == {len(location)}
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -97,7 +103,7 @@ def test_every_epoch_of_a_domain_has_each_of_its_samples_once(
 ) -> None:
     """Also when rows are cut into parts, and in an epoch far away."""
     manifest = manifest_of(train, held_out)
-    order = Order(manifest, 8 // parts, temperature, seed)
+    order = Order(manifest, 8 // parts, Mixture(temperature), seed)
     for domain in train:
         expected = samples_of(manifest, "train", domain, parts)
         first = epoch * len(expected)
@@ -105,6 +111,10 @@ def test_every_epoch_of_a_domain_has_each_of_its_samples_once(
         found = places(order.locate(np.array(positions)))
         assert sorted(found[: len(expected)]) == sorted(expected)
         assert sorted(found[len(expected) :]) == sorted(expected)
+        number = sorted(train).index(domain)
+        assert order.domains[number].samples == len(expected)
+        offsets = np.arange(len(expected))
+        assert places(order.samples_of_epoch(number, epoch, offsets)) == found[: len(expected)]
 
 
 @examples
@@ -113,7 +123,7 @@ def test_every_period_has_each_domain_exactly_as_often_as_its_quota(
     train: Sizes, seed: int, temperature: float, period: int
 ) -> None:
     manifest = manifest_of(train)
-    order = Order(manifest, 8, temperature, seed)
+    order = Order(manifest, 8, Mixture(temperature), seed)
     slots = len(order.slots)
     quota = dict(zip(sorted(train), order.quotas.tolist(), strict=True))
     assert sum(quota.values()) == slots
@@ -134,13 +144,13 @@ def test_a_sample_does_not_depend_on_what_else_is_asked_for(
 ) -> None:
     """Any subset in any order, repeated or in chunks, is a slice of the whole."""
     manifest = manifest_of(train)
-    order = Order(manifest, 4, 1.5, seed)
+    order = Order(manifest, 4, Mixture(1.5), seed)
     positions = start + np.arange(401)
     whole = places(order.locate(positions))
     assert places(order.locate(positions[picks])) == [whole[pick] for pick in picks]
     chunked: list[Place] = []
     for chunk in np.split(positions, sorted(cuts)):
-        chunked += places(Order(manifest, 4, 1.5, seed).locate(chunk))
+        chunked += places(Order(manifest, 4, Mixture(1.5), seed).locate(chunk))
     assert chunked == whole
 
 
@@ -148,7 +158,7 @@ def test_the_seed_alone_decides_between_orders() -> None:
     manifest = manifest_of({"a": [[2] * 20], "b": [[3] * 10]})
 
     def first(seed: int) -> list[Place]:
-        return places(Order(manifest, 8, 1.0, seed).locate(np.arange(200)))
+        return places(Order(manifest, 8, Mixture(), seed).locate(np.arange(200)))
 
     assert first(1) == first(1)
     orders = {tuple(first(seed)) for seed in (0, 1, 2, 2**63 - 1)}
@@ -156,68 +166,285 @@ def test_the_seed_alone_decides_between_orders() -> None:
 
 
 def test_epochs_differ_and_so_do_domains() -> None:
-    """The same row groups in another order each time they are walked."""
-    manifest = manifest_of({"a": [[1] * 12], "b": [[1] * 12]})
-    order = Order(manifest, 8, 1.0, 0)
+    manifest = manifest_of({"a": [[4] * 12], "b": [[4] * 12]})
+    order = Order(manifest, 8, Mixture(), 0)
     walks = []
-    for domain in "ab":
-        for epoch in range(5):
-            positions = positions_of(order, manifest, domain, 12 * epoch, 12)
-            groups = order.locate(np.array(positions)).row_group
-            walks.append(tuple(groups.tolist()))
+    for domain in (0, 1):
+        for epoch in (0, 1, 2, 3, 10**12):
+            found = order.samples_of_epoch(domain, epoch, np.arange(48))
+            assert set(found.domain.tolist()) == {domain}
+            assert set(found.epoch.tolist()) == {epoch}
+            walks.append(tuple(zip(found.row_group.tolist(), found.row.tolist(), strict=True)))
     assert len(set(walks)) == 10
 
 
-def test_a_row_group_is_read_whole_before_the_next_one() -> None:
-    """Else each sample of a batch would cost a row group of reading."""
-    manifest = manifest_of({"a": [[4, 6, 5], [3, 6]]})
-    order = Order(manifest, 4, 1.0, 3)
-    found = places(order.locate(np.arange(2 * (4 + 6 + 5 + 3 + 6))))
-    visited = [place[:2] for place in found]
-    runs = [group for i, group in enumerate(visited) if i == 0 or visited[i - 1] != group]
-    assert len(runs) == len(set(runs)) == 5
-    for group in runs:
-        inside = [place[2:] for place in found if place[:2] == group]
-        rows = manifest.shards[group[0]].row_groups[group[1]]
-        assert inside == [(row, part) for part in (0, 1) for row in range(rows)]
+def test_the_neighbours_of_a_sample_change_from_epoch_to_epoch() -> None:
+    """Of 1000 samples a shuffle keeps about one pair together; a walk in order keeps them all."""
+    order = Order(manifest_of({"a": [[100] * 10]}), 8, Mixture(), 5)
+    pairs = []
+    for epoch in range(4):
+        walk = places(order.samples_of_epoch(0, epoch, np.arange(1000)))
+        pairs.append({frozenset(pair) for pair in itertools.pairwise(walk)})
+    for i, some in enumerate(pairs):
+        for others in pairs[:i]:
+            assert len(some & others) < 50
+    in_file = {frozenset(((0, g, r, 0), (0, g, r + 1, 0))) for g in range(10) for r in range(99)}
+    assert all(len(some & in_file) < 50 for some in pairs)
+
+
+@examples
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any),
+    st.integers(1, 6),
+    st.integers(0, 5),
+    st.sampled_from([1, 2]),
+    seeds,
+)
+def test_a_reader_of_neighbours_touches_few_row_groups(
+    full: list[int], rows: int, short: int, parts: int, seed: int
+) -> None:
+    """Else each sample of a batch would cost a row group of reading. The last group is short."""
+    groups = [[rows] * count for count in full if count]
+    short = min(short, rows - 1)
+    groups[-1] += [short] * (short > 0)
+    manifest = manifest_of({"a": groups})
+    order = Order(manifest, 8 // parts, Mixture(), seed)
+    size = order.domains[0].samples
+    walk = [place[:2] for place in places(order.samples_of_epoch(0, seed % 7, np.arange(size)))]
+    seen: set[tuple[int, ...]] = set()
+    left = Counter(walk)
+    while walk:
+        window: set[tuple[int, ...]] = set()
+        while walk and (walk[0] in window or len(window) < WINDOW):
+            window.add(walk[0])
+            left[walk.pop(0)] -= 1
+        assert all(left[group] == 0 for group in window)
+        seen |= window
+    assert len(seen) == sum(map(len, groups))
+
+
+def test_the_short_last_block_is_read_anywhere_in_an_epoch() -> None:
+    order = Order(manifest_of({"a": [[8] * 39 + [3]]}), 8, Mixture(), 0)
+    places_of_tail = []
+    for epoch in range(200):
+        groups = order.samples_of_epoch(0, epoch, np.arange(315)).row_group
+        places_of_tail.append(np.flatnonzero(groups == 39).mean())
+    assert min(places_of_tail) < 40
+    assert max(places_of_tail) > 275
+    assert 120 < np.mean(places_of_tail) < 195
+
+
+@examples
+@given(corpora, seeds, temperatures, st.sampled_from([1, 2, 4]), st.data())
+def test_the_position_of_a_sample_is_where_it_was_found(
+    train: Sizes, seed: int, temperature: float, parts: int, data: st.DataObject
+) -> None:
+    manifest = manifest_of(train, {"a": [[2]]})
+    start = data.draw(st.lists(st.integers(0, 10**9), min_size=len(train), max_size=len(train)))
+    order = Order(manifest, 8 // parts, Mixture(temperature), seed, np.array(start))
+    several = st.lists(
+        st.one_of(st.integers(0, 5000), st.integers(10**9, 10**12), st.integers(0, 2**62)),
+        min_size=1,
+        max_size=50,
+    )
+    positions = np.array(data.draw(several))
+    found = order.locate(positions)
+    assert order.position(found).tolist() == positions.tolist()
+    chosen = np.array([len(positions) - 1, 0])
+    assert order.position(found[chosen]).tolist() == positions[chosen].tolist()
+    assert len(found[:1]) == 1
+
+
+def test_what_lies_before_the_start_or_in_no_slot_has_no_position() -> None:
+    manifest = manifest_of({"a": [[3, 4]], "b": [[5]]})
+    order = Order(manifest, 8, Mixture(weights={"a": 1}), 0, np.array([9, 0]))
+    epochs = [order.samples_of_epoch(0, epoch, np.arange(7)) for epoch in range(3)]
+    found = [order.position(epoch).tolist() for epoch in epochs]
+    assert found == [[-1] * 7, [-1, -1, 0, 1, 2, 3, 4], list(range(5, 12))]
+    assert order.position(order.samples_of_epoch(1, 0, np.arange(5))).tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (0, 0, 0, 2, 0, 0),
+        (0, 0, 0, -1, 0, 0),
+        (0, 0, 0, 0, 3, 0),
+        (0, 0, 0, 0, -1, 0),
+        (0, 0, 0, 0, 0, 2),
+        (0, 0, 0, 0, 0, -1),
+        (0, -1, 0, 0, 0, 0),
+        (1, 0, 0, 0, 0, 0),
+        (0, 0, 1, 0, 0, 0),
+        (0, 0, 2, 0, 0, 0),
+        (0, 0, 9, 0, 0, 0),
+        (0, 0, -1, 0, 0, 0),
+    ],
+)
+def test_what_is_no_sample_has_no_position(wrong: tuple[int, ...]) -> None:
+    manifest = manifest_of({"a": [[3, 4]], "b": [[5]]})
+    manifest.shards.append(manifest.shards[0].model_copy(update={"split": "held_out"}))
+    order = Order(manifest, 4, Mixture(), 0)
+    right = Location(*np.array([(0, 0, 0, 1, 3, 1), (1, 3, 1, 0, 4, 0)]).T)
+    assert (order.position(right) >= 0).all()
+    with pytest.raises(ValueError, match="no sample of this order"):
+        order.position(Location(*np.array([(0, 0, 0, 0, 0, 0), wrong]).T))
+
+
+def test_what_is_asked_for_outside_the_order_is_refused() -> None:
+    order = Order(manifest_of({"a": [[3, 4]], "b": [[5]]}), 8, Mixture(), 0)
+    with pytest.raises(ValueError, match="position -1"):
+        order.locate(np.array([3, -1]))
+    for epoch, offset in ((0, 7), (0, -1), (-1, 0)):
+        with pytest.raises(ValueError, match=r"offsets 0 … 6"):
+            order.samples_of_epoch(0, epoch, np.array([0, offset]))
+    for start in ([0], [0, 0, 0], [0, -1]):
+        with pytest.raises(ValueError, match="one number >= 0 for each of 2 domains"):
+            Order(manifest_of({"a": [[3]], "b": [[5]]}), 8, Mixture(), 0, np.array(start))
+
+
+def test_a_corpus_without_training_samples_is_refused() -> None:
+    with pytest.raises(CorpusError, match="no training samples"):
+        Order(manifest_of({}, {"a": [[3]]}), 8, Mixture(), 0)
+    with pytest.raises(CorpusError, match="no training samples of 9 tokens: its rows have 8"):
+        Order(manifest_of({"a": [[3]]}), 9, Mixture(), 0)
+
+
+@examples
+@given(corpora, seeds, temperatures, st.integers(0, 3000), st.integers(0, 10**15))
+def test_counts_are_what_counting_gives(
+    train: Sizes, seed: int, temperature: float, positions: int, far: int
+) -> None:
+    order = Order(manifest_of(train), 8, Mixture(temperature), seed)
+    found = np.bincount(order.locate(np.arange(positions)).domain, minlength=len(train))
+    assert order.counts(positions).tolist() == found.tolist()
+    assert order.counts(far).sum() == far
+    between = order.counts(far + positions) - order.counts(far)
+    domain = order.locate(far + np.arange(positions)).domain
+    assert between.tolist() == np.bincount(domain, minlength=len(train)).tolist()
+
+
+@examples
+@given(corpora, seeds, temperatures, temperatures, st.integers(0, 1500), st.integers(1, 1500))
+def test_a_later_phase_goes_on_in_every_domain_where_the_earlier_stopped(
+    train: Sizes, seed: int, before: float, after: float, stop: int, more: int
+) -> None:
+    """Also with another mixture, and a third phase after the second."""
+    manifest = manifest_of(train)
+    first = Order(manifest, 4, Mixture(before), seed)
+    second = Order(manifest, 4, Mixture(after), seed, first.start + first.counts(stop))
+    third = Order(manifest, 4, Mixture(before), seed, second.start + second.counts(more))
+    phases = [(first, stop), (second, more), (third, 500)]
+    found = [order.locate(np.arange(count)) for order, count in phases]
+    for number, domain in enumerate(first.domains):
+        seen: list[Place] = []
+        for phase in found:
+            seen += places(phase[np.flatnonzero(phase.domain == number)])
+        walk: list[Place] = []
+        for epoch in range(len(seen) // domain.samples + 1):
+            walk += places(first.samples_of_epoch(number, epoch, np.arange(domain.samples)))
+        assert seen == walk[: len(seen)]
+
+
+@examples
+@given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
+def test_a_feistel_network_permutes_any_number_of_things(size: int, key: int) -> None:
+    numbers, one = np.arange(size), np.array([size])
+    keys = np.array([key], np.uint64)
+    found = permute(numbers, one, keys)
+    assert (np.sort(found) == numbers).all()
+    assert (permute_back(found, one, keys) == numbers).all()
+
+
+@examples
+@given(st.lists(st.tuples(st.integers(1, 2**53), st.integers(0, 2**64 - 1)), min_size=1), seeds)
+def test_each_number_may_have_its_own_size_and_key(
+    several: list[tuple[int, int]], number: int
+) -> None:
+    size = np.array([size for size, _ in several])
+    key = np.array([key for _, key in several], np.uint64)
+    numbers = number % size
+    found = permute(numbers, size, key)
+    assert ((found >= 0) & (found < size)).all()
+    alone = [permute(numbers[[i]], size[[i]], key[[i]])[0] for i in range(len(several))]
+    assert found.tolist() == alone
+    assert (permute_back(found, size, key) == numbers).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_all_permutations_of_a_few_things_are_about_as_frequent(size: int) -> None:
+    keys = derive(np.array([5], np.uint64), np.arange(20_000))
+    numbers = np.tile(np.arange(size), len(keys))
+    found = permute(numbers, np.array([size]), np.repeat(keys, size)).reshape(-1, size)
+    counts = Counter(map(tuple, found.tolist()))
+    expected = len(keys) / math.factorial(size)
+    assert len(counts) == math.factorial(size)
+    assert expected / 2 < min(counts.values()) <= max(counts.values()) < 2 * expected
+
+
+@pytest.mark.parametrize("size", [7, 16, 17, 100, 128])
+def test_each_thing_comes_to_each_place_equally_often(size: int) -> None:
+    keys = derive(np.array([9], np.uint64), np.arange(3000))
+    numbers = np.tile(np.arange(size), len(keys))
+    found = permute(numbers, np.array([size]), np.repeat(keys, size))
+    seen = np.zeros((size, size))
+    np.add.at(seen, (numbers, found), 1)
+    expected = len(keys) / size
+    assert ((seen - expected) ** 2 / expected).sum() / (size - 1) ** 2 < 1.5
+
+
+def test_keys_follow_one_another_as_in_splitmix64() -> None:
+    """The first numbers of the published generator from the seed 0."""
+    found = derive(np.array([0], np.uint64), np.arange(3)).tolist()
+    assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
 GOLDEN = manifest_of({"en": [[4, 3], [5]], "el": [[2, 2]], "th": [[1]]}, {"en": [[2]], "xx": [[3]]})
+LARGE = manifest_of({"en": [[50] * 9 + [7], [50] * 3], "el": [[20, 20, 3]], "th": [[9]]})
 GOLDEN_QUOTAS = [317, 549, 158]
-GOLDEN_SLOTS = [0, 1, 1, 1, 0, 2, 1, 1, 0, 2, 1, 0, 1, 0, 1, 1]
+GOLDEN_SLOTS = [1, 0, 1, 1, 0, 2, 1, 0, 1, 1, 0, 1, 2, 2, 1, 0]
 GOLDEN_START = [
+    (5, 0, 2, 1),
+    (3, 0, 1, 0),
+    (5, 0, 3, 1),
+    (2, 0, 1, 0),
     (3, 1, 0, 0),
-    (2, 1, 0, 0),
-    (2, 1, 1, 0),
-    (2, 1, 2, 0),
-    (3, 1, 1, 0),
     (4, 0, 0, 0),
-    (2, 1, 0, 1),
-    (2, 1, 1, 1),
-    (3, 1, 0, 1),
-    (4, 0, 0, 1),
-    (2, 1, 2, 1),
-    (3, 1, 1, 1),
+    (2, 0, 3, 1),
+    (3, 0, 0, 0),
+    (2, 0, 0, 0),
+    (2, 0, 2, 0),
+    (3, 1, 1, 0),
+    (2, 0, 3, 0),
 ]
-GOLDEN_FAR = [(3, 0, 0, 0), (2, 0, 2, 0), (2, 0, 3, 0), (2, 0, 0, 1)]
-GOLDEN_PERMUTATION = [9, 4, 1, 5, 2, 3, 7, 6, 0, 8]
+GOLDEN_FAR = [(5, 0, 2, 0), (3, 1, 0, 1), (2, 0, 1, 0), (2, 0, 2, 0)]
+GOLDEN_PERMUTATION = [3, 4, 0, 1, 9, 7, 6, 2, 5, 8]
+GOLDEN_HASH = "2e0f1f74b5a6b0d09b97f5ddb6c42a736d9afd786d6e760d0e0e0c17ed4bbd82"
 
 
 def test_another_platform_gives_these_very_samples() -> None:
-    order = Order(GOLDEN, 4, 2.0, 7)
+    order = Order(GOLDEN, 4, Mixture(2.0), 7)
     assert order.quotas.tolist() == GOLDEN_QUOTAS
     assert order.slots[:16].tolist() == GOLDEN_SLOTS
     assert places(order.locate(np.arange(12))) == GOLDEN_START
     assert places(order.locate(10**12 + np.arange(4))) == GOLDEN_FAR
-    assert permutation(10, 7, "en/0").tolist() == GOLDEN_PERMUTATION
+    found = permute(np.arange(10), np.array([10]), np.array([7], np.uint64))
+    assert found.tolist() == GOLDEN_PERMUTATION
+
+
+def test_another_platform_gives_thousands_of_the_same_samples() -> None:
+    order = Order(LARGE, 4, Mixture(1.7), 2**63 - 1)
+    found = order.locate(np.concatenate((np.arange(4000), 10**12 + np.arange(1000))))
+    columns = [found.domain, found.epoch, found.shard, found.row_group, found.row, found.part]
+    hashed = hashlib.sha256(np.stack(columns).astype("<i8").tobytes()).hexdigest()
+    assert hashed == GOLDEN_HASH
 
 
 @pytest.mark.parametrize("position", [10**6, 10**12, 10**18])
 def test_seeking_anywhere_costs_the_same(position: int) -> None:
     """In memory: a walk, or a table of what was passed, would show."""
-    order = Order(manifest_of({"a": [[8] * 50], "b": [[8] * 5]}), 8, 1.0, 0)
+    order = Order(manifest_of({"a": [[8] * 50], "b": [[8] * 5]}), 8, Mixture(), 0)
     order.locate(np.arange(64))
-    permutation.cache_clear()
     tracemalloc.start()
     try:
         found = order.locate(np.arange(position, position + 64))
@@ -232,7 +459,7 @@ def test_seeking_anywhere_costs_the_same(position: int) -> None:
 @given(corpora, seeds)
 def test_shorter_sequences_cover_every_part_of_every_row(train: Sizes, seed: int) -> None:
     manifest = manifest_of(train, sequence_length=12)
-    order = Order(manifest, 3, 1.0, seed)
+    order = Order(manifest, 3, Mixture(), seed)
     for domain in train:
         every = samples_of(manifest, "train", domain, parts=4)
         positions = positions_of(order, manifest, domain, 0, len(every))
@@ -241,7 +468,7 @@ def test_shorter_sequences_cover_every_part_of_every_row(train: Sizes, seed: int
 
 def test_held_out_samples_are_never_trained_on() -> None:
     manifest = manifest_of({"a": [[3]]}, {"a": [[3]], "b": [[3]]})
-    found = places(Order(manifest, 8, 1.0, 0).locate(np.arange(3000)))
+    found = places(Order(manifest, 8, Mixture(), 0).locate(np.arange(3000)))
     assert {manifest.shards[place[0]].split for place in found} == {"train"}
     assert {manifest.shards[p[0]].split for p in places(evenly(manifest, "held_out", 8, 99))} == {
         "held_out"
@@ -270,12 +497,13 @@ weights = st.lists(st.floats(0, 1e9), min_size=1, max_size=200).filter(lambda w:
 @examples
 @given(weights, st.integers(4, 8))
 def test_quotas_fill_the_slots_and_forget_nobody(weights: list[float], ratio: int) -> None:
+    """Who has a share; the greater share has no less, down to a billionth of the greatest."""
     slots = ratio * len(weights)
     found = quotas(np.array(weights), slots)
     assert found.sum() == slots
-    assert found.min() >= 1
+    assert ((found > 0) == (np.array(weights) > 0)).all()
     by_weight = found[np.argsort(weights, kind="stable")]
-    different = np.diff(np.sort(weights)) > 0
+    different = np.diff(np.sort(weights)) > max(weights) / 1e9
     assert (np.diff(by_weight)[different] >= 0).all()
 
 
@@ -291,7 +519,7 @@ def test_temperature_lifts_small_domains_up_to_equal_shares() -> None:
     manifest = manifest_of({"large": [[1000]], "small": [[10]]})
     shares = {}
     for temperature in (0.005, 0.5, 1.0, 2.0, float("inf")):
-        large, small = Order(manifest, 8, temperature, 0).quotas.tolist()
+        large, small = Order(manifest, 8, Mixture(temperature), 0).quotas.tolist()
         shares[temperature] = small
         assert large + small == 1024
     assert shares[0.005] == shares[0.5] == 1
@@ -300,9 +528,63 @@ def test_temperature_lifts_small_domains_up_to_equal_shares() -> None:
     assert shares[float("inf")] == 512
 
 
+@examples
+@given(
+    corpora,
+    seeds,
+    st.dictionaries(st.sampled_from("abcdefg"), st.floats(0, 1e300), max_size=7),
+    st.integers(0, 10**9),
+)
+def test_weights_give_the_shares_and_leave_out_who_has_none(
+    train: Sizes, seed: int, weights: dict[str, float], period: int
+) -> None:
+    manifest = manifest_of(train)
+    unknown, total = sorted(set(weights) - set(train)), sum(weights.values())
+    if unknown or not total:
+        with pytest.raises(ConfigError):
+            Order(manifest, 8, Mixture(weights=weights), seed)
+        return
+    order = Order(manifest, 8, Mixture(3.0, weights), seed)
+    slots = len(order.slots)
+    here = places(order.locate(np.arange(period * slots, (period + 1) * slots)))
+    counts = Counter(domain_of(manifest, here))
+    assert set(counts) == {name for name, weight in weights.items() if weight}
+    for name, count in counts.items():
+        assert abs(count - weights[name] / total * slots) <= len(train)
+        assert count == order.quotas[sorted(train).index(name)]
+
+
+def test_weights_are_shares_whatever_their_sum_and_the_corpus() -> None:
+    manifest = manifest_of({"en": [[1000]], "el": [[10]], "th": [[1]]})
+    for unit in (1e-300, 0.25, 1.0, 7e5):
+        mixture = Mixture(weights={"en": unit, "el": 3 * unit, "th": 0})
+        assert Order(manifest, 8, mixture, 0).quotas.tolist() == [768, 256, 0]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "reason"),
+    [
+        (Mixture(weights={"english": 1.0}), r"domain 'english', .* the nearest it has is 'en'"),
+        (Mixture(weights={"en": 1, "de_": 0}), r"domain 'de_', .* the nearest it has is 'de'"),
+        (Mixture(weights={"held": 1}), r"domain 'held', of which the corpus has no training"),
+        (Mixture(weights={"en": -0.1, "de": 1}), r"weight of 'en' is -0\.1: it must be a finite"),
+        (Mixture(weights={"de": float("nan")}), r"weight of 'de' is nan"),
+        (Mixture(weights={"de": float("inf")}), r"weight of 'de' is inf"),
+        (Mixture(weights={"en": 0.0}), r"leave nothing to train on"),
+        (Mixture(weights={}), r"leave nothing to train on"),
+        (Mixture(0.0), r"temperature is 0\.0: it must be above 0"),
+        (Mixture(float("nan")), r"temperature is nan"),
+    ],
+)
+def test_a_mixture_that_can_not_be_had_is_refused(mixture: Mixture, reason: str) -> None:
+    manifest = manifest_of({"en": [[3]], "de": [[3]]}, {"held": [[3]]})
+    with pytest.raises(ConfigError, match=reason):
+        Order(manifest, 8, mixture, 0)
+
+
 def test_more_domains_than_slots_are_all_seen() -> None:
     manifest = manifest_of({f"{n:04d}": [[1 + n % 3]] for n in range(1500)})
-    order = Order(manifest, 8, 1.0, 0)
+    order = Order(manifest, 8, Mixture(), 0)
     seen = domain_of(manifest, places(order.locate(np.arange(len(order.slots)))))
     assert len(set(seen)) == 1500
 

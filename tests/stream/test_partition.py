@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from panthalassa.stream.partition import Partition
 
-GLOBAL_BATCHES = (1, 2, 7, 8, 63, 64, 65, 512, 1000)
+GLOBAL_BATCHES = (1, 2, 7, 8, 63, 64, 65, 127, 128, 129, 130, 258, 512, 1000, 4096)
 
 
 def shares(global_batch: int, dp_size: int) -> list[range]:
@@ -44,7 +44,7 @@ def test_every_batch_is_shared_out_once_and_fairly(global_batch: int, dp_size: i
 
 
 @pytest.mark.parametrize("global_batch", GLOBAL_BATCHES)
-@pytest.mark.parametrize("micro_batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 8, 64])
 def test_all_ranks_run_the_same_micro_batches_and_none_pads_more_than_one(
     global_batch: int, micro_batch: int
 ) -> None:
@@ -80,3 +80,21 @@ def test_seven_samples_over_three_ranks() -> None:
     assert shares(7, 3) == [range(0, 3), range(3, 5), range(5, 7)]
     assert [Partition(7, 3, rank).micro_batches(2) for rank in range(3)] == [2, 2, 2]
     assert Partition(7, 3, 1).positions(2, np.array([0, 1, 2, 3])).tolist() == [17, 18, 24, 25]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+def test_ranks_beyond_the_samples_run_one_micro_batch_of_padding(micro_batch: int) -> None:
+    for dp_size in range(2, 130):
+        for global_batch in {1, dp_size // 2, dp_size - 1}:
+            ranks = [Partition(global_batch, dp_size, rank) for rank in range(dp_size)]
+            assert [rank.samples for rank in ranks] == [1] * global_batch + [0] * (
+                dp_size - global_batch
+            )
+            assert {rank.micro_batches(micro_batch) for rank in ranks} == {1}
+
+
+def test_a_rank_without_samples_has_no_positions() -> None:
+    beyond = Partition(7, 9, 8)
+    assert beyond.positions(3, np.arange(0)).tolist() == []
+    with pytest.raises(ValueError, match="rank 8 of 9 has no samples: a step has 7"):
+        beyond.positions(3, np.arange(1))

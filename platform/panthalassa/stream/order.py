@@ -52,7 +52,8 @@ class Location:
 class Mixture:
     """The share of each domain: samples**(1/temperature), or `weights`, whatever their sum.
 
-    A domain that `weights` does not name is left out.
+    A domain that `weights` does not name is left out; any other has one slot of a period at least,
+    and its share to within about a slot (SLOTS a period, or four a domain).
     """
 
     temperature: float = 1.0
@@ -143,8 +144,9 @@ class Order:
 
         The walk is that of the domain from its beginning, whatever `start` is."""
         samples = self.domains[domain].samples
-        if ((offsets < 0) | (offsets >= samples)).any():
-            raise ValueError(f"an epoch of {self.domains[domain].name} is 0 … {samples - 1} alone")
+        if epoch < 0 or ((offsets < 0) | (offsets >= samples)).any():
+            name = self.domains[domain].name
+            raise ValueError(f"{name}, epoch {epoch}: epochs are >= 0, offsets 0 … {samples - 1}")
         return self._at(np.full_like(offsets, domain), np.full_like(offsets, epoch), offsets)
 
     def _at(self, domain: Integers, epoch: Integers, offset: Integers) -> Location:
@@ -188,9 +190,7 @@ class _Rows:
             names, self.samples.tolist(), bounds[:-1], bounds[1:], strict=True
         ):
             place = self._shard_of(np.arange(low, high))
-            self.domains.append(
-                Domain(name, samples, self.parts, *place, group_rows[low:high].copy())
-            )
+            self.domains.append(Domain(name, samples, self.parts, *place, group_rows[low:high]))
 
     def locate(self, domain: Integers, epoch: Integers, row: Integers, part: Integers) -> Location:
         """The samples at rows number `row` of their domains."""
@@ -204,14 +204,15 @@ class _Rows:
         domain = location.domain
         group = self._group_of_shard.take(location.shard, mode="clip") + location.row_group
         row = self._first_row.take(group, mode="clip") + location.row - self.first[domain]
-        row = np.clip(row, 0, self.rows[domain] - 1)
-        again = self.locate(domain, location.epoch, row, np.clip(location.part, 0, self.parts - 1))
+        number: Integers = np.clip(row, 0, self.rows[domain] - 1)
+        part = np.clip(location.part, 0, self.parts - 1)
+        again = self.locate(domain, location.epoch, number, part)
         wrong = location.epoch < 0
         for field in fields(location):
             wrong |= getattr(again, field.name) != getattr(location, field.name)
         if wrong.any():
             raise ValueError(f"no sample of this order: {location[np.flatnonzero(wrong)[:1]]}")
-        return row
+        return number
 
     def _shard_of(self, group: Integers) -> tuple[Integers, Integers]:
         which = np.searchsorted(self._first_group, group, side="right") - 1

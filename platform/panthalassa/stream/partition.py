@@ -2,7 +2,11 @@
 
 A rank takes a contiguous share of the step's samples, of ⌊G/dp⌋ or ⌈G/dp⌉. All ranks run the same
 number of micro-batches, because FSDP's collectives are common; a rank that has fewer samples fills the
-last ones with masked padding, which adds nothing to the loss or its gradient.
+last ones with masked padding, which adds nothing to the loss or its gradient. As shares differ by one
+sample at most, that is never more than one micro-batch a rank.
+
+With fewer samples than ranks each of the first G ranks has one and the others none: these run their
+one micro-batch on padding alone, and read nothing.
 """
 
 from dataclasses import dataclass
@@ -37,6 +41,12 @@ class Partition:
         return -(-most // micro_batch)
 
     def positions(self, first_step: int, indices: Integers) -> Integers:
-        """Positions of this rank's samples number `indices`, counted from the start of a step."""
+        """Positions of this rank's samples number `indices` [n], counted from the start of a step.
+
+        Raises ValueError for a rank without samples, unless nothing is asked for."""
+        if len(indices) and not self.samples:
+            raise ValueError(
+                f"rank {self.rank} of {self.dp_size} has no samples: a step has {self.global_batch}"
+            )
         step, offset = np.divmod(indices, self.samples)
         return (first_step + step) * self.global_batch + self.start + offset
