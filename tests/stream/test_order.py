@@ -234,6 +234,19 @@ def test_the_short_last_block_is_read_anywhere_in_an_epoch() -> None:
     assert 120 < np.mean(places_of_tail) < 195
 
 
+def test_the_short_last_block_may_be_the_last_that_is_read() -> None:
+    """In one epoch of nine, when it comes behind two full windows."""
+    order = Order(manifest_of({"a": [[8] * 2 * WINDOW + [3]]}), 8, Mixture(), 0)
+    ends = [order.samples_of_epoch(0, epoch, np.arange(64, 67)).row_group for epoch in range(300)]
+    assert 15 < sum((groups == 2 * WINDOW).all() for groups in ends) < 60
+
+
+def test_each_window_of_an_epoch_is_shuffled_in_its_own_way() -> None:
+    order = Order(manifest_of({"a": [[8] * 4 * WINDOW]}), 8, Mixture(), 0)
+    rows = order.samples_of_epoch(0, 0, np.arange(4 * WINDOW * 8)).row.reshape(4, -1)
+    assert len({tuple(window) for window in rows.tolist()}) == 4
+
+
 @examples
 @given(corpora, seeds, temperatures, st.sampled_from([1, 2, 4]), st.data())
 def test_the_position_of_a_sample_is_where_it_was_found(
@@ -489,6 +502,11 @@ def test_evenly_chosen_samples_never_repeat_and_spread_over_domains(
     chosen = Counter(domain_of(manifest, found))
     for domain, samples in every.items():
         assert abs(chosen[domain] - len(samples) * len(found) / total) < 1
+
+
+def test_the_seed_jitters_the_slots() -> None:
+    patterns = {tuple(slot_pattern(np.array([20, 30, 50]), seed).tolist()) for seed in range(5)}
+    assert len(patterns) == 5
 
 
 weights = st.lists(st.floats(0, 1e9), min_size=1, max_size=200).filter(lambda w: sum(w) > 0)
