@@ -101,17 +101,20 @@ class ShardReader:
         shape = (len(location), length)
         tokens, documents = np.zeros(shape, np.int32), np.full(shape, PADDING, np.int32)
         whole = np.ones(len(location), bool)
-        places = zip(location.shard, location.row_group, location.row, location.part, strict=True)
-        for i, (shard, group, row, part) in enumerate(places):
+        places = np.stack((location.shard, location.row_group), axis=1)
+        groups, group_of = np.unique(places, axis=0, return_inverse=True)
+        for number, (shard, group) in enumerate(groups.tolist()):
+            here = np.flatnonzero(group_of.reshape(-1) == number)
             try:
-                rows = _row_group(self.cache, self.manifest.shards[shard], int(group))
+                rows = _row_group(self.cache, self.manifest.shards[shard], group)
             except CorpusError:
                 if not quarantine:
                     raise
-                whole[i] = False
+                whole[here] = False
                 continue
-            piece = slice(part * length, (part + 1) * length)
-            tokens[i], documents[i] = rows.tokens[row, piece], rows.documents[row, piece]
+            columns = location.part[here, None] * length + np.arange(length)
+            cut = location.row[here, None], columns
+            tokens[here], documents[here] = rows.tokens[cut], rows.documents[cut]
         return Samples(tokens, documents), whole
 
 
