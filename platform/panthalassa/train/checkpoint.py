@@ -185,14 +185,16 @@ def load(run: Storage, name: str, state: State) -> Commit:
     source = run.below(name)
     with together():
         commit = read_commit(run, name)
-        own = sorted(commit.files)[dist.get_rank() :: dist.get_world_size()]
-        for file in own:
-            _verify(source, file, commit.files[file])
     with _local(source) as directory:
-        if not source.is_local:
-            with together():
-                for file in commit.files:
-                    (directory / file).write_bytes(source.read(file))
+        with together():
+            if source.is_local:
+                files = sorted(commit.files)[dist.get_rank() :: dist.get_world_size()]
+            else:
+                files = list(commit.files)
+                for file, expected in commit.files.items():
+                    (directory / file).write_bytes(source.read(file, expected))
+            for file in files:
+                _verify(source, directory / file, commit.files[file])
         tensors = state.tensors()
         try:
             dcp_load(tensors, storage_reader=_Reader(directory, set(commit.files)))
@@ -245,6 +247,10 @@ def _deliver(path: Path, target: Storage) -> str:
     """Bring a file to where it belongs; returns its SHA-256."""
     if not target.is_local:
         target.write(path.name, path.read_bytes())
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -255,10 +261,10 @@ def _gather(mine: dict[str, str]) -> dict[str, str]:
     return {name: digest for files in every for name, digest in sorted(files.items())}
 
 
-def _verify(source: Storage, file: str, expected: str) -> None:
-    place = f"{source.uri}/{file}"
+def _verify(source: Storage, path: Path, expected: str) -> None:
+    place = f"{source.uri}/{path.name}"
     try:
-        found = source.sha256(file)
+        found = _sha256(path)
     except OSError as error:
         raise CheckpointError(f"checkpoint file {place} can not be read: {error}") from error
     if found != expected:

@@ -1,0 +1,221 @@
+"""The stream's speed against bare readers of the same rows, from local shards and from S3.
+
+`make bench-stream`. Two ranks that only read, in turn with two that run a bare
+`ray.data.range().map_batches()` which reads the same row groups with pyarrow alone: no hashes, no
+cache, no ledger, no errors that people can read. Beside it, one process each: a bare pyarrow loop
+and torch's DataLoader with two workers. Prints tokens a second and the medians of the ratios.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from rich.console import Console
+from torch.utils.data import DataLoader, IterableDataset
+
+from panthalassa.cluster import connected
+from panthalassa.config import Cluster, Stream
+from panthalassa.corpus.manifest import Manifest
+from panthalassa.corpus.pack import Packed
+from panthalassa.corpus.shards import write_shard
+from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.cache import ShardCache
+from panthalassa.stream.curriculum import Curriculum, Phase, Piece
+from panthalassa.stream.order import Integers
+from panthalassa.stream.partition import Partition
+from panthalassa.stream.reader import TOKENS_PER_BLOCK, ShardReader, open_stream
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from s3 import BUCKET, s3_server
+
+LENGTH, BATCH, RANKS = 256, 64, 2
+SHARDS, ROWS, GROUP = 16, 2048, 32
+WARM_UP = 20
+TARGET = 0.9
+
+
+def write_corpus(storage: Storage) -> Manifest:
+    draw = np.random.default_rng(0)
+    shards = []
+    for number in range(SHARDS):
+        tokens = draw.integers(3, 4096, (ROWS, LENGTH), dtype=np.int32)
+        packed = Packed(tokens, [[LENGTH]] * ROWS)
+        path, domain = f"train/d/{number:05d}.parquet", "d"
+        shards.append(write_shard(storage, path, "train", domain, packed, GROUP))
+    return Manifest(
+        sequence_length=LENGTH,
+        vocabulary_size=4096,
+        bos=0,
+        eos=1,
+        tokenizer_sha256="",
+        documents={},
+        text_bytes={},
+        unigram_loss=1.0,
+        shards=shards,
+    )
+
+
+def piece_of(manifest: Manifest, steps: int) -> Piece:
+    phase = Phase(
+        first_step=0,
+        corpus=manifest.fingerprint,
+        seed=0,
+        temperature=1.0,
+        weights=None,
+        sequence_length=LENGTH,
+        global_batch=BATCH,
+    )
+    (piece,) = Curriculum([phase], manifest).pieces(range(steps))
+    return piece
+
+
+def bare_rows(storage: Storage, manifest: Manifest, piece: Piece, positions: Integers) -> Any:
+    """The tokens at `positions`, read as simply as can be: each row group once a call."""
+    place = piece.order.locate(positions)
+    tokens = np.empty((len(positions), LENGTH), np.int32)
+    files: dict[int, pq.ParquetFile] = {}
+    groups: dict[tuple[int, int], np.ndarray] = {}
+    rows = zip(place.shard.tolist(), place.row_group.tolist(), place.row.tolist(), strict=True)
+    for i, (shard, group, row) in enumerate(rows):
+        if (shard, group) not in groups:
+            if shard not in files:
+                path = storage.path(manifest.shards[shard].path)
+                files[shard] = pq.ParquetFile(storage.filesystem.open_input_file(path))
+            column = files[shard].read_row_group(group, ["tokens"])["tokens"].combine_chunks()
+            groups[shard, group] = column.flatten().to_numpy().reshape(len(column), LENGTH)
+        tokens[i] = groups[shard, group][row]
+    return tokens
+
+
+def positions_of(piece: Piece, partition: Partition, samples: Integers) -> Integers:
+    step, sample = np.divmod(samples, partition.samples)
+    return piece.positions(step, partition.start + sample)
+
+
+def ours(storage: Storage, manifest: Manifest, steps: int, rank: int, cache: str) -> Iterator[Any]:
+    reader = ShardReader(ShardCache(Path(cache), 1 << 40, storage), manifest)
+    return open_stream(reader, [piece_of(manifest, steps)], RANKS, rank, Stream())
+
+
+def bare(storage: Storage, manifest: Manifest, steps: int, rank: int, cache: str) -> Iterator[Any]:
+    piece, partition = piece_of(manifest, steps), Partition(BATCH, RANKS, rank)
+
+    def read(batch: dict[str, Any]) -> dict[str, Any]:
+        positions = positions_of(piece, partition, batch["id"])
+        return {"tokens": bare_rows(storage, manifest, piece, positions)}
+
+    block, total = TOKENS_PER_BLOCK // LENGTH, steps * partition.samples
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    data = ray.data.range(total, override_num_blocks=-(-total // block)).map_batches(
+        read, batch_size=block, num_cpus=0.25, compute=ray.data.TaskPoolStrategy(2)
+    )
+    return iter(data.iter_batches(batch_size=partition.samples, batch_format="numpy"))
+
+
+@ray.remote(num_cpus=0.5)
+class Rank:
+    """A rank that only reads."""
+
+    def seconds(
+        self, open_it: Callable[..., Iterator[Any]], *arguments: Any
+    ) -> tuple[float, float]:
+        """When the warm-up and the last batch were over, in seconds since 1970."""
+        start = 0.0
+        for number, _ in enumerate(open_it(*arguments)):
+            if number == WARM_UP:
+                start = time.time()
+        return start, time.time()
+
+
+def ranks_speed(open_it: Callable[..., Iterator[Any]], *arguments: Any, steps: int) -> float:
+    """Tokens a second of all ranks together."""
+    storage, manifest, cache = arguments
+    actors = [Rank.remote() for _ in range(RANKS)]
+    calls = [
+        actor.seconds.remote(open_it, storage, manifest, steps, rank, cache)
+        for rank, actor in enumerate(actors)
+    ]
+    spans = ray.get(calls)
+    for actor in actors:
+        ray.kill(actor)
+    seconds = max(end for _, end in spans) - min(start for start, _ in spans)
+    return (steps - WARM_UP - 1) * BATCH * LENGTH / seconds
+
+
+class Rows(IterableDataset):  # type: ignore[type-arg]
+    """The same rows for a DataLoader: every worker takes each second step."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, steps: int) -> None:
+        self.storage, self.manifest, self.steps = storage, manifest, steps
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        piece = piece_of(self.manifest, self.steps)
+        for step in range(first, self.steps, stride):
+            positions = np.arange(step * BATCH, (step + 1) * BATCH)
+            yield bare_rows(self.storage, self.manifest, piece, positions)
+
+
+def alone_speed(batches: Iterator[Any], steps: int) -> float:
+    start = 0.0
+    for number, _ in enumerate(batches):
+        if number == WARM_UP:
+            start = time.perf_counter()
+    return (steps - WARM_UP - 1) * BATCH * LENGTH / (time.perf_counter() - start)
+
+
+def compare(name: str, storage: Storage, rounds: int, steps: int, console: Console) -> None:
+    manifest = write_corpus(storage)
+    ratios = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            mine = ranks_speed(ours, storage, manifest, cache, steps=steps)
+            other = ranks_speed(bare, storage, manifest, cache, steps=steps)
+        ratios.append(mine / other)
+        console.print(f"{name}: stream {mine:,.0f}, bare Ray Data {other:,.0f} tokens/s")
+    console.print(
+        f"{name}: median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to "
+        f"{max(ratios):.3f}); target {TARGET}"
+    )
+    rows = Rows(storage, manifest, steps)
+    loader = DataLoader(rows, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    console.print(
+        f"{name}: bare pyarrow, one process {alone_speed(iter(rows), steps):,.0f}, torch's "
+        f"DataLoader, two workers {alone_speed(iter(loader), steps):,.0f} tokens/s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_REGION="us-east-1"
+    )
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder) / "buckets") as server:
+        os.environ["AWS_ENDPOINT_URL"] = server.url
+        with connected(Cluster(workers=RANKS)):
+            for name, place in (("local", f"{folder}/corpus"), ("S3", f"s3://{BUCKET}/corpus")):
+                storage = open_storage(place)
+                compare(name, storage, arguments.rounds, arguments.steps, console)
+
+
+if __name__ == "__main__":
+    main()
