@@ -100,13 +100,7 @@ def _run(task: Task, poster: Poster) -> None:
     config = task.config
     device = ray.train.torch.get_device()
     mesh = build_mesh(device.type, config.parallel.tp_size)
-    settings = config.stream
-    cache = ShardCache(
-        Path(settings.cache_directory).expanduser(),
-        int(settings.cache_gigabytes * 1e9),
-        task.corpus,
-    )
-    reader = ShardReader(cache, task.manifest, settings.on_bad_shard == "quarantine")
+    reader = _reader(task)
     with part("data"):
         newest, commit = _newest_checkpoint(task.run)
         first_step = commit.step if commit else 0
@@ -154,6 +148,13 @@ def _run(task: Task, poster: Poster) -> None:
     ]
     train(run, stream, around)
     poster.post(Ended(run.step, run.interrupted))
+
+
+def _reader(task: Task) -> ShardReader:
+    settings = task.config.stream
+    directory = Path(settings.cache_directory).expanduser()
+    cache = ShardCache(directory, int(settings.cache_gigabytes * 1e9), task.corpus)
+    return ShardReader(cache, task.manifest, settings.on_bad_shard == "quarantine")
 
 
 @contextmanager
