@@ -102,7 +102,8 @@ def without_secrets(text: str) -> str:
 
 
 def _reason(error: OSError) -> str:
-    text = without_secrets(str(error))
+    text = without_secrets(str(error)).rstrip(".")
+    text = re.sub("^When .*?: (?=AWS Error)", "", text)  # `what` says so already
     if REFUSALS.search(text):
         return (
             f"refused: {text}. Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
@@ -112,7 +113,7 @@ def _reason(error: OSError) -> str:
         return f"there is no such bucket: {text}"
     if "NETWORK_CONNECTION" in text:
         return f"no answer from {endpoint()}: {text}. Check AWS_ENDPOINT_URL and the network"
-    return text
+    return f"{endpoint()} fails: {text}"
 
 
 def endpoint() -> str:

@@ -354,12 +354,14 @@ def test_a_rotten_object_is_named_with_its_line(corpus: Corpus) -> None:
     assert not corpus.cached()
 
 
-@pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1, 0])
+@pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1, 0, 40 * SIZE])
 def test_an_object_of_another_size_is_corrupt(corpus: Corpus, size: int) -> None:
+    """And what is too large is not downloaded to its end."""
     os.truncate(corpus.folder / corpus.shards[1].path, size)
     text = refusal(corpus.cache, corpus.shards[1])
     assert "is corrupt: it has " in text
     assert f"{line_of(corpus, 1)} says {SIZE}" in text
+    assert len(corpus.proxy.requests) < 10
     assert not leftovers(corpus.cache)
 
 
