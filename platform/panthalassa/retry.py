@@ -48,10 +48,6 @@ SHORTEST_SECRET = 8
 Result = TypeVar("Result")
 
 
-class Incomplete(OSError):
-    """Fewer bytes came than were announced."""
-
-
 def retrying(operation: Callable[[], Result], what: str, patience: float) -> Result:
     """The result of `operation`, tried again for at most `patience` seconds while failures pass.
 
@@ -80,7 +76,7 @@ def retrying(operation: Callable[[], Result], what: str, patience: float) -> Res
 
 def passes(error: OSError) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, (Incomplete, ConnectionError, TimeoutError)):
+    if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if error.errno is not None:
         return error.errno in PASSING_ERRNOS

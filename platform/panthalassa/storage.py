@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 import pyarrow.fs as pafs
 
 from panthalassa.errors import ConfigError
-from panthalassa.retry import Incomplete, retrying
+from panthalassa.retry import retrying
 
 CHUNK = 8 << 20
 PATIENCE = 20.0
@@ -89,12 +89,6 @@ class Storage:
                     yield chunk
             return
 
-        def fetch(offset: int, count: int) -> bytes:
-            piece = bytes(file.read_at(count, offset))
-            if len(piece) < count:
-                raise Incomplete(f"{len(piece)} of {count} bytes came")
-            return piece
-
         try:
             file = self._retrying(path, lambda: self.filesystem.open_input_file(self.path(path)))
         except FileNotFoundError:
@@ -104,7 +98,7 @@ class Storage:
             size = file.size()
             for offset in range(0, size, CHUNK):
                 count = min(CHUNK, size - offset)
-                yield self._retrying(path, partial(fetch, offset, count))
+                yield bytes(self._retrying(path, partial(file.read_at, count, offset)))
 
     def sha256(self, path: str) -> str:
         digest = hashlib.sha256()
