@@ -64,7 +64,7 @@ class ShardCache:
             file = _mapped(target, shard)
             if file is None:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                with _locked(self._lock(shard.sha256)):
+                with _locked(target.with_suffix(".lock")):
                     file = _mapped(target, shard)
                     if file is None:
                         target.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class ShardCache:
 
     def _remove_abandoned(self) -> None:
         for part in self.directory.glob("*.part"):
-            with _locked(self._lock(part.stem), wait=False) as free:
+            with _locked(part.with_suffix(".lock"), wait=False) as free:
                 if free:
                     part.unlink(missing_ok=True)
 
@@ -163,9 +163,6 @@ class ShardCache:
             if excess > 0 and path.suffix == ".parquet":
                 path.unlink(missing_ok=True)
                 excess -= freed
-
-    def _lock(self, sha256: str) -> Path:
-        return self.directory / f"{sha256}.lock"
 
     def _line(self, shard: Shard) -> str:
         """Where the manifest lists the shard, for people who look there."""
