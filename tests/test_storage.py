@@ -247,6 +247,7 @@ def test_s3_is_told_from_local_paths(s3: str) -> None:
     assert storage.path("c") == "ocean/a/b/c"
     assert isinstance(storage.filesystem, pafs.S3FileSystem)
     assert open_storage("s3://ocean").path("c") == "ocean/c"
+    assert open_storage("S3://ocean/a?b#c").uri == "s3://ocean/a?b#c"
 
 
 def test_the_endpoint_for_s3_goes_before_the_one_for_all(
@@ -279,7 +280,9 @@ def test_no_credential_is_in_what_a_storage_says(
         assert KEY_ID not in text
 
 
-@pytest.mark.parametrize("user", [f"{KEY_ID}:s3cr3t@", f"{KEY_ID}:{SECRET}@", "s3cr3t@"])
+@pytest.mark.parametrize(
+    "user", [f"{KEY_ID}:s3cr3t@", f"{KEY_ID}:{SECRET}@", "s3cr3t@", "a?s3cr3t@"]
+)
 def test_credentials_in_a_uri_are_refused_without_repeating_them(user: str) -> None:
     with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as refusal:
         open_storage(f"s3://{user}ocean/prefix")

@@ -205,7 +205,8 @@ def open_storage(uri: str, patience: float = PATIENCE) -> Storage:
         raise ConfigError(
             f"storage {parsed.scheme}://: there are local paths and s3://bucket/prefix"
         )
-    if parsed.scheme == "s3" and set(parsed.netloc) & set("@:"):
+    bucket, _, prefix = uri[len("s3://") :].partition("/")  # whole names, also with ? and #
+    if parsed.scheme == "s3" and set(bucket) & set("@:"):
         raise ConfigError(
             "storage s3://: credentials do not belong in the URI, where they would be printed. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."
@@ -222,7 +223,6 @@ def open_storage(uri: str, patience: float = PATIENCE) -> Storage:
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_TRIES),
             allow_delayed_open=True,  # a small object is one request, which is whole or not at all
         )
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
         return Storage(s3, root, f"s3://{root}", patience)
     path = os.path.abspath(os.path.expanduser(parsed.path if parsed.scheme == "file" else uri))
