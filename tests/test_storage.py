@@ -25,6 +25,7 @@ from s3 import (
     use_s3,
 )
 
+from panthalassa import retry
 from panthalassa import storage as storage_module
 from panthalassa.corpus.manifest import read_manifest
 from panthalassa.errors import ConfigError, CorpusError
@@ -298,8 +299,13 @@ def test_another_scheme_is_refused_not_made_a_folder(uri: str) -> None:
 
 @pytest.fixture
 def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A network between this process and the server, which is well until it is told otherwise."""
+    """A network between this process and the server, which is well until it is told otherwise.
+
+    The SDK's own retry is off, so that all is left to this platform's.
+    """
+    monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
     monkeypatch.setattr(storage_module, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.02)
     with FaultyProxy(s3, stall=1.5) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -396,9 +402,9 @@ def test_an_absent_bucket_is_named(s3: str) -> None:
         assert "there is no bucket no-such-bucket" in one_line(call)
 
 
-def check_unreachable(endpoint: str) -> None:
+def check_unreachable(endpoint: str, patience: float) -> None:
     for call in (read_manifest, lambda storage: storage.exists("a")):
-        text = one_line(lambda call=call: call(open_storage("s3://ocean/corpus", patience=2.5)))
+        text = one_line(lambda call=call: call(open_storage("s3://ocean/corpus", patience)))
         assert f"no answer from {endpoint}" in text
         assert "tries in" in text
         assert "Check AWS_ENDPOINT_URL" in text
@@ -407,7 +413,7 @@ def check_unreachable(endpoint: str) -> None:
 def test_an_endpoint_that_is_not_there_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    check_unreachable(endpoint)
+    check_unreachable(endpoint, 1.0)
 
 
 def test_an_endpoint_that_never_answers_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +421,7 @@ def test_an_endpoint_that_never_answers_is_named(s3: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
     with silent_port() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        check_unreachable(endpoint)
+        check_unreachable(endpoint, 4.0)
 
 
 def test_a_pickled_storage_is_the_same_without_credentials(s3: str) -> None:

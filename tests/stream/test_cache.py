@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from s3 import BUCKET, KEY_ID, SECRET, FaultyProxy, Server, s3_server, use_s3
 
+from panthalassa import retry
 from panthalassa import storage as storage_module
 from panthalassa.corpus.manifest import MANIFEST, Manifest, Shard
 from panthalassa.errors import CorpusError
@@ -33,8 +34,8 @@ WAIT = 60
 
 OPEN_ALL = """
 import hashlib, pickle, random, sys
-from panthalassa import storage
-storage.CHUNK = 1 << 16
+from panthalassa import retry, storage
+storage.CHUNK, storage.SDK_TRIES, retry.FIRST_PAUSE = 1 << 16, 1, 0.02
 with open(sys.argv[1], "rb") as file:
     cache, shards = pickle.load(file)
 for turn in range(int(sys.argv[2])):
@@ -124,7 +125,9 @@ def make_corpus(
     """make_corpus(n): a corpus of n shards behind a proxy, and an empty cache for all of them."""
     monkeypatch.setattr(cache_module, "_verified", {})
     monkeypatch.setattr(storage_module, "CHUNK", PIECE)
+    monkeypatch.setattr(storage_module, "SDK_TRIES", 1)  # all is left to this platform's retries
     monkeypatch.setattr(storage_module, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.02)
     with FaultyProxy(server.url, seed=7) as proxy:
         use_s3(monkeypatch, proxy.url)
 
