@@ -412,6 +412,7 @@ def check_unreachable(endpoint: str, patience: float) -> None:
 
 def test_an_endpoint_that_is_not_there_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     check_unreachable(endpoint, 1.0)
 
