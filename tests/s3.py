@@ -41,7 +41,7 @@ REFUSALS = {
     "signature": (403, "SignatureDoesNotMatch", "The signature does not match."),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
 }
-IN_THE_BODY = ("cut", "flip", "hang")
+IN_THE_BODY = ("cut", "short", "flip", "hang")
 TRANSIENT = ("500", "503", "stall", "reset", "cut", "flip")
 
 
@@ -109,8 +109,8 @@ class FaultyProxy:
     Each request meets a fault with probability `rate`, one of `kinds` at random; `next` goes before
     that: the faults of the next requests for objects, `None` for a request that is well. Kinds: those
     of REFUSALS; `reset` (no answer), `lost` (done, but no answer), `stall` (an answer after `stall`
-    seconds); and in the body of an object `cut` (half of it), `flip` (one bit), `hang` (`stall`
-    seconds after half of it).
+    seconds); and in the body of an object `cut` (half of it), `short` (half of it, said to be all),
+    `flip` (one bit), `hang` (`stall` seconds after half of it).
     """
 
     def __init__(
@@ -256,6 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             content = answer.read()
+            if fault == "short":
+                content = content[: len(content) // 2]
         finally:
             upstream.close()
         length = len(content) if self.command != "HEAD" else answer.getheader("Content-Length", "0")

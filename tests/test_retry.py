@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panthalassa import retry
-from panthalassa.retry import Incomplete, passes, retrying, without_secrets
+from panthalassa.retry import passes, retrying, without_secrets
 
 HEAD = "When reading information for key 'x' in bucket 'ocean': AWS Error "
 BARE = " during HeadObject operation: No response body."
@@ -73,7 +73,7 @@ def test_errors_of_the_system_are_told_by_their_numbers() -> None:
         assert passes(OSError(code, "words of any language"))
     for code in (errno.ENOSPC, errno.EACCES, errno.EIO):
         assert not passes(OSError(code, "AWS Error SLOW_DOWN"))
-    assert passes(Incomplete("3 of 4 bytes came"))
+    assert passes(TimeoutError())
 
 
 @given(st.floats(0.01, 200), st.floats(0, 30))
@@ -87,7 +87,7 @@ def test_patience_ends_in_time(patience: float, duration: float) -> None:
             clock.now += duration
             raise OSError(PASSING[0])
 
-        with pytest.raises(OSError, match=r"^what: "):
+        with pytest.raises(OSError, match=r"^what: .* fails: .*HTTP status 500"):
             retrying(operation, "what", patience)
     assert clock.now <= max(patience, duration) + 1e-6
     assert all(pause <= retry.LONGEST_PAUSE for pause in clock.pauses)

@@ -25,6 +25,7 @@ from s3 import (
     use_s3,
 )
 
+from panthalassa import retry
 from panthalassa import storage as storage_module
 from panthalassa.corpus.manifest import read_manifest
 from panthalassa.errors import ConfigError, CorpusError
@@ -247,6 +248,7 @@ def test_s3_is_told_from_local_paths(s3: str) -> None:
     assert storage.path("c") == "ocean/a/b/c"
     assert isinstance(storage.filesystem, pafs.S3FileSystem)
     assert open_storage("s3://ocean").path("c") == "ocean/c"
+    assert open_storage("S3://ocean/a?b#c").uri == "s3://ocean/a?b#c"
 
 
 def test_the_endpoint_for_s3_goes_before_the_one_for_all(
@@ -279,7 +281,9 @@ def test_no_credential_is_in_what_a_storage_says(
         assert KEY_ID not in text
 
 
-@pytest.mark.parametrize("user", [f"{KEY_ID}:s3cr3t@", f"{KEY_ID}:{SECRET}@", "s3cr3t@"])
+@pytest.mark.parametrize(
+    "user", [f"{KEY_ID}:s3cr3t@", f"{KEY_ID}:{SECRET}@", "s3cr3t@", "a?s3cr3t@"]
+)
 def test_credentials_in_a_uri_are_refused_without_repeating_them(user: str) -> None:
     with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as refusal:
         open_storage(f"s3://{user}ocean/prefix")
@@ -295,8 +299,13 @@ def test_another_scheme_is_refused_not_made_a_folder(uri: str) -> None:
 
 @pytest.fixture
 def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A network between this process and the server, which is well until it is told otherwise."""
+    """A network between this process and the server, which is well until it is told otherwise.
+
+    The SDK's own retry is off, so that all is left to this platform's.
+    """
+    monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
     monkeypatch.setattr(storage_module, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.02)
     with FaultyProxy(s3, stall=1.5) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -393,9 +402,9 @@ def test_an_absent_bucket_is_named(s3: str) -> None:
         assert "there is no bucket no-such-bucket" in one_line(call)
 
 
-def check_unreachable(endpoint: str) -> None:
+def check_unreachable(endpoint: str, patience: float) -> None:
     for call in (read_manifest, lambda storage: storage.exists("a")):
-        text = one_line(lambda call=call: call(open_storage("s3://ocean/corpus", patience=2.5)))
+        text = one_line(lambda call=call: call(open_storage("s3://ocean/corpus", patience)))
         assert f"no answer from {endpoint}" in text
         assert "tries in" in text
         assert "Check AWS_ENDPOINT_URL" in text
@@ -403,8 +412,9 @@ def check_unreachable(endpoint: str) -> None:
 
 def test_an_endpoint_that_is_not_there_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    check_unreachable(endpoint)
+    check_unreachable(endpoint, 1.0)
 
 
 def test_an_endpoint_that_never_answers_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +422,7 @@ def test_an_endpoint_that_never_answers_is_named(s3: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(storage_module, "SDK_TRIES", 1)
     with silent_port() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        check_unreachable(endpoint)
+        check_unreachable(endpoint, 4.0)
 
 
 def test_a_pickled_storage_is_the_same_without_credentials(s3: str) -> None:

@@ -48,10 +48,6 @@ SHORTEST_SECRET = 8
 Result = TypeVar("Result")
 
 
-class Incomplete(OSError):
-    """Fewer bytes came than were announced."""
-
-
 def retrying(operation: Callable[[], Result], what: str, patience: float) -> Result:
     """The result of `operation`, tried again for at most `patience` seconds while failures pass.
 
@@ -80,7 +76,7 @@ def retrying(operation: Callable[[], Result], what: str, patience: float) -> Res
 
 def passes(error: OSError) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, (Incomplete, ConnectionError, TimeoutError)):
+    if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if error.errno is not None:
         return error.errno in PASSING_ERRNOS
@@ -102,7 +98,8 @@ def without_secrets(text: str) -> str:
 
 
 def _reason(error: OSError) -> str:
-    text = without_secrets(str(error))
+    text = without_secrets(str(error)).rstrip(".")
+    text = re.sub("^When .*?: (?=AWS Error)", "", text)  # `what` says so already
     if REFUSALS.search(text):
         return (
             f"refused: {text}. Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
@@ -112,7 +109,7 @@ def _reason(error: OSError) -> str:
         return f"there is no such bucket: {text}"
     if "NETWORK_CONNECTION" in text:
         return f"no answer from {endpoint()}: {text}. Check AWS_ENDPOINT_URL and the network"
-    return text
+    return f"{endpoint()} fails: {text}"
 
 
 def endpoint() -> str:

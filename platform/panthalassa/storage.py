@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 import pyarrow.fs as pafs
 
 from panthalassa.errors import ConfigError
-from panthalassa.retry import Incomplete, retrying
+from panthalassa.retry import retrying
 
 CHUNK = 8 << 20
 DOWNLOADS = 4
@@ -106,12 +106,6 @@ class Storage:
                     yield chunk
             return
 
-        def fetch(offset: int, count: int) -> bytes:
-            piece = bytes(file.read_at(count, offset))
-            if len(piece) < count:
-                raise Incomplete(f"{len(piece)} of {count} bytes came")
-            return piece
-
         try:
             file = self._retrying(path, lambda: self.filesystem.open_input_file(self.path(path)))
         except FileNotFoundError:
@@ -121,7 +115,7 @@ class Storage:
             size = file.size()
             for offset in range(0, size, CHUNK):
                 count = min(CHUNK, size - offset)
-                yield self._retrying(path, partial(fetch, offset, count))
+                yield bytes(self._retrying(path, partial(file.read_at, count, offset)))
 
     def sha256(self, path: str) -> str:
         digest = hashlib.sha256()
@@ -234,7 +228,8 @@ def open_storage(
         raise ConfigError(
             f"storage {parsed.scheme}://: there are local paths and s3://bucket/prefix"
         )
-    if parsed.scheme == "s3" and set(parsed.netloc) & set("@:"):
+    bucket, _, prefix = uri[len("s3://") :].partition("/")  # whole names, also with ? and #
+    if parsed.scheme == "s3" and set(bucket) & set("@:"):
         raise ConfigError(
             "storage s3://: credentials do not belong in the URI, where they would be printed. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."
@@ -257,7 +252,6 @@ def open_storage(
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_TRIES),
             allow_delayed_open=True,  # a small object is one request, which is whole or not at all
         )
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
         return Storage(s3, root, f"s3://{root}", patience, endpoint, region)
     path = os.path.abspath(os.path.expanduser(parsed.path if parsed.scheme == "file" else uri))

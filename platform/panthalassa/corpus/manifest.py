@@ -81,8 +81,9 @@ def read_manifest(storage: Storage, name: str = MANIFEST) -> Manifest:
             "Make one with `panthalassa prepare`, or correct the key corpus.directory."
         ) from None
     except OSError as error:
-        remedy = "Check its permissions." if storage.is_local else "Mend that, and start again."
-        raise CorpusError(f"{place} can not be read: {error}. {remedy}") from error
+        if not storage.is_local:  # then the error names the place and the remedy
+            raise CorpusError(f"no corpus can be read: {error}.") from error
+        raise CorpusError(f"{place} can not be read: {error}. Check its permissions.") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -64,7 +64,7 @@ class ShardCache:
             file = _mapped(target, shard)
             if file is None:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                with _locked(self._lock(shard.sha256)):
+                with _locked(target.with_suffix(".lock")):
                     file = _mapped(target, shard)
                     if file is None:
                         target.unlink(missing_ok=True)
@@ -148,32 +148,26 @@ class ShardCache:
 
     def _remove_abandoned(self) -> None:
         for part in self.directory.glob("*.part"):
-            with _locked(self._lock(part.stem), wait=False) as free:
+            with _locked(part.with_suffix(".lock"), wait=False) as free:
                 if free:
                     part.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        sizes: dict[Path, tuple[int, int]] = {}
+        found: list[tuple[int, int, Path]] = []
         for path in [*self.directory.glob("*.parquet"), *self.directory.glob("*.part")]:
             with suppress(FileNotFoundError):
-                found = path.stat()
-                sizes[path] = (found.st_mtime_ns, found.st_size)
-        excess = sum(bytes for _, bytes in sizes.values()) + size - self.limit_bytes
-        for path in sorted(sizes, key=lambda path: sizes[path]):
-            if excess <= 0:
-                return
-            if path.suffix == ".parquet":
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        excess = sum(bytes for _, bytes, _ in found) + size - self.limit_bytes
+        for _, freed, path in sorted(found):
+            if excess > 0 and path.suffix == ".parquet":
                 path.unlink(missing_ok=True)
-                excess -= sizes[path][1]
-
-    def _lock(self, sha256: str) -> Path:
-        return self.directory / f"{sha256}.lock"
+                excess -= freed
 
     def _line(self, shard: Shard) -> str:
         """Where the manifest lists the shard, for people who look there."""
         try:
-            storage = replace(self.storage, patience=0.0)
-            lines = storage.read(MANIFEST).decode().splitlines()
+            lines = replace(self.storage, patience=0.0).read(MANIFEST).decode().splitlines()
         except (OSError, UnicodeDecodeError):
             return MANIFEST
         start = next((i for i, line in enumerate(lines) if json.dumps(shard.path) in line), None)
