@@ -13,19 +13,24 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
+import boto3
 import pyarrow.fs as pafs
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from panthalassa.errors import ConfigError
 from panthalassa.retry import retrying
 
 CHUNK = 8 << 20
 DOWNLOADS = 4
+DELETES_AT_ONCE = 16
 PATIENCE = 20.0
 CONNECT_SECONDS = 4.0
 SILENT_SECONDS = 4.0
@@ -163,22 +168,47 @@ class Storage:
         )
 
     def delete(self, path: str) -> None:
-        """Delete an object, or a folder with all that is in it."""
-        if self._info(path).type == pafs.FileType.Directory:
-            self._retrying(path, lambda: self.filesystem.delete_dir(self.path(path)))
+        """Delete an object, or a folder with all that is in it. Raises FileNotFoundError."""
+        kind = self._info(path).type
+        if kind == pafs.FileType.NotFound:
+            raise FileNotFoundError(f"{self.uri}/{path}")
+        folder = kind == pafs.FileType.Directory
+        if self.is_local:
+            delete = self.filesystem.delete_dir if folder else self.filesystem.delete_file
+            delete(self.path(path))
             return
-        tries = 0
+        inside = [f"{path}/{name}" for name, _ in self.below(path).files()] if folder else [path]
+        client = self._client()  # pyarrow would leave an empty object for each folder
+        with ThreadPoolExecutor(DELETES_AT_ONCE) as pool:
+            for _ in pool.map(partial(self._delete_object, client), inside):
+                pass
+
+    def _delete_object(self, client: Any, path: str) -> None:
+        bucket, _, key = self.path(path).partition("/")
 
         def delete() -> None:
-            nonlocal tries
-            tries += 1
             try:
-                self.filesystem.delete_file(self.path(path))
-            except FileNotFoundError:
-                if tries == 1:  # else the try before did it, and only its answer was lost
-                    raise
+                client.delete_object(Bucket=bucket, Key=key)
+            except ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                raise OSError(f"{error} (HTTP status {status})") from error
+            except BotoCoreError as error:
+                raise OSError(f"AWS Error NETWORK_CONNECTION: {error}") from error
 
         self._retrying(path, delete)
+
+    def _client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            config=Config(
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=SILENT_SECONDS,
+                retries={"max_attempts": 0},
+                s3={"addressing_style": "path" if self.endpoint else "auto"},
+            ),
+        )
 
     def _retrying(self, path: str, operation: Callable[[], Result]) -> Result:
         if self.is_local:

@@ -1,16 +1,16 @@
 """The Ray Train side of a run: how many workers, with what, and what to do when they die."""
 
+import pyarrow.fs as pafs
+from fsspec.implementations.memory import MemoryFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from panthalassa.storage import open_storage
 from panthalassa.train.worker import Task, work
 
 
 def build_trainer(task: Task) -> TorchTrainer:
     """A trainer whose ranks run `work`; they restart from the newest checkpoint when they fail."""
     run, cluster = task.config.run, task.config.cluster
-    runs = open_storage(run.directory)
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
@@ -27,8 +27,9 @@ def build_trainer(task: Task) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=runs.root,
-            storage_filesystem=runs.filesystem,
+            # Ray Train wants a place for the checkpoints that it keeps. Ours are kept by the ranks.
+            storage_path="/ray-train",
+            storage_filesystem=pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
