@@ -116,7 +116,7 @@ def test_a_deleted_object_is_gone_and_its_neighbour_is_not(tmp_path: Path) -> No
 
 
 def test_a_deleted_object_is_gone_from_s3(s3: str) -> None:
-    check_deletion(open_storage("s3://ocean/deleted"))
+    check_deletion(open_storage("s3://ocean/neighbours"))
 
 
 def test_a_deleted_folder_takes_all_with_it(tmp_path: Path) -> None:
@@ -380,11 +380,24 @@ def test_a_large_object_goes_on_where_it_was_cut(
     storage.write("a", data)
     proxy.requests.clear()
     proxy.next([None, None, None, "cut", "cut", "cut"])
-    assert storage.read("a") == data
+    assert storage.read("a", hashlib.sha256(data).hexdigest()) == data
     assert proxy.faults["cut"] == 3
     spans = [span for method, _, span in proxy.requests if method == "GET"]
     starts = [int(span.removeprefix("bytes=").partition("-")[0]) >> 16 for span in spans]
     assert starts == [0, 1, 2, 2, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize("flips", [1, 2])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_flipped_bit_is_noticed_with_and_without_a_hash(
+    proxy: FaultyProxy, tmp_path: Path, flips: int, known: bool
+) -> None:
+    storage = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    storage.write("a", b"an object")
+    proxy.next(["flip"] * flips)
+    digest = hashlib.sha256(b"an object").hexdigest() if known else None
+    assert storage.read("a", digest) == b"an object"
+    assert proxy.faults["flip"] == flips
 
 
 @pytest.mark.parametrize("kind", ["denied", "unknown_key", "signature", "expired"])

@@ -98,7 +98,7 @@ def read_tokenizer(storage: Storage, manifest: Manifest) -> Tokenizer:
     """The corpus's tokenizer. Raises CorpusError when it is missing or not what its hash says."""
     place = f"{storage.uri}/{TOKENIZER}"
     try:
-        data = storage.read(TOKENIZER)
+        data = storage.read(TOKENIZER, manifest.tokenizer_sha256)
     except OSError as error:
         raise CorpusError(
             f"tokenizer {place} can not be read: {error}. "

@@ -118,24 +118,40 @@ class ShardReader:
         return Samples(tokens, documents), whole
 
 
+@lru_cache(maxsize=64)
+def _file(cache: ShardCache, shard: Shard) -> pq.ParquetFile:
+    return pq.ParquetFile(cache.open(shard))
+
+
 @lru_cache(maxsize=128)
 def _row_group(cache: ShardCache, shard: Shard, group: int) -> Samples:
-    with cache.open(shard) as file:
-        try:
-            table = pq.ParquetFile(file).read_row_group(group)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CorpusError(
-                f"shard {cache.storage.uri}/{shard.path} was whole but can not be read any more: "
-                f"{error}. Restore the file; the same command then goes on."
-            ) from error
-        column = table["tokens"].combine_chunks()
-        tokens = column.flatten().to_numpy().reshape(len(column), -1)
-        lengths = table["lengths"].to_pylist()
-    documents = np.empty_like(tokens)
-    for row, ends in zip(documents, map(np.cumsum, lengths), strict=True):
-        row[:] = np.searchsorted(ends, np.arange(len(row)), side="right")
-        row[ends[-1] :] = PADDING
-    return Samples(tokens, documents)
+    try:
+        table = _file(cache, shard).read_row_group(group)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorpusError(
+            f"shard {cache.storage.uri}/{shard.path} was whole but can not be read any more: "
+            f"{error}. Restore the file; the same command then goes on."
+        ) from error
+    column, lengths = table["tokens"].combine_chunks(), table["lengths"].combine_chunks()
+    tokens = column.flatten().to_numpy().reshape(len(column), -1)
+    starts = lengths.offsets.to_numpy()
+    return Samples(tokens, _documents(lengths.flatten().to_numpy(), starts, tokens.shape[1]))
+
+
+def _documents(lengths: Tokens, starts: Tokens, row_length: int) -> Tokens:
+    """The document of each token [rows, row_length].
+
+    `lengths` are those of the documents of all rows; `starts` [rows + 1] where each row's begin.
+    """
+    row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    number = np.arange(len(lengths)) - starts[row]
+    ends = np.cumsum(lengths)
+    first_of_row = np.concatenate((np.zeros(1, ends.dtype), ends))[starts[row]]
+    place = row * row_length + ends - lengths - first_of_row
+    documents = np.full((len(starts) - 1) * row_length, PADDING, np.int32)
+    token = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+    documents[np.repeat(place, lengths) + token] = np.repeat(number, lengths)
+    return documents.reshape(-1, row_length)
 
 
 @dataclass(frozen=True)
@@ -195,12 +211,11 @@ def _open_piece(
         step, sample = np.divmod(batch["id"], partition.samples)
         location = piece.order.locate(piece.positions(steps.start + step, partition.start + sample))
         samples, whole = reader.fetch_readable(location, length)
+        limbs, place = reader.hashes.limbs(location), (location.shard, location.row_group)
         return {
             "tokens": samples.tokens,
-            "documents": samples.documents,
-            "whole": whole,
-            "limbs": reader.hashes.limbs(location),
-            "row_group": np.stack((location.shard, location.row_group), axis=1),
+            "documents": samples.documents.astype(np.int16 if length < 1 << 15 else np.int32),
+            "account": np.column_stack((whole, limbs, *place)),
         }
 
     total = len(steps) * partition.samples
@@ -229,12 +244,13 @@ def _open_piece(
 
 def _batch(columns: dict[str, Any]) -> Batch:
     """A step's batch from the columns of `read`."""
-    whole = columns["whole"]
+    account = columns["account"]
+    whole = account[:, 0] == 1
     return Batch(
-        samples=Samples(columns["tokens"], columns["documents"]),
+        samples=Samples(columns["tokens"], columns["documents"].astype(np.int32)),
         read=int(whole.sum()),
-        limbs=columns["limbs"][whole].sum(axis=0),
-        unreadable=[(int(s), int(g)) for s, g in columns["row_group"][~whole]],
+        limbs=account[whole, 1:5].sum(axis=0),
+        unreadable=[(shard, group) for shard, group in account[~whole, 5:].tolist()],
     )
 
 
