@@ -24,7 +24,7 @@ from panthalassa.stream.ledger import (
 from panthalassa.stream.order import Location
 
 STEPS = [Consumed(step=step, samples=4, digest=f"{step:032x}") for step in range(3, 9)]
-QUARANTINED = Consumed(step=9, samples=2, digest="0" * 32, quarantined=[(0, 5), (3, 1)])
+QUARANTINED = Consumed(step=9, samples=2, digest="0" * 32, quarantined=[0, 3])
 
 
 def attempt(number: int = 1, first_step: int = 3) -> Attempt:

@@ -39,9 +39,6 @@ Limbs = NDArray[np.int64]
 """A 128-bit sum as four sums of 32 bits, the lowest first: exact over 2**31 samples, and in float64
 over 2**21 ranks."""
 
-RowGroup = tuple[int, int]
-"""A shard, counted in the manifest, and a row group in it."""
-
 
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,8 +63,8 @@ class Consumed(_Line):
     step: int = Field(ge=0)
     samples: int = Field(ge=0)
     digest: str = Field(pattern="^[0-9a-f]{32}$")
-    quarantined: list[RowGroup] = []
-    """Row groups whose samples were masked, because they could not be read."""
+    quarantined: list[int] = []
+    """Samples of the global batch that were masked, because they could not be read."""
 
 
 _LINE: TypeAdapter[Attempt | Consumed] = TypeAdapter(

@@ -25,7 +25,7 @@ from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import CorpusError
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Piece
-from panthalassa.stream.ledger import Limbs, RowGroup, SampleHashes
+from panthalassa.stream.ledger import Limbs, SampleHashes
 from panthalassa.stream.order import Location
 from panthalassa.stream.partition import Partition
 
@@ -164,8 +164,8 @@ class Batch:
     """How many could be read."""
     limbs: Limbs
     """The sum of their hashes [4]."""
-    unreadable: list[RowGroup]
-    """Where those are that could not."""
+    unreadable: list[int]
+    """Which could not, counted in the global batch."""
 
 
 def open_stream(
@@ -211,11 +211,10 @@ def _open_piece(
         step, sample = np.divmod(batch["id"], partition.samples)
         location = piece.order.locate(piece.positions(steps.start + step, partition.start + sample))
         samples, whole = reader.fetch_readable(location, length)
-        limbs, place = reader.hashes.limbs(location), (location.shard, location.row_group)
         return {
             "tokens": samples.tokens,
             "documents": samples.documents.astype(np.int16 if length < 1 << 15 else np.int32),
-            "account": np.column_stack((whole, limbs, *place)),
+            "account": np.column_stack((whole, reader.hashes.limbs(location))),
         }
 
     total = len(steps) * partition.samples
@@ -239,33 +238,33 @@ def _open_piece(
     batches = samples.iter_batches(
         batch_size=partition.samples, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
     )
-    return _Ahead(batches)
+    return _Ahead(_batch(columns, partition.start) for columns in batches)
 
 
-def _batch(columns: dict[str, Any]) -> Batch:
-    """A step's batch from the columns of `read`."""
+def _batch(columns: dict[str, Any], first: int) -> Batch:
+    """A step's batch from the columns of `read`; `first` is its first sample in the global batch."""
     account = columns["account"]
     whole = account[:, 0] == 1
     return Batch(
         samples=Samples(columns["tokens"], columns["documents"].astype(np.int32)),
         read=int(whole.sum()),
-        limbs=account[whole, 1:5].sum(axis=0),
-        unreadable=[(shard, group) for shard, group in account[~whole, 5:].tolist()],
+        limbs=account[whole, 1:].sum(axis=0),
+        unreadable=(first + np.flatnonzero(~whole)).tolist(),
     )
 
 
 class _Ahead:
     """Runs a Ray Data iterator in a thread, from now on, a few batches before they are asked for."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: Iterable[Batch]) -> None:
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=BATCHES_AHEAD)
         threading.Thread(target=self._pull, args=(batches,), daemon=True).start()
 
-    def _pull(self, batches: Iterable[Any]) -> None:
+    def _pull(self, batches: Iterable[Batch]) -> None:
         end: BaseException = StopIteration()
         try:
             for batch in batches:
-                self._ready.put(_batch(batch))
+                self._ready.put(batch)
         except Exception as error:
             end = mendable(error) or error
         self._ready.put(end)

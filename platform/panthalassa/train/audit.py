@@ -9,6 +9,7 @@ epoch their hashes, with those of the samples that are still to come in an epoch
 up to the sum over the manifest.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,7 +24,6 @@ from panthalassa.stream.ledger import (
     Account,
     Consumed,
     Limbs,
-    RowGroup,
     SampleHashes,
     accounts,
     digest_of,
@@ -79,8 +79,8 @@ class Report:
     rolled_back: list[RolledBack] = field(default_factory=list)
     unsaved: int = 0
     """Steps behind the newest checkpoint, which a resume repeats."""
-    quarantined: dict[RowGroup, int] = field(default_factory=dict)
-    """Samples that were masked, by row group."""
+    quarantined: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Samples that were masked, by shard (counted in the manifest) and row group."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -154,6 +154,13 @@ class _Tally:
         self.order = order
         self.counts: dict[tuple[int, int], int] = {}
         self.limbs: dict[tuple[int, int], Limbs] = {}
+        self._wholes: dict[int, str] = {}
+
+    def whole(self, hashes: SampleHashes, number: int) -> str:
+        """The digest of all samples of a domain, as the manifest lists them."""
+        if number not in self._wholes:
+            self._wholes[number] = digest_of(_whole(hashes, self.order.domains[number]))
+        return self._wholes[number]
 
     def add(self, location: Location, limbs: Limbs) -> None:
         keys, index = np.unique(
@@ -185,7 +192,7 @@ def _audit_corpus(
             domain = tally.order.domains[number]
             report.epochs.append(Epoch(domain.name, length, epoch, count, domain.samples))
             found = tally.limbs[number, epoch] + _rest(hashes, tally.order, number, epoch, count)
-            if digest_of(found) != digest_of(_whole(hashes, domain)):
+            if digest_of(found) != tally.whole(hashes, number):
                 report.problems.append(
                     f"epoch {epoch} of {domain.name} is not each of its samples once"
                 )
@@ -215,12 +222,9 @@ def _compare_steps(
         if consumed is None:
             continue  # a gap, which is a problem already
         own = slice(number * batch, (number + 1) * batch)
-        good = np.ones(batch, dtype=bool)
-        for shard, group in consumed.quarantined:
-            masked = (location.shard[own] == shard) & (location.row_group[own] == group)
-            good &= ~masked
-            group_of = shard, group
-            report.quarantined[group_of] = report.quarantined.get(group_of, 0) + int(masked.sum())
+        masked = np.isin(np.arange(batch), consumed.quarantined)
+        place, good = location[own][np.flatnonzero(masked)], ~masked
+        report.quarantined.update(zip(place.shard.tolist(), place.row_group.tolist(), strict=True))
         report.samples += consumed.samples
         if (consumed.samples, consumed.digest) != (
             int(good.sum()),
@@ -242,7 +246,7 @@ def _rest(hashes: SampleHashes, order: Order, domain: int, epoch: int, taken: in
 
 
 def _whole(hashes: SampleHashes, domain: Domain) -> Limbs:
-    """The sum over all samples of a domain, as the manifest lists them."""
+    """The sum over all samples of a domain."""
     total = np.zeros(4, dtype=np.int64)
     ends = np.cumsum(domain.rows * domain.parts)
     for start in range(0, domain.samples, CHUNK):

@@ -193,14 +193,14 @@ def _trained(batch: Batch | None) -> tuple[float, ...]:
 def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float]) -> None:
     """Enter into the ledger what all ranks together have trained on."""
     samples, *limbs, unreadable = sums
-    groups = everywhere(batch.unreadable if batch else []) if unreadable else []
+    masked = everywhere(batch.unreadable if batch else []) if unreadable else []
     if run.ledger:
         run.ledger.record(
             Consumed(
                 step=run.step,
                 samples=int(samples),
                 digest=digest_of(limbs),
-                quarantined=sorted(set(groups)),
+                quarantined=sorted(masked),
             )
         )
 
