@@ -18,17 +18,20 @@ ONE_RANK_FAILS_ALONE = """
     from panthalassa.config_file import load
     from panthalassa.errors import PanthalassaError
     from panthalassa.train import run, trainer
-    from panthalassa.train.board import Poster
-    from panthalassa.train.events import Failed
 
     def main():
         def work(arguments):
-            if dist.get_rank() == 0:
-                time.sleep(600)  # as in a collective that never ends
-            Poster(arguments["task"].board, False).fail(Failed("rank 1 can not go on"))
+            from panthalassa.train import worker
+
+            def alone(task, poster):
+                if dist.get_rank() == 0:
+                    time.sleep(600)  # as in a collective that never ends
+                raise PanthalassaError("rank 1 can not go on")
+
+            worker._run = alone
+            worker.work(arguments)
 
         trainer.work = work
-        run.FAILURE_GRACE = 1
         try:
             run.pretrain(load(sys.argv[1]), lambda event: None)
         except PanthalassaError as error:

@@ -338,7 +338,13 @@ def reads() -> set[tuple[str, str]]:
     return found
 
 
-ALIASES = {"model": "config", "parallel": "config", "optimizer": "config", "evaluation": "setting"}
+ALIASES = {
+    "model": "config",
+    "parallel": "config",
+    "optimizer": "config",
+    "evaluation": "setting",
+    "stream": "settings",
+}
 """What a section is called where it is passed on alone."""
 
 

@@ -7,7 +7,12 @@ every other exception is a defect of the program and keeps its traceback.
 
 
 class PanthalassaError(Exception):
-    """Something outside the program is wrong; the message names it and the remedy."""
+    """Something outside the program is wrong; the message names it and the remedy.
+
+    `agreed`: all ranks of a run raise it together, and none waits for another.
+    """
+
+    agreed = False
 
 
 class ConfigError(PanthalassaError):

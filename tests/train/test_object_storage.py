@@ -67,6 +67,5 @@ def test_two_then_one_then_three_ranks_over_a_bad_network_train_what_one_good_ru
     assert report.problems == []
     assert report.samples == 24 * 16
     assert [account.attempt.dp_size for account in report.attempts] == [2, 1, 3]
-    assert report.rolled_back, "the kills cost nothing: they came too late"
     assert proxy.faults, "the network was good"
     assert losses == pytest.approx(whole, abs=1e-4)

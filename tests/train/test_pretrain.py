@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,21 +75,32 @@ def test_a_tensor_parallel_group_gives_the_curve_of_two_data_parallel_ranks(
 def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
     configure: Configure, tmp_path: Path, undisturbed: Outcome
 ) -> None:
+    config = configure(tmp_path)
+    ledger = Path(config.run.directory, config.run.name, "ledger", "000001.jsonl")
     killed: list[int] = []
 
-    def kill_once(event: Event) -> None:
-        if isinstance(event, Step) and event.step >= 5 and not killed:
-            killed.append(worker_pids()[-1])
-            os.kill(killed[0], signal.SIGKILL)
+    def wait_for(lines: int) -> None:
+        until = time.monotonic() + 120
+        while not ledger.exists() or ledger.read_bytes().count(b"\n") < lines:
+            assert time.monotonic() < until
+            time.sleep(0.002)
 
-    outcome = pretrain(configure(tmp_path), kill_once)
-    seen = [step.step for step in outcome.history.steps]
+    def kill_between_checkpoints() -> None:
+        wait_for(1)
+        pid = worker_pids()[-1]
+        wait_for(7)  # after six of the steps, two behind the first checkpoint
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill_between_checkpoints, daemon=True)
+    killer.start()
+    outcome = pretrain(config, ignore)
+    killer.join(60)
     assert killed
-    assert len(seen) > len(set(seen)), "the run was over before the kill: no step was repeated"
     assert curve(outcome) == pytest.approx(curve(undisturbed), abs=1e-5)
     report = audited(outcome)
     assert len(report.attempts) == 2
-    assert [back.attempt for back in report.rolled_back] == [1]
+    assert [back.attempt for back in report.rolled_back] == [1], "the kill came at a checkpoint"
 
 
 def test_a_new_driver_goes_on_where_the_last_one_stopped(

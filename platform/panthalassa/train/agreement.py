@@ -43,7 +43,9 @@ def raise_together(error: Exception | None) -> None:
     first = next((found for found in errors if found is not None), None)
     if first is not None:
         kind, text = first
-        raise kind(text) from error
+        together = kind(text)
+        together.agreed = True
+        raise together from error
 
 
 @contextmanager

@@ -22,10 +22,15 @@ class Board:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._stopping = False
+        self._failed = False
+
+    def failed(self) -> bool:
+        return self._failed
 
     def post(self, events: list[Event]) -> bool:
         """Leave events; returns whether the run shall stop."""
         self._events += events
+        self._failed |= any(isinstance(event, Failed) for event in events)
         return self._stopping
 
     def take(self) -> list[Event]:
@@ -66,6 +71,10 @@ class Poster:
         """Have the event sent within the interval."""
         if self._speaks:
             self._events.put(event)
+
+    def failed(self) -> bool:
+        """Whether a rank has failed, in this attempt or an earlier one."""
+        return bool(ray.get(self._board.failed.remote()))
 
     def fail(self, event: Failed) -> None:
         """Send a failure at once, from any rank."""

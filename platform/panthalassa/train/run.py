@@ -5,7 +5,6 @@ events from the board, shows them and hands them to tracking. A first Ctrl-C (or
 ranks to stop at a step boundary, with a checkpoint; a second one ends the run at once.
 """
 
-import math
 import signal
 import threading
 import time
@@ -42,8 +41,6 @@ from panthalassa.train.trainer import build_trainer
 from panthalassa.train.worker import Task, open_curriculum
 
 POLL = 0.5
-FAILURE_GRACE = 20
-"""Seconds that the ranks have to end by themselves when one has told of a failure."""
 
 
 @dataclass
@@ -188,7 +185,6 @@ def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event
     corpus = open_storage(config.corpus.directory)
     trainer = build_trainer(Task(config, manifest, run, corpus, board, time.time()))
     errors: list[Exception] = []
-    failed_at = math.inf
 
     def fit() -> None:
         try:
@@ -199,12 +195,10 @@ def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event
     thread = threading.Thread(target=fit, daemon=True)
     with _signals(lambda: ray.get(board.stop.remote()), take):
         thread.start()
-        while thread.is_alive() and time.monotonic() < failed_at + FAILURE_GRACE:
+        while thread.is_alive():
             thread.join(POLL)
             for event in ray.get(board.take.remote()):
                 take(event)
-                if isinstance(event, Failed):
-                    failed_at = min(failed_at, time.monotonic())
     for event in ray.get(board.take.remote()):
         take(event)
     ray.kill(board)

@@ -64,7 +64,9 @@ class Task:
 def work(arguments: dict[str, Any]) -> None:
     """Run one rank of the Task in `arguments["task"]`.
 
-    Errors that a user can mend are posted and end the run; others are Ray Train's to retry.
+    Errors that a user can mend are posted and end the run; others are Ray Train's to retry. So is one
+    that this rank alone has met, for the others wait for it: they end when it dies, and all together
+    when they are started again.
     """
     entered, task = time.time(), arguments["task"]
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
@@ -74,9 +76,13 @@ def work(arguments: dict[str, Any]) -> None:
     poster = Poster(task.board, dist.get_rank() == 0)
     poster.post(Started("workers", entered - task.submitted))
     try:
-        _run(task, poster)
+        if not poster.failed():
+            _run(task, poster)
     except PanthalassaError as error:
-        poster.fail(Failed(str(error)))
+        if dist.get_rank() == 0 or not error.agreed:
+            poster.fail(Failed(str(error)))
+        if not error.agreed:
+            raise
     finally:
         poster.close()
 
