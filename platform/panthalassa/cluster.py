@@ -13,7 +13,13 @@ from contextlib import contextmanager
 import psutil
 
 from panthalassa.config import Cluster
-from panthalassa.errors import CheckpointError, ConfigError, CorpusError, PanthalassaError
+from panthalassa.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    PanthalassaError,
+    ShardError,
+)
 
 OBJECT_STORE = 256 << 20
 GRACE = 5
@@ -61,9 +67,10 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                 )
         else:
             ray.init(address=cluster.address, log_to_driver=debug, logging_level=level)
-    except (ConnectionError, ValueError, OSError) as error:
+    except Exception as error:  # Ray has no class for what keeps it from starting
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PanthalassaError(
-            f"no Ray at {cluster.address} (key cluster.address): {error}"
+            f"no Ray at {cluster.address} (key cluster.address): {reason[0]}"
         ) from error
     try:
         check_resources(cluster)
@@ -110,7 +117,7 @@ def mendable(error: BaseException) -> PanthalassaError | None:
     while inner is not None:
         if isinstance(inner, PanthalassaError):
             text, _, _ = str(getattr(inner, "cause", inner)).partition("\nFailed to apply UDF")
-            kinds = CheckpointError, ConfigError, CorpusError
+            kinds = CheckpointError, ConfigError, ShardError, CorpusError
             return next((kind for kind in kinds if isinstance(inner, kind)), PanthalassaError)(text)
         inner = getattr(inner, "cause", None) or inner.__cause__
     return None

@@ -326,6 +326,9 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
                 f"{key}={length} is not divisible by parallel.tp_size={tp}, over which sequences "
                 "are split"
             )
+    for number, phase in enumerate(config.stream.phases):
+        if phase.temperature is not None and phase.weights is not None:
+            yield f"stream.phases.{number} has a temperature and weights; one of them mixes domains"
     starts = [0, *(phase.from_step for phase in config.stream.phases)]
     if sorted(set(starts)) != starts:
         yield f"stream.phases begin at the steps {starts[1:]}, which do not rise"

@@ -23,5 +23,9 @@ class CorpusError(PanthalassaError):
     """A source, shard or manifest is missing, unreadable, or not what its hash says."""
 
 
+class ShardError(CorpusError):
+    """One shard is missing, or is not what its hash says."""
+
+
 class CheckpointError(PanthalassaError):
     """A checkpoint can not be written, or is torn, rotten, or of another model."""

@@ -92,6 +92,16 @@ def test_an_attempt_that_was_undone_before_it_trained_does_not_matter(run: Stora
     assert [(back.first_step, back.steps) for back in report.rolled_back] == [(8, 12)]
 
 
+@pytest.mark.parametrize("changed", [phase(8, temperature=3.0), phase(0, seed=2)])
+def test_what_an_undone_attempt_had_planned_does_not_matter(run: Storage, changed: Phase) -> None:
+    later = [phase(0), changed] if changed.first_step else [changed]
+    attempt(run, 1, range(0, 10))
+    attempt(run, 2, range(6 if changed.first_step else 0, 12), later)
+    report = audit(run, 12, later)
+    assert report.problems == []
+    assert [back.attempt for back in report.rolled_back] == [1]
+
+
 def test_phases_are_understood(run: Storage) -> None:
     phases = [
         phase(0),

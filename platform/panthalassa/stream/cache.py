@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from panthalassa.corpus.manifest import MANIFEST, Shard
-from panthalassa.errors import CorpusError
+from panthalassa.errors import CorpusError, ShardError
 from panthalassa.storage import Storage
 
 PATIENCE = 120.0
@@ -179,11 +179,11 @@ class ShardCache:
     def _unreadable(self, shard: Shard, error: OSError) -> CorpusError:
         place = f"shard {self.storage.uri}/{shard.path} is listed in {self._line(shard)} but"
         if isinstance(error, FileNotFoundError):
-            return CorpusError(f"{place} does not exist. {REMEDY}")
+            return ShardError(f"{place} does not exist. {REMEDY}")
         return CorpusError(f"{place} can not be read: {error}. The same command then goes on.")
 
     def _corrupt(self, shard: Shard, what: str, found: str, expected: str | int) -> CorpusError:
-        return CorpusError(
+        return ShardError(
             f"shard {self.storage.uri}/{shard.path} is corrupt: {what} {found}, "
             f"{self._line(shard)} says {expected}. {REMEDY}"
         )

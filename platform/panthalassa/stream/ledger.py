@@ -126,10 +126,16 @@ class Ledger:
         self._append(consumed)
         if self._storage.is_local or time.monotonic() > self._flushed + INTERVAL:
             with suppress(PanthalassaError):
-                self.flush()
+                self._write()
 
     def flush(self) -> None:
-        """Write what is not written yet. Raises PanthalassaError when that can not be done."""
+        """Return when all of it outlives the machine. Raises PanthalassaError when it can not."""
+        self._write()
+        if self._storage.is_local:
+            with open(self._storage.path(f"{self._name}.jsonl"), "rb") as file:
+                os.fsync(file.fileno())
+
+    def _write(self) -> None:
         if not self._lines:
             return
         text = "".join(self._lines)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from panthalassa.cluster import mendable
 from panthalassa.config import Stream
 from panthalassa.corpus.manifest import Manifest, Shard
-from panthalassa.errors import CorpusError
+from panthalassa.errors import CorpusError, ShardError
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Piece
 from panthalassa.stream.ledger import Limbs, SampleHashes
@@ -107,7 +107,7 @@ class ShardReader:
             here = np.flatnonzero(group_of.reshape(-1) == number)
             try:
                 rows = _row_group(self.cache, self.manifest.shards[shard], group)
-            except CorpusError:
+            except ShardError:
                 if not quarantine:
                     raise
                 whole[here] = False

@@ -31,6 +31,12 @@ def everywhere(mine: Sequence[T]) -> list[T]:
     return [item for items in every for item in items]
 
 
+def agreed(error: PanthalassaError) -> PanthalassaError:
+    """The error, marked as one that all ranks raise together."""
+    error.agreed = True
+    return error
+
+
 def raise_together(error: Exception | None) -> None:
     """Raise on every rank when it failed on any: the PanthalassaError of the first, or one that
     names its error."""
@@ -43,9 +49,7 @@ def raise_together(error: Exception | None) -> None:
     first = next((found for found in errors if found is not None), None)
     if first is not None:
         kind, text = first
-        together = kind(text)
-        together.agreed = True
-        raise together from error
+        raise agreed(kind(text)) from error
 
 
 @contextmanager

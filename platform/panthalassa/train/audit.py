@@ -95,11 +95,13 @@ def audit(run: Storage, steps: int, phases: Sequence[Phase]) -> Report:
     """
     report = Report(steps)
     history = until(phases, steps)
-    surviving = _surviving(run, report)
+    kept = _surviving(run, report)
+    surviving = {step: consumed for step, (_, consumed) in kept.items()}
     for account in report.attempts:
-        end = min(steps, account.end)
+        number = account.attempt.attempt
+        end = max((s + 1 for s, (attempt, _) in kept.items() if attempt == number), default=0)
         for line in differences(account.attempt.phases, phases, end):
-            report.problems.append(f"attempt {account.attempt.attempt} had other data: {line}")
+            report.problems.append(f"attempt {number} had other data: {line}")
     _find_gaps(surviving, report)
     for fingerprint in dict.fromkeys(phase.corpus for phase in history):
         manifest = _manifest(run, fingerprint)
@@ -107,8 +109,8 @@ def audit(run: Storage, steps: int, phases: Sequence[Phase]) -> Report:
     return report
 
 
-def _surviving(run: Storage, report: Report) -> dict[int, Consumed]:
-    """The last record of each step before `report.steps`."""
+def _surviving(run: Storage, report: Report) -> dict[int, tuple[int, Consumed]]:
+    """The last record of each step before `report.steps`, with its attempt."""
     kept: dict[int, tuple[int, Consumed]] = {}
     for account in accounts(run):
         number, first = account.attempt.attempt, account.attempt.first_step
@@ -120,7 +122,7 @@ def _surviving(run: Storage, report: Report) -> dict[int, Consumed]:
             kept[consumed.step] = number, consumed
         report.attempts.append(account)
     report.unsaved = sum(step >= report.steps for step in kept)
-    return {step: consumed for step, (_, consumed) in kept.items() if step < report.steps}
+    return {step: record for step, record in kept.items() if step < report.steps}
 
 
 def _runs(again: Iterable[tuple[int, Consumed]]) -> Iterator[RolledBack]:
@@ -262,11 +264,14 @@ def _whole(hashes: SampleHashes, domain: Domain) -> Limbs:
 
 def audit_run(run: Storage) -> Report:
     """Audit a run up to its newest checkpoint. Raises CheckpointError when there is none."""
-    names = committed(run)
-    if not names:
-        raise CheckpointError(f"no run with a checkpoint at {run.uri}")
-    commit = read_commit(run, names[-1])
-    return audit(run, commit.step, commit.phases)
+    try:
+        names = committed(run)
+        if not names:
+            raise CheckpointError(f"no run with a checkpoint at {run.uri}")
+        commit = read_commit(run, names[-1])
+        return audit(run, commit.step, commit.phases)
+    except OSError as error:
+        raise CheckpointError(f"the run at {run.uri} can not be read: {error}") from error
 
 
 def explain(report: Report) -> Iterator[str]:

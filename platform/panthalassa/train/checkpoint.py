@@ -31,7 +31,7 @@ from panthalassa.errors import CheckpointError, PanthalassaError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Phase, change, differences, resume
-from panthalassa.train.agreement import together
+from panthalassa.train.agreement import agreed, together
 from panthalassa.train.events import Evaluated
 
 COMMIT = "checkpoint.json"
@@ -168,10 +168,12 @@ def save(run: Storage, state: State, commit: Commit) -> Commit:
         with together():
             if dist.get_rank() == 0:
                 remove(run, folder(commit.step))
-        raise CheckpointError(
-            f"checkpoint {target.uri} could not be written: {_reason(error)}{room}. "
-            "Older checkpoints are untouched. Make room or mend the storage; the same command then "
-            "goes on from them."
+        raise agreed(
+            CheckpointError(
+                f"checkpoint {target.uri} could not be written: {_reason(error)}{room}. "
+                "Older checkpoints are untouched. Make room or mend the storage; the same command "
+                "then goes on from them."
+            )
         ) from error
     return commit
 
@@ -199,8 +201,8 @@ def load(run: Storage, name: str, state: State) -> Commit:
         try:
             dcp_load(tensors, storage_reader=_Reader(directory, set(commit.files)))
         except CheckpointException as error:
-            raise CheckpointError(
-                f"checkpoint {source.uri} can not be loaded: {_reason(error)}"
+            raise agreed(
+                CheckpointError(f"checkpoint {source.uri} can not be loaded: {_reason(error)}")
             ) from error
     state.loaded(tensors, commit.step)
     return commit

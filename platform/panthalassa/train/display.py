@@ -96,6 +96,7 @@ class Display:
         )
         self._print(f"energy: {event.power}")
         if event.first_step:
+            self.checkpoint = f"step {event.first_step}"
             self._print(f"going on after step {event.first_step}")
         self.progress.update(self.task, completed=event.first_step)
 

@@ -6,7 +6,7 @@ and one behind it (loss, energy, and which samples were trained).
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
-from panthalassa.errors import PanthalassaError
+from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.model.flops import flops_per_token
 from panthalassa.model.transformer import Transformer
 from panthalassa.storage import Storage
@@ -95,20 +95,15 @@ class Input:
     """On the clock of time.perf_counter()."""
     data_seconds: float
 
-    @property
-    def divisor(self) -> int:
-        """What the loss is divided by: 1 when nothing of a step could be read."""
-        return max(self.tokens, 1)
-
 
 def train(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callback]) -> None:
     """Run the steps that are left, or fewer when asked to stop.
 
     stream: this rank's samples of one step after the other, from step `run.step` on; of ranks that do
-    not read, never touched. When a rank can not read, a checkpoint is saved and a PanthalassaError
-    raised on all of them.
+    not read, never touched. When a rank can not read, a checkpoint is saved before a PanthalassaError
+    is raised on all of them.
     """
-    unread: PanthalassaError | None = None
+    problem: PanthalassaError | None = None
     try:
         start = time.perf_counter()
         for callback in callbacks:
@@ -116,15 +111,16 @@ def train(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callbac
         run.poster.post(Started("evaluation", time.perf_counter() - start))
         while run.step < run.config.train.steps and not run.interrupted:
             try:
-                given = _next_input(run, stream, callbacks)
+                _one_step(run, _next_input(run, stream, callbacks), callbacks)
             except PanthalassaError as error:
-                unread, run.interrupted = error, True
-            else:
-                _one_step(run, given, callbacks)
-        for callback in callbacks:
-            callback.on_end(run)
-        if unread:
-            raise unread
+                if not error.agreed:
+                    raise
+                problem, run.interrupted = error, True
+        try:
+            _call_all(callbacks, lambda callback: callback.on_end(run))
+        finally:
+            if problem:
+                raise problem
     finally:
         for callback in callbacks:
             callback.close()
@@ -143,7 +139,11 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
     seconds = time.perf_counter() - began
     targets = batch.samples.targets if batch else 0
     unread, tokens, stopping = total(error is not None, targets, run.poster.stopping)
-    if unread:
+    if tokens == 0 and not unread:
+        error = CorpusError(
+            f"step {run.step + 1} has nothing to train on: none of its samples could be read"
+        )
+    if tokens == 0 or unread:
         raise_together(error)
     return Input(batch, int(tokens), stopping > 0, began, seconds)
 
@@ -154,7 +154,7 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
     keep_gathered = run.config.parallel.keep_gathered
     batches = _micro_batches(run, given.batch)
     loss_sum, norm = train_step(
-        run.model, run.optimizer, batches, run.mesh, config, given.divisor, rate, keep_gathered
+        run.model, run.optimizer, batches, run.mesh, config, given.tokens, rate, keep_gathered
     )
     measured: dict[str, float] = {"loss": loss_sum.item() if run.reads else 0.0}
     seconds = time.perf_counter() - given.began
@@ -170,7 +170,7 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
     step = Step(
         step=run.step,
         at=time.time(),
-        loss=sums["loss"] / given.divisor,
+        loss=sums["loss"] / given.tokens,
         grad_norm=norm.item(),
         learning_rate=rate,
         tokens=given.tokens,
@@ -181,8 +181,21 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
         joules=None if np.isnan(joules := sums.get("joules", np.nan)) else joules,
     )
     run.poster.post(step)
+    _call_all(callbacks, lambda callback: callback.after_step(run, step))
+
+
+def _call_all(callbacks: Sequence[Callback], call: Callable[[Callback], None]) -> None:
+    """Call a hook of every callback, also behind one that fails: a checkpoint is saved all the same."""
+    problem: PanthalassaError | None = None
     for callback in callbacks:
-        callback.after_step(run, step)
+        try:
+            call(callback)
+        except PanthalassaError as error:
+            if not error.agreed:
+                raise
+            problem = problem or error
+    if problem:
+        raise problem
 
 
 def _trained(batch: Batch | None) -> tuple[float, ...]:
