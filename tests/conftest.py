@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,29 @@ def ranks() -> "Ranks":
     from ranks import Ranks
 
     return Ranks()
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """make_disk("1m"): a file system of that size; skips where it can not be mounted."""
+    disks = []
+
+    def mount(size: str) -> Path:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        try:
+            mounted = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if mounted.returncode:
+            pytest.skip(f"a small disk can not be mounted here: {mounted.stderr.strip()}")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
 
 
 SYLLABLES = ["ka", "te", "mo", "ri", "su", "na", "lo", "pe", "wi", "da"]

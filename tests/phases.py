@@ -6,23 +6,11 @@ from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.stream.curriculum import Phase
 
 
-def manifest(length: int = 16) -> Manifest:
-    shards = [
-        Shard(
-            path=f"train/{domain}/0.parquet",
-            domain=domain,
-            split="train",
-            rows=rows,
-            tokens=rows * length,
-            row_groups=(rows,),
-            size=1,
-            sha256=hashlib.sha256(domain.encode()).hexdigest(),
-        )
-        for domain, rows in (("aa", 30), ("bb", 50))
-    ]
+def bare_manifest(shards: list[Shard], sequence_length: int) -> Manifest:
+    """A manifest of these shards, in which nothing else matters."""
     return Manifest(
-        sequence_length=length,
-        vocabulary_size=100,
+        sequence_length=sequence_length,
+        vocabulary_size=4096,
         bos=0,
         eos=1,
         tokenizer_sha256="",
@@ -33,7 +21,22 @@ def manifest(length: int = 16) -> Manifest:
     )
 
 
-CORPUS = manifest()
+CORPUS = bare_manifest(
+    [
+        Shard(
+            path=f"train/{domain}/0.parquet",
+            domain=domain,
+            split="train",
+            rows=rows,
+            tokens=rows * 16,
+            row_groups=(rows,),
+            size=1,
+            sha256=hashlib.sha256(domain.encode()).hexdigest(),
+        )
+        for domain, rows in (("aa", 30), ("bb", 50))
+    ],
+    16,
+)
 
 
 def phase(first_step: int, **changes: object) -> Phase:

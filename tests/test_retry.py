@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panthalassa import retry
-from panthalassa.retry import passes, retrying, without_secrets
+from panthalassa.redact import without_secrets
+from panthalassa.retry import passes, retrying
 
 HEAD = "When reading information for key 'x' in bucket 'ocean': AWS Error "
 BARE = " during HeadObject operation: No response body."

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from panthalassa.redact import without_secrets
+
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 PASSING_ERRNOS = {
@@ -38,12 +40,6 @@ REFUSALS = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|"
     r"HTTP status 40[013]\b"
 )
-CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-SECRETS = re.compile(
-    r"(?<=://)[^/\s@]*(?=@)|\b(?:AKIA|ASIA)[A-Z0-9]{8,}\b|"
-    r"(?<=X-Amz-Signature=)[^&\s]+|(?<=X-Amz-Credential=)[^&\s]+|(?<=X-Amz-Security-Token=)[^&\s]+"
-)
-SHORTEST_SECRET = 8
 
 Result = TypeVar("Result")
 
@@ -88,15 +84,6 @@ def passes(error: OSError) -> bool:
     return bool(PASSING_NAMES.search(text)) or "AWS Error NETWORK_CONNECTION" in text
 
 
-def without_secrets(text: str) -> str:
-    """The text on one line, with asterisks for credentials."""
-    for name in CREDENTIALS:
-        value = os.environ.get(name, "")
-        if len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, "***")
-    return " ".join(SECRETS.sub("***", text).split())
-
-
 def _reason(error: OSError) -> str:
     text = without_secrets(str(error)).rstrip(".")
     text = re.sub("^When .*?: (?=AWS Error)", "", text)  # `what` says so already
@@ -114,5 +101,9 @@ def _reason(error: OSError) -> str:
 
 def endpoint() -> str:
     """The address that S3 is asked at, without credentials."""
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return without_secrets(url or "AWS")
+    return without_secrets(endpoint_url() or "AWS")
+
+
+def endpoint_url() -> str | None:
+    """The endpoint of S3 that the environment names."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

@@ -26,7 +26,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from panthalassa.errors import ConfigError
-from panthalassa.retry import retrying
+from panthalassa.retry import endpoint_url, retrying
 
 CHUNK = 8 << 20
 DOWNLOADS = 4
@@ -265,13 +265,8 @@ def open_storage(
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."
         )
     if parsed.scheme == "s3":
-        environment = os.environ
-        endpoint = (
-            endpoint
-            or environment.get("AWS_ENDPOINT_URL_S3")
-            or environment.get("AWS_ENDPOINT_URL")
-        )
-        region = region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+        endpoint = endpoint or endpoint_url()
+        region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         secure = not (endpoint or "https").startswith("http://")
         s3 = pafs.S3FileSystem(
             endpoint_override=endpoint,

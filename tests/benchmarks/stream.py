@@ -31,12 +31,13 @@ from panthalassa.corpus.pack import Packed
 from panthalassa.corpus.shards import write_shard
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.cache import ShardCache
-from panthalassa.stream.curriculum import Curriculum, Phase, Piece
+from panthalassa.stream.curriculum import Curriculum, Piece
 from panthalassa.stream.order import Integers
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import TOKENS_PER_BLOCK, ShardReader, open_stream
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from phases import bare_manifest, phase
 from s3 import BUCKET, s3_server
 
 LENGTH, BATCH, RANKS = 256, 64, 2
@@ -53,30 +54,12 @@ def write_corpus(storage: Storage) -> Manifest:
         packed = Packed(tokens, [[LENGTH]] * ROWS)
         path, domain = f"train/d/{number:05d}.parquet", "d"
         shards.append(write_shard(storage, path, "train", domain, packed, GROUP))
-    return Manifest(
-        sequence_length=LENGTH,
-        vocabulary_size=4096,
-        bos=0,
-        eos=1,
-        tokenizer_sha256="",
-        documents={},
-        text_bytes={},
-        unigram_loss=1.0,
-        shards=shards,
-    )
+    return bare_manifest(shards, LENGTH)
 
 
 def piece_of(manifest: Manifest, steps: int) -> Piece:
-    phase = Phase(
-        first_step=0,
-        corpus=manifest.fingerprint,
-        seed=0,
-        temperature=1.0,
-        weights=None,
-        sequence_length=LENGTH,
-        global_batch=BATCH,
-    )
-    (piece,) = Curriculum([phase], manifest).pieces(range(steps))
+    only = phase(0, corpus=manifest.fingerprint, sequence_length=LENGTH, global_batch=BATCH)
+    (piece,) = Curriculum([only], manifest).pieces(range(steps))
     return piece
 
 
@@ -103,19 +86,23 @@ def positions_of(piece: Piece, partition: Partition, samples: Integers) -> Integ
     return piece.positions(step, partition.start + sample)
 
 
-def ours(storage: Storage, manifest: Manifest, steps: int, rank: int, cache: str) -> Iterator[Any]:
+def ours(
+    storage: Storage, manifest: Manifest, piece: Piece, rank: int, cache: str
+) -> Iterator[Any]:
     reader = ShardReader(ShardCache(Path(cache), 1 << 40, storage), manifest)
-    return open_stream(reader, [piece_of(manifest, steps)], RANKS, rank, Stream())
+    return open_stream(reader, [piece], RANKS, rank, Stream())
 
 
-def bare(storage: Storage, manifest: Manifest, steps: int, rank: int, cache: str) -> Iterator[Any]:
-    piece, partition = piece_of(manifest, steps), Partition(BATCH, RANKS, rank)
+def bare(
+    storage: Storage, manifest: Manifest, piece: Piece, rank: int, cache: str
+) -> Iterator[Any]:
+    partition = Partition(BATCH, RANKS, rank)
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
         positions = positions_of(piece, partition, batch["id"])
         return {"tokens": bare_rows(storage, manifest, piece, positions)}
 
-    block, total = TOKENS_PER_BLOCK // LENGTH, steps * partition.samples
+    block, total = TOKENS_PER_BLOCK // LENGTH, len(piece.steps) * partition.samples
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -140,34 +127,38 @@ class Rank:
         return start, time.time()
 
 
-def ranks_speed(open_it: Callable[..., Iterator[Any]], *arguments: Any, steps: int) -> float:
+def ranks_speed(
+    open_it: Callable[..., Iterator[Any]],
+    storage: Storage,
+    manifest: Manifest,
+    piece: Piece,
+    cache: str,
+) -> float:
     """Tokens a second of all ranks together."""
-    storage, manifest, cache = arguments
     actors = [Rank.remote() for _ in range(RANKS)]
     calls = [
-        actor.seconds.remote(open_it, storage, manifest, steps, rank, cache)
+        actor.seconds.remote(open_it, storage, manifest, piece, rank, cache)
         for rank, actor in enumerate(actors)
     ]
     spans = ray.get(calls)
     for actor in actors:
         ray.kill(actor)
     seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-    return (steps - WARM_UP - 1) * BATCH * LENGTH / seconds
+    return (len(piece.steps) - WARM_UP - 1) * BATCH * LENGTH / seconds
 
 
 class Rows(IterableDataset):  # type: ignore[type-arg]
     """The same rows for a DataLoader: every worker takes each second step."""
 
-    def __init__(self, storage: Storage, manifest: Manifest, steps: int) -> None:
-        self.storage, self.manifest, self.steps = storage, manifest, steps
+    def __init__(self, storage: Storage, manifest: Manifest, piece: Piece) -> None:
+        self.storage, self.manifest, self.piece = storage, manifest, piece
 
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        piece = piece_of(self.manifest, self.steps)
-        for step in range(first, self.steps, stride):
+        for step in self.piece.steps[first::stride]:
             positions = np.arange(step * BATCH, (step + 1) * BATCH)
-            yield bare_rows(self.storage, self.manifest, piece, positions)
+            yield bare_rows(self.storage, self.manifest, self.piece, positions)
 
 
 def alone_speed(batches: Iterator[Any], steps: int) -> float:
@@ -180,18 +171,18 @@ def alone_speed(batches: Iterator[Any], steps: int) -> float:
 
 def compare(name: str, storage: Storage, rounds: int, steps: int, console: Console) -> None:
     manifest = write_corpus(storage)
-    ratios = []
+    piece, ratios = piece_of(manifest, steps), []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
-            mine = ranks_speed(ours, storage, manifest, cache, steps=steps)
-            other = ranks_speed(bare, storage, manifest, cache, steps=steps)
+            mine = ranks_speed(ours, storage, manifest, piece, cache)
+            other = ranks_speed(bare, storage, manifest, piece, cache)
         ratios.append(mine / other)
         console.print(f"{name}: stream {mine:,.0f}, bare Ray Data {other:,.0f} tokens/s")
     console.print(
         f"{name}: median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to "
         f"{max(ratios):.3f}); target {TARGET}"
     )
-    rows = Rows(storage, manifest, steps)
+    rows = Rows(storage, manifest, piece)
     loader = DataLoader(rows, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     console.print(
         f"{name}: bare pyarrow, one process {alone_speed(iter(rows), steps):,.0f}, torch's "

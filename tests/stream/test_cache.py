@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from phases import bare_manifest
 from s3 import BUCKET, KEY_ID, SECRET, FaultyProxy, Server, s3_server, use_s3
 
 from panthalassa import retry
 from panthalassa import storage as storage_module
-from panthalassa.corpus.manifest import MANIFEST, Manifest, Shard
+from panthalassa.corpus.manifest import MANIFEST, Shard
 from panthalassa.errors import CorpusError
 from panthalassa.storage import open_storage
 from panthalassa.stream import cache as cache_module
@@ -97,17 +98,7 @@ def write_shards(folder: Path, count: int) -> list[Shard]:
                 sha256=hashlib.sha256(data).hexdigest(),
             )
         )
-    manifest = Manifest(
-        sequence_length=16,
-        vocabulary_size=1000,
-        bos=0,
-        eos=1,
-        tokenizer_sha256="",
-        documents={},
-        text_bytes={},
-        unigram_loss=1.0,
-        shards=shards,
-    )
+    manifest = bare_manifest(shards, 16)
     (folder / MANIFEST).write_bytes(manifest.encode())
     return shards
 
@@ -412,19 +403,9 @@ def test_a_refused_key_is_told_at_once(corpus: Corpus) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(make_disk: Callable[[str], Path]) -> Path:
     """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip(f"a small disk can not be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
+    return make_disk("1m")
 
 
 def test_a_full_disk_is_named_with_the_key(

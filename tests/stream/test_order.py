@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from phases import bare_manifest
 
 from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import ConfigError, CorpusError
@@ -44,17 +45,7 @@ def manifest_of(train: Sizes, held_out: Sizes | None = None, sequence_length: in
                             }
                         )
                     )
-    return Manifest(
-        sequence_length=sequence_length,
-        vocabulary_size=16,
-        bos=0,
-        eos=1,
-        tokenizer_sha256="",
-        documents={},
-        text_bytes={},
-        unigram_loss=1.0,
-        shards=shards,
-    )
+    return bare_manifest(shards, sequence_length)
 
 
 def places(location: Location) -> list[Place]:

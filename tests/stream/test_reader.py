@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from phases import bare_manifest, phase
 
 from panthalassa.config import Stream
 from panthalassa.corpus.manifest import Manifest, Shard
@@ -48,15 +49,8 @@ class Corpus:
         return Order(self.manifest, sequence_length, Mixture(1.5), 3)
 
     def curriculum(self, *later: Phase) -> Curriculum:
-        first = Phase(
-            first_step=0,
-            corpus=self.manifest.fingerprint,
-            seed=3,
-            temperature=1.5,
-            weights=None,
-            sequence_length=LENGTH,
-            global_batch=GLOBAL_BATCH,
-        )
+        fingerprint = self.manifest.fingerprint
+        first = phase(0, corpus=fingerprint, seed=3, temperature=1.5, global_batch=GLOBAL_BATCH)
         return Curriculum([first, *later], self.manifest)
 
     def expected(self, positions: np.ndarray, sequence_length: int = LENGTH) -> Samples:
@@ -119,17 +113,7 @@ def write_corpus(folder: Path) -> Corpus:
             )
         )
         every_token[number], every_document[number] = tokens, documents
-    manifest = Manifest(
-        sequence_length=LENGTH,
-        vocabulary_size=1000,
-        bos=0,
-        eos=1,
-        tokenizer_sha256="",
-        documents={},
-        text_bytes={},
-        unigram_loss=1.0,
-        shards=shards,
-    )
+    manifest = bare_manifest(shards, LENGTH)
     return Corpus(folder, manifest, every_token, every_document)
 
 

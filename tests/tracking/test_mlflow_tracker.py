@@ -11,8 +11,9 @@ from mlflow.entities import Run
 
 from panthalassa.config import Config
 from panthalassa.config_file import build
+from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import POINTER, Tracker, store_uri, without_secrets
+from panthalassa.tracking.mlflow_tracker import POINTER, Tracker, store_uri
 
 SECRET = "hunter2"
 

@@ -10,6 +10,7 @@ right (what is left of the row behind them is padding).
 """
 
 import hashlib
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -65,7 +66,7 @@ class Manifest(_Record):
     def encode(self) -> bytes:
         return (self.model_dump_json(indent=1) + "\n").encode()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.encode()).hexdigest()
 

@@ -30,6 +30,7 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Phase
 from panthalassa.stream.order import Location
+from panthalassa.stream.shuffle import scramble
 
 FOLDER = "ledger"
 INTERVAL = 5.0
@@ -83,9 +84,11 @@ class SampleHashes:
         """The hash of each sample at `location`: [n, 4]."""
         place = np.zeros(len(location.row), dtype=np.uint64)
         for part in (location.row_group, location.row, location.part):
-            place = _mix(place ^ part.astype(np.uint64))
+            place = scramble(place ^ part.astype(np.uint64))
         keys = self._keys[location.shard]
-        words = np.stack((_mix(keys[:, 0] ^ place), _mix(keys[:, 1] ^ _mix(place))), axis=1)
+        words = np.stack(
+            (scramble(keys[:, 0] ^ place), scramble(keys[:, 1] ^ scramble(place))), axis=1
+        )
         halves = np.stack((words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)), axis=2)
         return halves.reshape(-1, 4).astype(np.int64)
 
@@ -94,14 +97,6 @@ def digest_of(limbs: Sequence[float] | Limbs) -> str:
     """The digest (hexadecimal) of a sum of limbs [4]."""
     value = sum(int(limb) << (32 * number) for number, limb in enumerate(limbs))
     return f"{value % (1 << 128):032x}"
-
-
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64-bit words that spreads every bit (splitmix64: Steele, Lea & Flood 2014)."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
 
 
 class Ledger:
@@ -188,11 +183,6 @@ class Account:
 
     attempt: Attempt
     steps: list[Consumed]
-
-    @property
-    def end(self) -> int:
-        """The step behind the last one."""
-        return self.steps[-1].step + 1 if self.steps else self.attempt.first_step
 
 
 def accounts(run: Storage) -> Iterator[Account]:

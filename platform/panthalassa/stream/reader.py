@@ -9,7 +9,7 @@ process first touches it. Each sample comes with the hash of where it was found,
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -84,7 +84,7 @@ class ShardReader:
 
     def fetch(self, location: Location, sequence_length: int) -> Samples:
         """The samples at `location`. Raises CorpusError for a missing or rotten shard."""
-        return self._fetch(location, sequence_length, quarantine=False)[0]
+        return replace(self, quarantine=False).fetch_readable(location, sequence_length)[0]
 
     def fetch_readable(
         self, location: Location, sequence_length: int
@@ -93,12 +93,7 @@ class ShardReader:
 
         Raises CorpusError for a missing or rotten shard, when there is no quarantine.
         """
-        return self._fetch(location, sequence_length, self.quarantine)
-
-    def _fetch(
-        self, location: Location, length: int, quarantine: bool
-    ) -> tuple[Samples, NDArray[np.bool_]]:
-        shape = (len(location), length)
+        shape = (len(location), sequence_length)
         tokens, documents = np.zeros(shape, np.int32), np.full(shape, PADDING, np.int32)
         whole = np.ones(len(location), bool)
         places = np.stack((location.shard, location.row_group), axis=1)
@@ -108,11 +103,11 @@ class ShardReader:
             try:
                 rows = _row_group(self.cache, self.manifest.shards[shard], group)
             except ShardError:
-                if not quarantine:
+                if not self.quarantine:
                     raise
                 whole[here] = False
                 continue
-            columns = location.part[here, None] * length + np.arange(length)
+            columns = location.part[here, None] * sequence_length + np.arange(sequence_length)
             cut = location.row[here, None], columns
             tokens[here], documents[here] = rows.tokens[cut], rows.documents[cut]
         return Samples(tokens, documents), whole

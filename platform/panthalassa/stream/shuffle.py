@@ -121,7 +121,12 @@ def _feistel(numbers: Words, key: Words, low_bits: Words, high_bits: Words, roun
 
 def derive(key: Words, number: Integers) -> Words:
     """The key number `number` of those that follow from `key`."""
-    return _mix(key + (number.astype(np.uint64) + 1) * GOLDEN)
+    return scramble(key + number.astype(np.uint64) * GOLDEN)
+
+
+def scramble(words: Words) -> Words:
+    """A bijection of words that spreads every bit: SplitMix64's output for the state `words`."""
+    return _mix(words + GOLDEN)
 
 
 def _mix(words: Words) -> Words:

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from panthalassa.config import Config
+from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage, open_storage
 
 BATCH = 1000
@@ -138,12 +138,6 @@ class Tracker:
         if not going_on:
             self._client.set_terminated(self._run_id, self._status)
         return going_on
-
-
-def without_secrets(text: str) -> str:
-    """The text without the user and password of a URI in it, or the secrets of its query."""
-    text = re.sub(r"(?<=://)\S*@", "***@", text)
-    return re.sub(r"(?i)((?:password|secret|token)=)[^&\s]+", r"\1***", text)
 
 
 def _first_line(error: Exception) -> str:

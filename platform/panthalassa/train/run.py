@@ -21,8 +21,9 @@ from panthalassa.config import Config, flatten, sequence_lengths
 from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
+from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import Tracker, without_secrets
+from panthalassa.tracking.mlflow_tracker import Tracker
 from panthalassa.train import board as boards
 from panthalassa.train.checkpoint import committed, read_commit
 from panthalassa.train.events import (
