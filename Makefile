@@ -5,13 +5,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
 	@echo "make test     lint, type-check and test"
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
 	@echo "make bench-stream    compare the stream's speed with bare readers"
+	@echo "make bench-cold-start    measure what the stream adds to the time to the first step"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
 install: $(INSTALLED)
@@ -42,6 +43,9 @@ bench: $(INSTALLED)
 
 bench-stream: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/stream.py
+
+bench-cold-start: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/cold_start.py
 
 clean:
 	rm -rf .venv

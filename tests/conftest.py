@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from s3 import Server, moto_server, s3_server, use_s3
 
 if TYPE_CHECKING:
     from ranks import Ranks
@@ -91,6 +92,33 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for disk in disks:
         subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real S3 server, with the bucket BUCKET."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "buckets") as running:
+        yield running
+
+
+@pytest.fixture
+def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of a user of that server; returns its endpoint."""
+    use_s3(monkeypatch, server.url)
+    return server.url
+
+
+@pytest.fixture(scope="module")
+def _moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as url:
+        yield url
+
+
+@pytest.fixture
+def moto(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of a user of the other S3 server; returns its endpoint."""
+    use_s3(monkeypatch, _moto)
+    return _moto
 
 
 SYLLABLES = ["ka", "te", "mo", "ri", "su", "na", "lo", "pe", "wi", "da"]

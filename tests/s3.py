@@ -1,9 +1,10 @@
-"""A real S3 server on loopback, and a proxy in front of it that fails as networks do.
+"""Real S3 servers on loopback, and a proxy in front of them that fails as networks do.
 
     with s3_server(folder) as server, FaultyProxy(server.url, rate=0.01, seed=1) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)  # or use_s3(monkeypatch, proxy.url)
 
-Every folder in `folder` is a bucket. The server checks no signatures; the proxy can refuse them.
+Every folder in `folder` is a bucket of localbucket. moto, the other server, keeps its one bucket in
+memory. Neither checks signatures; the proxy can refuse them.
 """
 
 import http.client
@@ -68,15 +69,12 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[Server]:
-    """A server of the buckets in `folder`; one of them is BUCKET."""
-    if importlib.util.find_spec("localbucket") is None:
-        pytest.skip("needs an S3 server: pip install localbucket==1.2.1")
-    (folder / BUCKET).mkdir(parents=True, exist_ok=True)
+def _running(module: str, arguments: Sequence[str], record: Path) -> Iterator[str]:
+    """The URL of a server of that Python module."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        pytest.skip(f"needs the S3 server {module}: pip install -e '.[test]'")
     url = f"http://127.0.0.1:{free_port()}"
-    port = url.rpartition(":")[2]
-    command = [sys.executable, "-m", "localbucket", "--port", port, str(folder)]
-    record = folder.parent / f"{folder.name}.log"
+    command = [sys.executable, "-m", module, "--port", url.rpartition(":")[2], *arguments]
     with open(record, "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -85,10 +83,28 @@ def s3_server(folder: Path) -> Iterator[Server]:
             assert server.poll() is None, record.read_text()
             assert time.monotonic() < until, "the S3 server does not answer"
             time.sleep(0.05)
-        yield Server(url, folder)
+        yield url
     finally:
         server.terminate()
         server.wait(SERVER_SECONDS)
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[Server]:
+    """localbucket: the buckets in `folder`; one of them is BUCKET."""
+    (folder / BUCKET).mkdir(parents=True, exist_ok=True)
+    record = folder.parent / f"{folder.name}.log"
+    with _running("localbucket", [str(folder)], record) as url:
+        yield Server(url, folder)
+
+
+@contextmanager
+def moto_server(folder: Path) -> Iterator[str]:
+    """moto with the bucket BUCKET, and its log in `folder`; yields its URL."""
+    with _running("moto.server", ["--host", "127.0.0.1"], folder / "moto.log") as url:
+        request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request, timeout=SERVER_SECONDS).close()
+        yield url
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -131,6 +147,8 @@ class FaultyProxy:
         """How often each kind was done."""
         self.requests: list[tuple[str, str, str]] = []
         """Method, `bucket/key` and the header `Range` of every request."""
+        self.parts: Counter[str] = Counter()
+        """How many parts of a multipart upload came, by `bucket/key`."""
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -217,6 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
         target = urlsplit(self.path)
         key = unquote(target.path.strip("/"))
         of_object = "/" in key and not target.query.startswith(("list-type", "prefix"))
+        if "partNumber=" in target.query:
+            proxy.parts[key] += 1
         fault = proxy.draw(self.command, key, self.headers.get("Range", ""), of_object)
         proxy.wait(proxy.delay)
         if fault == "reset":

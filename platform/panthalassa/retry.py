@@ -28,7 +28,7 @@ PASSING_ERRNOS = {
     errno.EPIPE,
     errno.ETIMEDOUT,
 }
-PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
+PASSING_STATUSES = {408, 409, 429, 500, 502, 503, 504}
 PASSING_NAMES = re.compile(
     r"AWS Error (INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT)\b|"
     r"ExceptionName: (InternalError|SlowDown|ServiceUnavailable|Throttling\w*|TooManyRequests\w*|"
@@ -48,7 +48,8 @@ def retrying(operation: Callable[[], Result], what: str, patience: float) -> Res
     """The result of `operation`, tried again for at most `patience` seconds while failures pass.
 
     No try is begun that would end later if it took as long as the one before. `what` names the
-    object in messages. Raises FileNotFoundError, or an OSError that says what mends it.
+    object in messages. Raises FileNotFoundError and FileExistsError at once, or an OSError that says
+    what mends it.
     """
     start = time.monotonic()
     tries = 0
@@ -56,7 +57,7 @@ def retrying(operation: Callable[[], Result], what: str, patience: float) -> Res
         begun = time.monotonic()
         try:
             return operation()
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
             failure = error

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from panthalassa.retry import endpoint_url, retrying
 CHUNK = 8 << 20
 DOWNLOADS = 4
 DELETES_AT_ONCE = 16
+PRECONDITION_FAILED = 412
 PATIENCE = 20.0
 CONNECT_SECONDS = 4.0
 SILENT_SECONDS = 4.0
@@ -133,6 +135,27 @@ class Storage:
         if not self.is_local:
             self._retrying(path, lambda: self._upload(path, data))
             return
+        with self._staged(path, data) as (temporary, target):
+            os.replace(temporary, target)
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object that is not there yet; of several who try at once, one succeeds.
+
+        Raises FileExistsError when it is there with other content than `data`.
+        """
+        try:
+            if not self.is_local:
+                self._put(path, Body=data, IfNoneMatch="*")
+                return
+            with self._staged(path, data) as (temporary, target):
+                os.link(temporary, target)
+        except FileExistsError:
+            if self.read(path) != data:  # else a first try went through, and its answer was lost
+                raise
+
+    @contextmanager
+    def _staged(self, path: str, data: bytes) -> Iterator[tuple[str, Path]]:
+        """A temporary file with `data` on disk, beside its target."""
         target = Path(self.path(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -142,10 +165,9 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
+            yield temporary, target
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
 
     def folders(self) -> list[str]:
         """Names of the folders directly below the root, sorted; empty when there is no root."""
@@ -184,18 +206,27 @@ class Storage:
                 pass
 
     def _delete_object(self, client: Any, path: str) -> None:
+        self._request(path, client.delete_object)
+
+    def _put(self, path: str, **arguments: Any) -> None:
+        self._request(path, self._client().put_object, **arguments)
+
+    def _request(self, path: str, call: Callable[..., Any], **arguments: Any) -> None:
+        """A call of boto3's on an object, for what pyarrow does not offer, with pyarrow's errors."""
         bucket, _, key = self.path(path).partition("/")
 
-        def delete() -> None:
+        def request() -> None:
             try:
-                client.delete_object(Bucket=bucket, Key=key)
+                call(Bucket=bucket, Key=key, **arguments)
             except ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if status == PRECONDITION_FAILED:
+                    raise FileExistsError(f"{self.uri}/{path}") from error
                 raise OSError(f"{error} (HTTP status {status})") from error
             except BotoCoreError as error:
                 raise OSError(f"AWS Error NETWORK_CONNECTION: {error}") from error
 
-        self._retrying(path, delete)
+        self._retrying(path, request)
 
     def _client(self) -> Any:
         return boto3.client(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from phases import CORPUS, phase
+from s3 import BUCKET
 
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage, open_storage
@@ -120,6 +121,34 @@ def test_a_ledger_that_can_not_be_written_says_so_when_all_ranks_can_hear(tmp_pa
     ledger.flush()
     (account,) = accounts(run)
     assert account.steps == STEPS, "and nothing was lost meanwhile"
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return open_storage(str(tmp_path))
+    request.getfixturevalue("s3")
+    return open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+def test_an_attempt_belongs_to_who_begins_it_first(run: Storage) -> None:
+    """Two commands that start at the same moment count the same attempts before theirs."""
+    first = Ledger(run, attempt())
+    with pytest.raises(PanthalassaError, match="another command goes on with this run"):
+        Ledger(run, attempt().model_copy(update={"began": 2e9}))
+    first.record(STEPS[0])
+    first.flush()
+    (account,) = accounts(run)
+    assert account.steps == STEPS[:1]
+
+
+def test_who_is_overtaken_is_told(run: Storage) -> None:
+    first = Ledger(run, attempt())
+    first.check_newest()
+    second = Ledger(run, attempt(2))
+    with pytest.raises(PanthalassaError, match=r"later attempt than this one, number 1"):
+        first.check_newest()
+    second.check_newest()
 
 
 def place(*rows: tuple[int, int, int, int]) -> Location:

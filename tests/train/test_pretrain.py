@@ -14,6 +14,7 @@ from processes import worker_pids
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import open_storage
+from panthalassa.stream.ledger import Ledger, accounts, next_attempt
 from panthalassa.train.audit import Report, audit_run
 from panthalassa.train.checkpoint import committed
 from panthalassa.train.events import Event, Step
@@ -123,6 +124,22 @@ def test_a_new_driver_goes_on_where_the_last_one_stopped(
     report = audited(second)
     assert [account.attempt.dp_size for account in report.attempts] == [2, 1]
     assert report.rolled_back == []
+
+
+def test_a_run_that_another_command_goes_on_with_saves_nothing_more(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(tmp_path, "cluster.workers=1")
+    folder = open_storage(config.run.directory).below(config.run.name)
+
+    def take_over(event: Event) -> None:
+        if isinstance(event, Step) and next_attempt(folder) == 2:
+            (account,) = accounts(folder)
+            Ledger(folder, account.attempt.model_copy(update={"attempt": 2}))
+
+    with pytest.raises(PanthalassaError, match="another command goes on with this run"):
+        pretrain(config, take_over)
+    assert len(committed(folder)) < 24 // config.checkpoint.every
 
 
 def test_a_curriculum_is_the_same_on_any_ranks_and_survives_a_stop(

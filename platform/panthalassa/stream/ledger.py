@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -108,13 +108,18 @@ class Ledger:
 
     def __init__(self, run: Storage, attempt: Attempt) -> None:
         self._storage = run.below(FOLDER)
-        self._name = f"{attempt.attempt:06d}"
+        self._attempt = attempt.attempt
         self._part = 0
         self._chain = ""
         self._lines: list[str] = []
         self._flushed = time.monotonic()
         self._append(attempt)
-        self.flush()
+        with self._named_errors():
+            try:
+                self._storage.create(self._file(), self._lines[0].encode())
+            except FileExistsError:
+                raise self._taken_over() from None
+        self._written()
 
     def record(self, consumed: Consumed) -> None:
         """Note a step. Never raises."""
@@ -127,25 +132,50 @@ class Ledger:
         """Return when all of it outlives the machine. Raises PanthalassaError when it can not."""
         self._write()
         if self._storage.is_local:
-            with open(self._storage.path(f"{self._name}.jsonl"), "rb") as file:
+            with open(self._storage.path(self._file()), "rb") as file:
                 os.fsync(file.fileno())
 
-    def _write(self) -> None:
-        if not self._lines:
-            return
-        text = "".join(self._lines)
+    def check_newest(self) -> None:
+        """Raises PanthalassaError when a later attempt has begun, as of another command on this run.
+
+        Before each checkpoint, so that of two who train one run only the later one saves.
+        """
+        with self._named_errors():
+            if self._storage.exists(_file(self._storage, self._attempt + 1, 0)):
+                raise self._taken_over()
+
+    def _taken_over(self) -> PanthalassaError:
+        return PanthalassaError(
+            f"another command goes on with this run: its ledger {self._storage.uri} has a later attempt "
+            f"than this one, number {self._attempt}. This one ends and saves nothing more; choose "
+            "another run.name to train beside the other."
+        )
+
+    def _file(self) -> str:
+        return _file(self._storage, self._attempt, self._part)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            if self._storage.is_local:
-                path = Path(self._storage.path(f"{self._name}.jsonl"))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _append_whole(path, text.encode())
-            else:
-                self._storage.write(f"{self._name}-{self._part:06d}.jsonl", text.encode())
+            yield
         except OSError as error:
             raise PanthalassaError(
                 f"ledger {self._storage.uri} can not be written: {error}. Make room or mend the "
                 "storage; the same command then goes on from the last checkpoint."
             ) from error
+
+    def _write(self) -> None:
+        if not self._lines:
+            return
+        data = "".join(self._lines).encode()
+        with self._named_errors():
+            if self._storage.is_local:
+                _append_whole(Path(self._storage.path(self._file())), data)
+            else:
+                self._storage.write(self._file(), data)
+        self._written()
+
+    def _written(self) -> None:
         self._lines = []
         self._part += 1
         self._flushed = time.monotonic()
@@ -154,6 +184,11 @@ class Ledger:
         text = json.dumps(line.model_dump(exclude_defaults=True), separators=(",", ":"))
         self._chain = _link(self._chain, text)
         self._lines.append(f"{text} {self._chain}\n")
+
+
+def _file(ledger: Storage, attempt: int, part: int) -> str:
+    """The file of an attempt; on object storage it has many parts."""
+    return f"{attempt:06d}.jsonl" if ledger.is_local else f"{attempt:06d}-{part:06d}.jsonl"
 
 
 def _append_whole(path: Path, data: bytes) -> None:

@@ -29,7 +29,7 @@ from panthalassa.stream.ledger import Limbs, SampleHashes
 from panthalassa.stream.order import Location
 from panthalassa.stream.partition import Partition
 
-TOKENS_PER_BLOCK = 1 << 15
+TOKENS_PER_BLOCK = 1 << 17
 MOST_BLOCKS = 2000
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2

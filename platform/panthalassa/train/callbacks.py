@@ -148,6 +148,7 @@ class Checkpoints(Callback):
         run.poster.flush()  # steps that are not repeated any more must not be lost
         with together():
             if run.ledger:
+                run.ledger.check_newest()
                 run.ledger.flush()
         commit = checkpoint.save(run.storage, run.state, commit)
         with together():
