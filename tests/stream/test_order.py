@@ -2,56 +2,29 @@
 
 import hashlib
 import itertools
-import math
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from phases import bare_manifest
+from orders import (
+    Place,
+    Sizes,
+    corpora,
+    domain_of,
+    examples,
+    manifest_of,
+    places,
+    seeds,
+    temperatures,
+)
 
-from panthalassa.corpus.manifest import Manifest, Shard
-from panthalassa.errors import ConfigError, CorpusError
-from panthalassa.stream.order import Location, Mixture, Order, evenly, quotas, slot_pattern
-from panthalassa.stream.shuffle import WINDOW, derive, permute, permute_back
-
-Sizes = dict[str, list[list[int]]]
-"""Domain -> shards -> rows of each row group."""
-Place = tuple[int, int, int, int]
-
-
-def manifest_of(train: Sizes, held_out: Sizes | None = None, sequence_length: int = 8) -> Manifest:
-    """A manifest without files; the shards of the two splits alternate in its list."""
-    shards = []
-    for number in range(max(len(s) for s in [*train.values(), *(held_out or {}).values()])):
-        for split, sizes in (("held_out", held_out or {}), ("train", train)):
-            for domain, groups in sizes.items():
-                if number < len(groups):
-                    rows = sum(groups[number])
-                    shards.append(
-                        Shard.model_validate(
-                            {
-                                "path": f"{split}/{domain}/{number}.parquet",
-                                "domain": domain,
-                                "split": split,
-                                "rows": rows,
-                                "tokens": rows * sequence_length,
-                                "row_groups": groups[number],
-                                "size": 1,
-                                "sha256": "0" * 64,
-                            }
-                        )
-                    )
-    return bare_manifest(shards, sequence_length)
-
-
-def places(location: Location) -> list[Place]:
-    columns = (location.shard, location.row_group, location.row, location.part)
-    assert {len(column) for column in columns} == {len(location)}
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+from panthalassa.corpus.manifest import Manifest
+from panthalassa.errors import CorpusError
+from panthalassa.stream.order import Location, Mixture, Order, evenly
+from panthalassa.stream.shuffle import WINDOW, permute
 
 
 def samples_of(manifest: Manifest, split: str, domain: str, parts: int = 1) -> set[Place]:
@@ -65,10 +38,6 @@ def samples_of(manifest: Manifest, split: str, domain: str, parts: int = 1) -> s
     }
 
 
-def domain_of(manifest: Manifest, found: Sequence[Place]) -> list[str]:
-    return [manifest.shards[place[0]].domain for place in found]
-
-
 def positions_of(
     order: Order, manifest: Manifest, domain: str, first: int, count: int
 ) -> list[int]:
@@ -77,14 +46,6 @@ def positions_of(
     period = domain_of(manifest, places(order.locate(np.arange(slots))))
     own = [slot for slot, name in enumerate(period) if name == domain]
     return [i // len(own) * slots + own[i % len(own)] for i in range(first, first + count)]
-
-
-row_groups = st.lists(st.integers(1, 6), min_size=1, max_size=4)
-shards = st.lists(row_groups, min_size=1, max_size=3)
-corpora = st.dictionaries(st.sampled_from("abcdefg"), shards, min_size=1, max_size=5)
-seeds = st.integers(0, 2**63 - 1)
-temperatures = st.floats(0.01, 100)
-examples = settings(max_examples=60, deadline=None)
 
 
 @examples
@@ -106,20 +67,6 @@ def test_every_epoch_of_a_domain_has_each_of_its_samples_once(
         assert order.domains[number].samples == len(expected)
         offsets = np.arange(len(expected))
         assert places(order.samples_of_epoch(number, epoch, offsets)) == found[: len(expected)]
-
-
-@examples
-@given(corpora, seeds, temperatures, st.integers(0, 10**9))
-def test_every_period_has_each_domain_exactly_as_often_as_its_quota(
-    train: Sizes, seed: int, temperature: float, period: int
-) -> None:
-    manifest = manifest_of(train)
-    order = Order(manifest, 8, Mixture(temperature), seed)
-    slots = len(order.slots)
-    quota = dict(zip(sorted(train), order.quotas.tolist(), strict=True))
-    assert sum(quota.values()) == slots
-    here = places(order.locate(np.arange(period * slots, (period + 1) * slots)))
-    assert Counter(domain_of(manifest, here)) == quota
 
 
 @examples
@@ -350,59 +297,6 @@ def test_a_later_phase_goes_on_in_every_domain_where_the_earlier_stopped(
         assert seen == walk[: len(seen)]
 
 
-@examples
-@given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
-def test_a_feistel_network_permutes_any_number_of_things(size: int, key: int) -> None:
-    numbers, one = np.arange(size), np.array([size])
-    keys = np.array([key], np.uint64)
-    found = permute(numbers, one, keys)
-    assert (np.sort(found) == numbers).all()
-    assert (permute_back(found, one, keys) == numbers).all()
-
-
-@examples
-@given(st.lists(st.tuples(st.integers(1, 2**53), st.integers(0, 2**64 - 1)), min_size=1), seeds)
-def test_each_number_may_have_its_own_size_and_key(
-    several: list[tuple[int, int]], number: int
-) -> None:
-    size = np.array([size for size, _ in several])
-    key = np.array([key for _, key in several], np.uint64)
-    numbers = number % size
-    found = permute(numbers, size, key)
-    assert ((found >= 0) & (found < size)).all()
-    alone = [permute(numbers[[i]], size[[i]], key[[i]])[0] for i in range(len(several))]
-    assert found.tolist() == alone
-    assert (permute_back(found, size, key) == numbers).all()
-
-
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_all_permutations_of_a_few_things_are_about_as_frequent(size: int) -> None:
-    keys = derive(np.array([5], np.uint64), np.arange(20_000))
-    numbers = np.tile(np.arange(size), len(keys))
-    found = permute(numbers, np.array([size]), np.repeat(keys, size)).reshape(-1, size)
-    counts = Counter(map(tuple, found.tolist()))
-    expected = len(keys) / math.factorial(size)
-    assert len(counts) == math.factorial(size)
-    assert expected / 2 < min(counts.values()) <= max(counts.values()) < 2 * expected
-
-
-@pytest.mark.parametrize("size", [7, 16, 17, 100, 128])
-def test_each_thing_comes_to_each_place_equally_often(size: int) -> None:
-    keys = derive(np.array([9], np.uint64), np.arange(3000))
-    numbers = np.tile(np.arange(size), len(keys))
-    found = permute(numbers, np.array([size]), np.repeat(keys, size))
-    seen = np.zeros((size, size))
-    np.add.at(seen, (numbers, found), 1)
-    expected = len(keys) / size
-    assert ((seen - expected) ** 2 / expected).sum() / (size - 1) ** 2 < 1.5
-
-
-def test_keys_follow_one_another_as_in_splitmix64() -> None:
-    """The first numbers of the published generator from the seed 0."""
-    found = derive(np.array([0], np.uint64), np.arange(3)).tolist()
-    assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-
-
 GOLDEN = manifest_of({"en": [[4, 3], [5]], "el": [[2, 2]], "th": [[1]]}, {"en": [[2]], "xx": [[3]]})
 LARGE = manifest_of({"en": [[50] * 9 + [7], [50] * 3], "el": [[20, 20, 3]], "th": [[9]]})
 GOLDEN_QUOTAS = [317, 549, 158]
@@ -493,118 +387,3 @@ def test_evenly_chosen_samples_never_repeat_and_spread_over_domains(
     chosen = Counter(domain_of(manifest, found))
     for domain, samples in every.items():
         assert abs(chosen[domain] - len(samples) * len(found) / total) < 1
-
-
-def test_the_seed_jitters_the_slots() -> None:
-    patterns = {tuple(slot_pattern(np.array([20, 30, 50]), seed).tolist()) for seed in range(5)}
-    assert len(patterns) == 5
-
-
-weights = st.lists(st.floats(0, 1e9), min_size=1, max_size=200).filter(lambda w: sum(w) > 0)
-
-
-@examples
-@given(weights, st.integers(4, 8))
-def test_quotas_fill_the_slots_and_forget_nobody(weights: list[float], ratio: int) -> None:
-    """Who has a share; the greater share has no less, down to a billionth of the greatest."""
-    slots = ratio * len(weights)
-    found = quotas(np.array(weights), slots)
-    assert found.sum() == slots
-    assert ((found > 0) == (np.array(weights) > 0)).all()
-    by_weight = found[np.argsort(weights, kind="stable")]
-    different = np.diff(np.sort(weights)) > max(weights) / 1e9
-    assert (np.diff(by_weight)[different] >= 0).all()
-
-
-@examples
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=50))
-def test_quotas_are_proportional_within_one_slot(weights: list[int]) -> None:
-    slots = -(-sum(weights) // min(weights))  # so that everybody deserves a slot at least
-    found = quotas(np.array(weights, dtype=np.float64), slots)
-    assert (np.abs(found - np.array(weights) / sum(weights) * slots) < 1 + 1e-6).all()
-
-
-def test_temperature_lifts_small_domains_up_to_equal_shares() -> None:
-    manifest = manifest_of({"large": [[1000]], "small": [[10]]})
-    shares = {}
-    for temperature in (0.005, 0.5, 1.0, 2.0, float("inf")):
-        large, small = Order(manifest, 8, Mixture(temperature), 0).quotas.tolist()
-        shares[temperature] = small
-        assert large + small == 1024
-    assert shares[0.005] == shares[0.5] == 1
-    assert shares[1.0] == round(1024 * 10 / 1010)
-    assert shares[2.0] == round(1024 * 10**0.5 / (1000**0.5 + 10**0.5))
-    assert shares[float("inf")] == 512
-
-
-@examples
-@given(
-    corpora,
-    seeds,
-    st.dictionaries(st.sampled_from("abcdefg"), st.floats(0, 1e300), max_size=7),
-    st.integers(0, 10**9),
-)
-def test_weights_give_the_shares_and_leave_out_who_has_none(
-    train: Sizes, seed: int, weights: dict[str, float], period: int
-) -> None:
-    manifest = manifest_of(train)
-    unknown, total = sorted(set(weights) - set(train)), sum(weights.values())
-    if unknown or not total:
-        with pytest.raises(ConfigError):
-            Order(manifest, 8, Mixture(weights=weights), seed)
-        return
-    order = Order(manifest, 8, Mixture(3.0, weights), seed)
-    slots = len(order.slots)
-    here = places(order.locate(np.arange(period * slots, (period + 1) * slots)))
-    counts = Counter(domain_of(manifest, here))
-    assert set(counts) == {name for name, weight in weights.items() if weight}
-    for name, count in counts.items():
-        assert abs(count - weights[name] / total * slots) <= len(train)
-        assert count == order.quotas[sorted(train).index(name)]
-
-
-def test_weights_are_shares_whatever_their_sum_and_the_corpus() -> None:
-    manifest = manifest_of({"en": [[1000]], "el": [[10]], "th": [[1]]})
-    for unit in (1e-300, 0.25, 1.0, 7e5):
-        mixture = Mixture(weights={"en": unit, "el": 3 * unit, "th": 0})
-        assert Order(manifest, 8, mixture, 0).quotas.tolist() == [768, 256, 0]
-
-
-@pytest.mark.parametrize(
-    ("mixture", "reason"),
-    [
-        (Mixture(weights={"english": 1.0}), r"domain 'english', .* the nearest it has is 'en'"),
-        (Mixture(weights={"en": 1, "de_": 0}), r"domain 'de_', .* the nearest it has is 'de'"),
-        (Mixture(weights={"held": 1}), r"domain 'held', of which the corpus has no training"),
-        (Mixture(weights={"en": -0.1, "de": 1}), r"weight of 'en' is -0\.1: it must be a finite"),
-        (Mixture(weights={"de": float("nan")}), r"weight of 'de' is nan"),
-        (Mixture(weights={"de": float("inf")}), r"weight of 'de' is inf"),
-        (Mixture(weights={"en": 0.0}), r"leave nothing to train on"),
-        (Mixture(weights={}), r"leave nothing to train on"),
-        (Mixture(0.0), r"temperature is 0\.0: it must be above 0"),
-        (Mixture(float("nan")), r"temperature is nan"),
-    ],
-)
-def test_a_mixture_that_can_not_be_had_is_refused(mixture: Mixture, reason: str) -> None:
-    manifest = manifest_of({"en": [[3]], "de": [[3]]}, {"held": [[3]]})
-    with pytest.raises(ConfigError, match=reason):
-        Order(manifest, 8, mixture, 0)
-
-
-def test_more_domains_than_slots_are_all_seen() -> None:
-    manifest = manifest_of({f"{n:04d}": [[1 + n % 3]] for n in range(1500)})
-    order = Order(manifest, 8, Mixture(), 0)
-    seen = domain_of(manifest, places(order.locate(np.arange(len(order.slots)))))
-    assert len(set(seen)) == 1500
-
-
-@examples
-@given(st.lists(st.integers(1, 200), min_size=2, max_size=8), seeds)
-def test_a_domain_never_crowds_a_part_of_the_period(quota: list[int], seed: int) -> None:
-    """After any share of the slots it has had that share of its own, but for what jitter moves."""
-    slots = slot_pattern(np.array(quota), seed)
-    passed = np.arange(1, len(slots) + 1) / len(slots)
-    for domain, own in enumerate(quota):
-        had = np.cumsum(slots == domain)
-        moved = 1 + len(quota) * own / len(slots)
-        assert np.abs(had - passed * own).max() <= moved + 1e-9
