@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from s3 import BUCKET, FaultyProxy, Server, s3_server, use_s3
+from s3 import BUCKET, FaultyProxy, Server, use_s3
 from shards import SIZE, Corpus, write_shards
 
 from panthalassa import retry
@@ -15,12 +15,6 @@ from panthalassa.stream.cache import ShardCache
 
 PIECE = 1 << 16
 PATIENCE = 30.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with s3_server(tmp_path_factory.mktemp("s3") / "buckets") as running:
-        yield running
 
 
 @pytest.fixture
