@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ranks import Ranks
 
     from panthalassa.config import Config
+    from panthalassa.train.run import Outcome
 
 PLATFORM = Path(__file__).parents[1] / "platform"
 
@@ -187,3 +188,20 @@ def configure(small_corpus: Path) -> "Callable[..., Config]":
         return build(tree(small_corpus, directory), list(overrides), "test", Config)
 
     return build_config
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    configure: "Callable[..., Config]", tmp_path_factory: pytest.TempPathFactory
+) -> "Outcome":
+    """A whole run of two data-parallel ranks, the reference. To go on with it, take `finished`."""
+    from panthalassa.train.run import pretrain
+
+    return pretrain(configure(tmp_path_factory.mktemp("undisturbed")), lambda event: None)
+
+
+@pytest.fixture
+def finished(undisturbed: "Outcome", tmp_path: Path) -> Path:
+    """`tmp_path`, in which the same run has ended."""
+    shutil.copytree(undisturbed.config.run.directory, tmp_path / "runs")
+    return tmp_path

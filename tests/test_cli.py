@@ -15,7 +15,7 @@ from panthalassa.config import Config
 from panthalassa.corpus.manifest import MANIFEST
 from panthalassa.storage import open_storage
 from panthalassa.train.checkpoint import COMMIT, committed, folder
-from panthalassa.train.run import check, pretrain
+from panthalassa.train.run import check
 
 Run = Callable[..., Result]
 
@@ -95,16 +95,15 @@ def test_an_unknown_gpu_is_refused_because_its_mfu_would_be_a_guess(train: Run) 
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_kept(
-    train: Run, configure: Callable[..., Config], tmp_path: Path
+    train: Run, configure: Callable[..., Config], finished: Path
 ) -> None:
-    config = configure(tmp_path, "train.steps=3")
-    pretrain(config, lambda event: None)
+    config = configure(finished)
     run = open_storage(config.run.directory).below("small")
-    before = run.read(f"{folder(3)}/{COMMIT}")
+    before = run.read(f"{folder(24)}/{COMMIT}")
     text = message(train("model.layers=2"))
-    assert f"checkpoint {run.uri}/{folder(3)} belongs to another run" in text
+    assert f"checkpoint {run.uri}/{folder(24)} belongs to another run" in text
     assert "model.layers is 3 there, 2 here" in text
-    assert run.read(f"{folder(3)}/{COMMIT}") == before
+    assert run.read(f"{folder(24)}/{COMMIT}") == before
     assert "is further already" in message(train("train.steps=2", "train.schedule.warmup_steps=1"))
     assert check(config), "the configuration that made it is still welcome"
 

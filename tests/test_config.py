@@ -146,6 +146,7 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas", "missing"),
         ("train.optimizer.betas=[0.9, 1.0]", "train.optimizer.betas.1=1.0", "less than 1"),
         ("stream.temperature=0", "stream.temperature=0", "greater than 0"),
+        ("stream.weights={no: 1}", "stream.weights", "quote the name"),
         ("model.head_size=33", "model.head_size=33", "multiple of 2"),
         ("cluster.cpus_per_worker=0.1", "cluster.cpus_per_worker=0.1", "multiple of 0.25"),
         ("cluster.peak_flops=0", "cluster.peak_flops", "greater than 0"),
@@ -213,6 +214,7 @@ def test_all_impossible_combinations_are_listed_with_both_keys() -> None:
         "parallel.tp_size=3",
         "cluster.workers=4",
         "train.steps=20",
+        "stream.phases=[{from_step: 20, temperature: 2}]",
         "parallel.compile=true",
         "parallel.activation_checkpointing=full",
     )
@@ -224,6 +226,7 @@ def test_all_impossible_combinations_are_listed_with_both_keys() -> None:
         "train.sequence_length=256 is not divisible by parallel.tp_size=3",
         "cluster.workers=4 is not a multiple of parallel.tp_size=3",
         "train.schedule.warmup_steps=20 leaves nothing of train.steps=20",
+        "stream.phases begin at the steps [20], not all before train.steps=20",
         "parallel.compile=true with parallel.activation_checkpointing=full",
     ):
         assert line in message

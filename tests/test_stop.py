@@ -25,7 +25,11 @@ def command(
 ) -> Iterator[Callable[[], pexpect.spawn]]:
     """Starts `panthalassa train` in a terminal of its own, with a Ray of its own."""
     config = configure(
-        tmp_path, "train.steps=400", "checkpoint.every=1000", "evaluation.every=1000"
+        tmp_path,
+        "cluster.workers=1",
+        "train.steps=400",
+        "checkpoint.every=1000",
+        "evaluation.every=1000",
     )
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))

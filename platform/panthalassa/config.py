@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -25,7 +26,17 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Place = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
 Positive = Annotated[int, Field(ge=1)]
 Length = Annotated[int, Field(ge=2, le=2**20)]
-Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+def _quoted(name: object) -> object:
+    if isinstance(name, bool):
+        raise ValueError("YAML takes no, yes, on and off for truth values: quote the name")
+    return name
+
+
+Weights = dict[
+    Annotated[str, BeforeValidator(_quoted)], Annotated[float, Field(ge=0, allow_inf_nan=False)]
+]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -332,6 +343,8 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
     starts = [0, *(phase.from_step for phase in config.stream.phases)]
     if sorted(set(starts)) != starts:
         yield f"stream.phases begin at the steps {starts[1:]}, which do not rise"
+    if starts[-1] >= train.steps:
+        yield f"stream.phases begin at the steps {starts[1:]}, not all before train.steps={train.steps}"
     if config.cluster.workers % tp:
         yield (
             f"cluster.workers={config.cluster.workers} is not a multiple of parallel.tp_size={tp}"

@@ -65,7 +65,10 @@ def test_an_undisturbed_run_passes_with_its_epochs(run: Storage) -> None:
     epochs = [(e.domain, e.epoch, e.samples, e.of) for e in report.epochs]
     assert epochs[:2] == [("aa", 0, 30, 30), ("aa", 1, 30, 30)]
     assert sum(samples for _, _, samples, _ in epochs) == 200
-    assert list(explain(report))[-1].startswith("PASS")
+    lines = list(explain(report))
+    assert lines[0] == "50 steps, 200 samples, 1 attempt (data x tensor parallel: 1x1)"
+    assert lines[1] == "  aa, 16 tokens: 2 whole epochs, 15 of 30 samples of epoch 3"
+    assert lines[-1].startswith("PASS")
 
 
 def test_crashes_and_resizes_pass_and_what_was_undone_is_listed(run: Storage) -> None:
@@ -133,12 +136,12 @@ def hides_a_sample(step: Consumed) -> Consumed:
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (other_sample, "step 7 was trained on 4 samples that are not the 4 of its positions"),
-        (one_less, "step 7 was trained on 3 samples"),
-        (hides_a_sample, "step 7 was trained on 4 samples that are not the 3 of its positions"),
-        (lambda step: None if step.step in (5, 6) else step, "gap: no record of steps 5 to 6"),
-        (lambda step: None if step.step == 19 else step, "gap: no record of steps 19 to 19"),
-        (lambda step: None if step.step == 0 else step, "gap: no record of steps 0 to 0"),
+        (other_sample, "step 8 was trained on 4 samples that are not the 4 of its positions"),
+        (one_less, "step 8 was trained on 3 samples"),
+        (hides_a_sample, "step 8 was trained on 4 samples that are not the 3 of its positions"),
+        (lambda step: None if step.step in (5, 6) else step, "gap: no record of steps 6 to 7"),
+        (lambda step: None if step.step == 19 else step, "gap: no record of step 20"),
+        (lambda step: None if step.step == 0 else step, "gap: no record of step 1"),
     ],
 )
 def test_every_other_history_fails_by_its_step(run: Storage, edit: Edit, problem: str) -> None:
@@ -151,7 +154,7 @@ def test_every_other_history_fails_by_its_step(run: Storage, edit: Edit, problem
 
 def test_a_step_that_an_attempt_trained_twice_fails(run: Storage) -> None:
     attempt(run, 1, [0, 1, 2, 2, 3])
-    assert "attempt 1 trained step 2 twice" in audit(run, 4, PHASES).problems
+    assert "attempt 1 trained step 3 twice" in audit(run, 4, PHASES).problems
 
 
 def test_steps_of_another_order_fail(run: Storage) -> None:

@@ -17,7 +17,7 @@ from panthalassa.storage import open_storage
 from panthalassa.stream.ledger import Ledger, accounts, next_attempt
 from panthalassa.train.audit import Report, audit_run
 from panthalassa.train.checkpoint import committed
-from panthalassa.train.events import Event, Step
+from panthalassa.train.events import Event, Notice, Step
 from panthalassa.train.run import Outcome, pretrain
 
 Configure = Callable[..., Config]
@@ -30,12 +30,6 @@ def ignore(event: Event) -> None:
 def curve(outcome: Outcome) -> dict[int, float]:
     """Loss by step; of a step that was repeated, the last."""
     return {step.step: step.loss for step in outcome.history.steps}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The reference: two data-parallel ranks, from the first step to the last."""
-    return pretrain(configure(tmp_path_factory.mktemp("undisturbed")), ignore)
 
 
 def test_a_run_learns_and_leaves_everything_that_it_promises(undisturbed: Outcome) -> None:
@@ -104,28 +98,6 @@ def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
     assert [back.attempt for back in report.rolled_back] == [1], "the kill came at a checkpoint"
 
 
-def test_a_new_driver_goes_on_where_the_last_one_stopped(
-    configure: Configure, tmp_path: Path, undisturbed: Outcome
-) -> None:
-    whole = curve(undisturbed)
-
-    def stop_at_once(event: Event) -> None:
-        if isinstance(event, Step) and event.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    first = pretrain(configure(tmp_path, "checkpoint.every=1000"), stop_at_once)
-    assert first.history.ended is not None
-    assert first.history.ended.interrupted, "the run was over before the signal"
-    second = pretrain(configure(tmp_path, "cluster.workers=1"), ignore)
-    assert second.history.steps[0].step == first.history.ended.step + 1
-    assert curve(first) | curve(second) == pytest.approx(whole, abs=1e-5)
-    evaluated = [evaluation.step for evaluation in second.history.evaluations]
-    assert evaluated == [0, 12, 24], "the held-out losses of both attempts are one history"
-    report = audited(second)
-    assert [account.attempt.dp_size for account in report.attempts] == [2, 1]
-    assert report.rolled_back == []
-
-
 def test_a_run_that_another_command_goes_on_with_saves_nothing_more(
     configure: Configure, tmp_path: Path
 ) -> None:
@@ -142,28 +114,42 @@ def test_a_run_that_another_command_goes_on_with_saves_nothing_more(
     assert len(committed(folder)) < 24 // config.checkpoint.every
 
 
-def test_a_curriculum_is_the_same_on_any_ranks_and_survives_a_stop(
+def test_a_stopped_run_goes_on_with_a_new_driver_and_other_ranks_through_its_phases(
     configure: Configure, tmp_path: Path
 ) -> None:
-    """Three phases with other mixtures and lengths; the stop falls into the second."""
+    """Three phases with other mixtures and lengths. The stop falls into one of the first two."""
     phases = "stream.phases=[{from_step: 6, sequence_length: 32}, {from_step: 14, temperature: 3}]"
     whole = pretrain(configure(tmp_path / "whole", phases), ignore)
+    steps = {step.step: step for step in whole.history.steps}
+    assert steps[8].tokens < steps[5].tokens * 0.75, "half as long"
 
-    def stop(event: Event) -> None:
+    def stop_at_once(event: Event) -> None:
         if isinstance(event, Step) and event.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    steps = {step.step: step for step in whole.history.steps}
-    assert steps[8].tokens < steps[5].tokens * 0.75, "half as long"
-    first = pretrain(configure(tmp_path, phases), stop)
+    first = pretrain(configure(tmp_path, phases, "checkpoint.every=1000"), stop_at_once)
+    assert first.history.ended is not None
+    assert first.history.ended.interrupted, "the run was over before the signal"
     second = pretrain(configure(tmp_path, phases, "cluster.workers=1"), ignore)
+    assert second.history.steps[0].step == first.history.ended.step + 1
     assert curve(first) | curve(second) == pytest.approx(curve(whole), abs=1e-4)
-    assert {epoch.sequence_length for epoch in audited(second).epochs} == {64, 32}
-    with pytest.raises(PanthalassaError, match=r"temperature is 3\.0 there, 1\.0 here"):
-        pretrain(configure(tmp_path, "train.steps=25"), ignore)
-    changed = configure(tmp_path, "train.steps=25", "stream.on_change=new_phase")
+    evaluated = [evaluation.step for evaluation in second.history.evaluations]
+    assert evaluated == [0, 12, 24], "the held-out losses of both attempts are one history"
+    report = audited(second)
+    assert [account.attempt.dp_size for account in report.attempts] == [2, 1]
+    assert report.rolled_back == []
+    assert {epoch.sequence_length for epoch in report.epochs} == {64, 32}
+
+
+def test_a_run_goes_on_with_other_data_only_when_it_may(
+    configure: Configure, finished: Path
+) -> None:
+    other = "train.steps=25", "stream.temperature=3"
+    with pytest.raises(PanthalassaError, match=r"temperature is 1\.0 there, 3\.0 here"):
+        pretrain(configure(finished, *other), ignore)
+    changed = configure(finished, *other, "stream.on_change=new_phase", "cluster.workers=1")
     report = audited(pretrain(changed, ignore))
-    assert [p.first_step for p in report.attempts[-1].attempt.phases] == [0, 6, 14, 24]
+    assert [p.first_step for p in report.attempts[-1].attempt.phases] == [0, 24]
 
 
 @pytest.mark.parametrize("on_bad_shard", ["stop", "quarantine"])
@@ -188,26 +174,31 @@ def test_a_rotten_shard_in_the_middle_of_a_run(
         assert committed(folder)[-1] == "step-00000010"
         assert audit_run(folder).passed
         return
-    report = audited(pretrain(config, ignore))
+    notices: list[str] = []
+    outcome = pretrain(
+        config, lambda event: notices.append(event.text) if isinstance(event, Notice) else None
+    )
+    assert [notice for notice in notices if "samples, which can not be read" in notice] == notices
+    assert len(notices) == 1
+    report = audited(outcome)
     assert report.steps == 24
     assert report.quarantined.total() == pytest.approx(14 * 16 * 3 / 4, rel=0.05)
     assert report.samples + report.quarantined.total() == 24 * 16
 
 
 def test_a_rotten_held_out_shard_costs_no_step(
-    configure: Configure, small_corpus: Path, tmp_path: Path
+    configure: Configure, small_corpus: Path, finished: Path
 ) -> None:
-    """It is noticed when the first evaluation reads it, or, here, another run's second one."""
-    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
-    settings = f"corpus.directory={corpus}", "evaluation.samples=1000"
-    first = pretrain(configure(tmp_path, *settings, "train.steps=6", "cluster.workers=1"), ignore)
-    assert first.history.ended is not None
+    """It is noticed by the evaluation that first reads it."""
+    corpus = shutil.copytree(small_corpus, finished / "corpus")
     shard = next((corpus / "held_out" / "bb").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    settings = f"corpus.directory={corpus}", "evaluation.samples=1000", "checkpoint.every=100"
+    config = configure(finished, *settings, "train.steps=38")
     with pytest.raises(PanthalassaError, match=f"shard {shard} is corrupt"):
-        pretrain(configure(tmp_path, *settings, "train.steps=14", "checkpoint.every=100"), ignore)
-    folder = open_storage(first.config.run.directory).below(first.config.run.name)
-    assert committed(folder)[-1] == "step-00000012", "the evaluation there failed"
+        pretrain(config, ignore)
+    folder = open_storage(config.run.directory).below(config.run.name)
+    assert committed(folder)[-1] == "step-00000036", "the evaluation there failed"
 
 
 def audited(outcome: Outcome) -> Report:

@@ -12,7 +12,7 @@ up to the sum over the manifest.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def _surviving(run: Storage, report: Report) -> dict[int, tuple[int, Consumed]]:
         report.rolled_back += _runs(again)
         for consumed in account.steps:
             if consumed.step in kept:
-                report.problems.append(f"attempt {number} trained step {consumed.step} twice")
+                report.problems.append(f"attempt {number} trained step {consumed.step + 1} twice")
             kept[consumed.step] = number, consumed
         report.attempts.append(account)
     report.unsaved = sum(step >= report.steps for step in kept)
@@ -138,7 +138,7 @@ def _find_gaps(surviving: dict[int, Consumed], report: Report) -> None:
     edges = [-1, *sorted(surviving), report.steps]
     for before, after in pairwise(edges):
         if after > before + 1:
-            report.problems.append(f"gap: no record of steps {before + 1} to {after - 1}")
+            report.problems.append(f"gap: no record of {_steps(before + 1, after - 1)}")
 
 
 def _manifest(run: Storage, fingerprint: str) -> Manifest:
@@ -196,7 +196,7 @@ def _audit_corpus(
             found = tally.limbs[number, epoch] + _rest(hashes, tally.order, number, epoch, count)
             if digest_of(found) != tally.whole(hashes, number):
                 report.problems.append(
-                    f"epoch {epoch} of {domain.name} is not each of its samples once"
+                    f"epoch {epoch + 1} of {domain.name} is not each of its samples once"
                 )
 
 
@@ -233,7 +233,7 @@ def _compare_steps(
             digest_of(limbs[own][good].sum(axis=0)),
         ):
             report.problems.append(
-                f"step {step} was trained on {consumed.samples} samples that are not the "
+                f"step {step + 1} was trained on {consumed.samples} samples that are not the "
                 f"{int(good.sum())} of its positions"
             )
 
@@ -280,30 +280,51 @@ def explain(report: Report) -> Iterator[str]:
         f"{account.attempt.dp_size}x{account.attempt.tp_size}" for account in report.attempts
     )
     yield (
-        f"{report.steps} steps of {report.samples:,} samples, in {len(report.attempts)} attempts "
-        f"(data x tensor parallel: {worlds})"
+        f"{_count(report.steps, 'step')}, {_count(report.samples, 'sample')}, "
+        f"{_count(len(report.attempts), 'attempt')} (data x tensor parallel: {worlds})"
     )
-    for epoch in report.epochs:
-        share = "complete" if epoch.samples == epoch.of else f"{epoch.samples / epoch.of:.1%}"
-        yield (
-            f"  {epoch.domain}, {epoch.sequence_length} tokens, epoch {epoch.epoch}: "
-            f"{epoch.samples:,} of {epoch.of:,} samples ({share})"
-        )
+    yield from _epoch_lines(report.epochs)
     for back in report.rolled_back:
         yield (
-            f"rolled back: steps {back.first_step} to {back.first_step + back.steps - 1} of attempt "
-            f"{back.attempt}, {back.samples:,} samples trained and undone"
+            f"rolled back: {_steps(back.first_step, back.first_step + back.steps - 1)} of attempt "
+            f"{back.attempt}, {_count(back.samples, 'sample')} trained and undone"
         )
     if report.unsaved:
-        yield f"not in a checkpoint yet: {report.unsaved} steps, which a resume repeats"
+        yield f"not in a checkpoint yet: {_count(report.unsaved, 'step')}, which a resume repeats"
     for (shard, group), samples in sorted(report.quarantined.items()):
-        yield f"quarantined: row group {group} of shard {shard}, {samples:,} samples not trained on"
+        left_out = _count(samples, "sample")
+        yield f"quarantined: row group {group} of shard {shard}, {left_out} not trained on"
     yield from report.problems[:MOST_PROBLEMS]
     if len(report.problems) > MOST_PROBLEMS:
-        yield f"and {len(report.problems) - MOST_PROBLEMS} problems more"
+        yield f"and {_count(len(report.problems) - MOST_PROBLEMS, 'problem')} more"
     if report.passed:
         yield "PASS: each sample of each epoch exactly once" + (
             ", but for the quarantined" if report.quarantined else ""
         )
     else:
-        yield f"FAIL: {len(report.problems)} problems"
+        yield f"FAIL: {_count(len(report.problems), 'problem')}"
+
+
+def _epoch_lines(epochs: Sequence[Epoch]) -> Iterator[str]:
+    """A line for each domain: epochs that are complete, and those that are not."""
+    for (domain, length), group in groupby(epochs, lambda e: (e.domain, e.sequence_length)):
+        whole = 0
+        parts = []
+        for epoch in group:
+            if epoch.samples == epoch.of:
+                whole += 1
+            else:
+                parts.append(
+                    f"{epoch.samples:,} of {epoch.of:,} samples of epoch {epoch.epoch + 1}"
+                )
+        found = [f"{_count(whole, 'whole epoch')}"] * (whole > 0) + parts
+        yield f"  {domain}, {length} tokens: {', '.join(found)}"
+
+
+def _steps(first: int, last: int) -> str:
+    """Steps as they are shown while a run trains, the first of which is number 1."""
+    return f"step {first + 1}" if first == last else f"steps {first + 1} to {last + 1}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -136,8 +136,8 @@ def summarize(outcome: Outcome, console: Console) -> None:
         how = "stopped as asked; the same command goes on" if ended.interrupted else "complete"
         lines.append(("run", f"{outcome.config.run.name}: {how}, after step {ended.step}"))
     if history.evaluations:
-        first, last = history.evaluations[0], history.evaluations[-1]
-        losses = f"{first.loss:.4f} after step {first.step}, {last.loss:.4f} after step {last.step}"
+        ends = dict.fromkeys((history.evaluations[0], history.evaluations[-1]))
+        losses = ", ".join(f"{found.loss:.4f} after step {found.step}" for found in ends)
         lines.append(("held-out loss", f"{losses} (nats a token)"))
         lines.append(("unigram loss", f"{outcome.manifest.unigram_loss:.4f} on all held-out text"))
     if history.steps:

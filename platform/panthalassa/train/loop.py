@@ -28,7 +28,7 @@ from panthalassa.train.agreement import everywhere, raise_together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpoint import State
-from panthalassa.train.events import Evaluated, Started, Step
+from panthalassa.train.events import Evaluated, Notice, Started, Step
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import MicroBatch, micro_batches, train_step
 
@@ -60,6 +60,8 @@ class TrainingRun:
     evaluations: list[Evaluated] = field(default_factory=list)
     """Held-out losses so far, those of earlier attempts included."""
     interrupted: bool = False
+    leaves_out: bool = False
+    """Whether samples of this run could not be read and were left out."""
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +209,14 @@ def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float]) -> Non
     """Enter into the ledger what all ranks together have trained on."""
     samples, *limbs, unreadable = sums
     masked = everywhere(batch.unreadable if batch else []) if unreadable else []
+    if masked and not run.leaves_out:
+        run.leaves_out = True
+        run.poster.post(
+            Notice(
+                f"step {run.step + 1} leaves out {len(masked)} of {run.phase.global_batch} samples, "
+                "which can not be read; `panthalassa audit` will list all such"
+            )
+        )
     if run.ledger:
         run.ledger.record(
             Consumed(
