@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -336,21 +335,6 @@ def test_another_platform_gives_thousands_of_the_same_samples() -> None:
     columns = [found.domain, found.epoch, found.shard, found.row_group, found.row, found.part]
     hashed = hashlib.sha256(np.stack(columns).astype("<i8").tobytes()).hexdigest()
     assert hashed == GOLDEN_HASH
-
-
-@pytest.mark.parametrize("position", [10**6, 10**12, 10**18])
-def test_seeking_anywhere_costs_the_same(position: int) -> None:
-    """In memory: a walk, or a table of what was passed, would show."""
-    order = Order(manifest_of({"a": [[8] * 50], "b": [[8] * 5]}), 8, Mixture(), 0)
-    order.locate(np.arange(64))
-    tracemalloc.start()
-    try:
-        found = order.locate(np.arange(position, position + 64))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert len(found.row) == 64
-    assert peak < 1 << 18
 
 
 @examples

@@ -152,6 +152,15 @@ def test_every_other_history_fails_by_its_step(run: Storage, edit: Edit, problem
     assert list(explain(report))[-1].startswith("FAIL")
 
 
+@pytest.mark.parametrize("gone", [1, 2])
+def test_the_ledger_of_an_attempt_that_is_gone_is_missed(run: Storage, gone: int) -> None:
+    """Also when all that it trained was undone."""
+    for number in (1, 2, 3):
+        attempt(run, number, range(0, 12))
+    run.delete(f"ledger/{gone:06d}.jsonl")
+    assert audit(run, 12, PHASES).problems == [f"the ledger of attempt {gone} is missing"]
+
+
 def test_a_step_that_an_attempt_trained_twice_fails(run: Storage) -> None:
     attempt(run, 1, [0, 1, 2, 2, 3])
     assert "attempt 1 trained step 3 twice" in audit(run, 4, PHASES).problems

@@ -121,6 +121,9 @@ def _surviving(run: Storage, report: Report) -> dict[int, tuple[int, Consumed]]:
                 report.problems.append(f"attempt {number} trained step {consumed.step + 1} twice")
             kept[consumed.step] = number, consumed
         report.attempts.append(account)
+    numbers = {account.attempt.attempt for account in report.attempts}
+    for number in sorted(set(range(1, max(numbers, default=1))) - numbers):
+        report.problems.append(f"the ledger of attempt {number} is missing")
     report.unsaved = sum(step >= report.steps for step in kept)
     return {step: record for step, record in kept.items() if step < report.steps}
 
