@@ -40,6 +40,23 @@ ONE_RANK_FAILS_ALONE = """
     main()
 """
 
+SIGTERM_TO_ALL_OF_IT = """
+    import os
+    import signal
+    import sys
+    import time
+
+    import ray
+    from panthalassa.cluster import connected
+    from panthalassa.config_file import load
+
+    with connected(load(sys.argv[1]).cluster):
+        signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        time.sleep(1)
+        print(ray.get(ray.remote(lambda: "Ray is there").remote()))
+"""
+
 WORKER_HANGS_AT_EXIT = """
     import sys
     import ray
@@ -70,6 +87,7 @@ def run(script: str, config: Config, folder: Path) -> tuple[str, list[psutil.Pro
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(path)],
+        process_group=0,
         env=environment,
         capture_output=True,
         text=True,
@@ -91,6 +109,14 @@ def test_a_failure_of_one_rank_alone_ends_the_run_and_all_its_processes(
 ) -> None:
     printed, left = run(ONE_RANK_FAILS_ALONE, configure(tmp_path), tmp_path)
     assert printed.strip() == "rank 1 can not go on"
+    assert left == []
+
+
+def test_a_signal_to_the_process_group_does_not_reach_ray(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    printed, left = run(SIGTERM_TO_ALL_OF_IT, configure(tmp_path), tmp_path)
+    assert printed.splitlines() == ["asked to end", "Ray is there"]
     assert left == []
 
 

@@ -146,6 +146,13 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas", "missing"),
         ("train.optimizer.betas=[0.9, 1.0]", "train.optimizer.betas.1=1.0", "less than 1"),
         ("stream.temperature=0", "stream.temperature=0", "greater than 0"),
+        ("stream.cache_directory=s3://b/c", "stream.cache_directory='s3://b/c'", "a local folder"),
+        ("stream.cache_directory=~no-one/x", "stream.cache_directory='~no-one/x'", "no such user"),
+        (
+            "stream.phases=[{from_stp: 3}]",
+            "stream.phases.0.from_stp",
+            "mean stream.phases.0.from_step",
+        ),
         ("stream.weights={no: 1}", "stream.weights", "quote the name"),
         ("model.head_size=33", "model.head_size=33", "multiple of 2"),
         ("cluster.cpus_per_worker=0.1", "cluster.cpus_per_worker=0.1", "multiple of 0.25"),

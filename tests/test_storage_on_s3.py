@@ -203,6 +203,42 @@ def test_refused_credentials_are_told_at_once(proxy: FaultyProxy, kind: str) -> 
         assert len(proxy.requests) == 1
 
 
+def test_a_machine_without_credentials_is_told_so_at_once(
+    s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storage = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    text = one_line(lambda: storage.create("a", b"1"))
+    assert "Unable to locate credentials" in text
+    assert "Check AWS_ACCESS_KEY_ID" in text
+    assert "tries" not in text
+
+
+@pytest.mark.parametrize(("name", "value"), [("AWS_REGION", "eu west"), ("AWS_PROFILE", "absent")])
+def test_settings_that_the_sdk_refuses_are_named(
+    s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    storage = open_storage(f"s3://{BUCKET}/corpus")
+    text = one_line(lambda: storage.create("a", b"1"))
+    assert value in text
+    assert name in text
+
+
+@pytest.mark.parametrize("endpoint", ["http://", "127.0.0.1:9000", "ftp://host"])
+def test_an_endpoint_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match=f"AWS_ENDPOINT_URL={endpoint}: expected http"):
+        open_storage("s3://bucket/prefix")
+
+
+def test_a_missing_bucket_name_is_said() -> None:
+    with pytest.raises(ConfigError, match="the bucket is missing"):
+        open_storage("s3://")
+
+
 def test_an_absent_bucket_is_named(s3: str) -> None:
     storage = open_storage("s3://no-such-bucket/corpus")
     calls = [lambda: read_manifest(storage), lambda: storage.exists("a"), lambda: storage.size("a")]

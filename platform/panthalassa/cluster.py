@@ -7,6 +7,7 @@ embedded cluster listens on loopback and sends no usage statistics.
 import logging
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,7 +49,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
     before = psutil.Process().children()
     try:
         if cluster.address == "local":
-            with _in_background():
+            with _in_background(), _in_another_process_group():
                 ray.init(
                     address="local",
                     _node_ip_address="127.0.0.1",
@@ -97,6 +98,27 @@ def _in_background() -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, before, os.sched_param(0))
+
+
+@contextmanager
+def _in_another_process_group() -> Iterator[None]:
+    """Processes that start here get no signal that is meant for all of this command.
+
+    `timeout` and batch systems send SIGTERM to the whole process group. It is for this process to end
+    the run then, for which it needs Ray. The first process of a session can not change its group.
+    """
+    before = os.getpgrp()
+    if os.getsid(0) == os.getpid():
+        yield
+        return
+    leader = subprocess.Popen(["sleep", "600"], process_group=0)
+    try:
+        os.setpgid(0, leader.pid)
+        yield
+    finally:
+        os.setpgid(0, before)
+        leader.kill()
+        leader.wait()
 
 
 def compute() -> None:

@@ -5,6 +5,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -177,6 +178,15 @@ class Stream(Section):
     """Where each node keeps shards of a corpus in object storage; a local corpus is read in place."""
     cache_gigabytes: Rate = 20.0
     """Size of that folder; the shards that were opened longest ago give way."""
+
+    @field_validator("cache_directory")
+    @classmethod
+    def _on_each_node(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("expected a local folder of each node")
+        if os.path.expanduser(value).startswith("~"):
+            raise ValueError("there is no such user, or no HOME")
+        return value
 
 
 class Optimizer(Section):

@@ -102,9 +102,9 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
 def _nearest(keys: list[str], kind: type[BaseModel]) -> str:
     """The right key most like a wrong one: in its own section first, then anywhere."""
     *parents, last = keys
-    paths = _paths(kind)
+    paths, section_of = _paths(kind), [key for key in parents if not key.isdigit()]
     every = {path.rsplit(".", 1)[-1]: path for path in reversed(paths)}
-    section = [p for p in paths if p.split(".")[:-1] == parents]
+    section = [p for p in paths if p.split(".")[:-1] == section_of]
     here = difflib.get_close_matches(last, [p.rsplit(".", 1)[-1] for p in section], n=1)
     if here:
         return f"did you mean {'.'.join([*parents, *here])}?"

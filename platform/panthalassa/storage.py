@@ -24,9 +24,11 @@ from urllib.parse import urlparse
 import boto3
 import pyarrow.fs as pafs
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnection
 
 from panthalassa.errors import ConfigError
+from panthalassa.redact import without_secrets
 from panthalassa.retry import endpoint_url, retrying
 
 CHUNK = 8 << 20
@@ -145,7 +147,7 @@ class Storage:
         """
         try:
             if not self.is_local:
-                self._put(path, Body=data, IfNoneMatch="*")
+                self._request(self._client().put_object, path, Body=data, IfNoneMatch="*")
                 return
             with self._staged(path, data) as (temporary, target):
                 os.link(temporary, target)
@@ -202,16 +204,10 @@ class Storage:
         inside = [f"{path}/{name}" for name, _ in self.below(path).files()] if folder else [path]
         client = self._client()  # pyarrow would leave an empty object for each folder
         with ThreadPoolExecutor(DELETES_AT_ONCE) as pool:
-            for _ in pool.map(partial(self._delete_object, client), inside):
+            for _ in pool.map(partial(self._request, client.delete_object), inside):
                 pass
 
-    def _delete_object(self, client: Any, path: str) -> None:
-        self._request(path, client.delete_object)
-
-    def _put(self, path: str, **arguments: Any) -> None:
-        self._request(path, self._client().put_object, **arguments)
-
-    def _request(self, path: str, call: Callable[..., Any], **arguments: Any) -> None:
+    def _request(self, call: Callable[..., Any], path: str, **arguments: Any) -> None:
         """A call of boto3's on an object, for what pyarrow does not offer, with pyarrow's errors."""
         bucket, _, key = self.path(path).partition("/")
 
@@ -223,23 +219,28 @@ class Storage:
                 if status == PRECONDITION_FAILED:
                     raise FileExistsError(f"{self.uri}/{path}") from error
                 raise OSError(f"{error} (HTTP status {status})") from error
-            except BotoCoreError as error:
+            except (NoConnection, HTTPClientError) as error:
                 raise OSError(f"AWS Error NETWORK_CONNECTION: {error}") from error
+            except BotoCoreError as error:  # no credentials, or none that are whole
+                raise OSError(f"AWS Error ACCESS_DENIED: {error}") from error
 
         self._retrying(path, request)
 
     def _client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            config=Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=SILENT_SECONDS,
-                retries={"max_attempts": 0},
-                s3={"addressing_style": "path" if self.endpoint else "auto"},
-            ),
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=SILENT_SECONDS,
+            retries={"max_attempts": 0},
+            s3={"addressing_style": "path" if self.endpoint else "auto"},
         )
+        try:
+            return boto3.Session().client(
+                "s3", endpoint_url=self.endpoint, region_name=self.region, config=config
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise OSError(
+                f"{self.uri}: {error}. Check AWS_ENDPOINT_URL, AWS_REGION and AWS_PROFILE"
+            ) from error
 
     def _retrying(self, path: str, operation: Callable[[], Result]) -> Result:
         if self.is_local:
@@ -296,7 +297,14 @@ def open_storage(
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."
         )
     if parsed.scheme == "s3":
+        if not bucket:
+            raise ConfigError(f"storage {uri}: the bucket is missing, as in s3://bucket/prefix")
         endpoint = endpoint or endpoint_url()
+        where = urlparse(endpoint or "https://aws")
+        if where.scheme not in ("http", "https") or not where.hostname:
+            raise ConfigError(
+                f"AWS_ENDPOINT_URL={without_secrets(str(endpoint))}: expected http://host:port or https://…"
+            )
         region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         secure = not (endpoint or "https").startswith("http://")
         s3 = pafs.S3FileSystem(

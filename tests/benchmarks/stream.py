@@ -82,8 +82,7 @@ def bare_rows(storage: Storage, manifest: Manifest, piece: Piece, positions: Int
 
 
 def positions_of(piece: Piece, partition: Partition, samples: Integers) -> Integers:
-    step, sample = np.divmod(samples, partition.samples)
-    return piece.positions(step, partition.start + sample)
+    return piece.positions(*partition.steps(samples))
 
 
 def ours(

@@ -68,7 +68,8 @@ def test_the_ranks_read_every_position_of_their_steps_once_and_in_order(
         partition = Partition(global_batch, dp_size, rank)
         if partition.samples:
             indices = np.arange(steps * partition.samples)
-            positions = partition.positions(first_step, indices)
+            step, sample = partition.steps(indices)
+            positions = (first_step + step) * global_batch + sample
             by_rank.append(positions.reshape(steps, partition.samples))
     together = np.concatenate(by_rank, axis=1)
     start = first_step * global_batch
@@ -79,7 +80,8 @@ def test_the_ranks_read_every_position_of_their_steps_once_and_in_order(
 def test_seven_samples_over_three_ranks() -> None:
     assert shares(7, 3) == [range(0, 3), range(3, 5), range(5, 7)]
     assert [Partition(7, 3, rank).micro_batches(2) for rank in range(3)] == [2, 2, 2]
-    assert Partition(7, 3, 1).positions(2, np.array([0, 1, 2, 3])).tolist() == [17, 18, 24, 25]
+    step, sample = Partition(7, 3, 1).steps(np.array([0, 1, 2, 3]))
+    assert (step.tolist(), sample.tolist()) == ([0, 0, 1, 1], [3, 4, 3, 4])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
@@ -93,8 +95,8 @@ def test_ranks_beyond_the_samples_run_one_micro_batch_of_padding(micro_batch: in
             assert {rank.micro_batches(micro_batch) for rank in ranks} == {1}
 
 
-def test_a_rank_without_samples_has_no_positions() -> None:
+def test_a_rank_without_samples_is_in_no_step() -> None:
     beyond = Partition(7, 9, 8)
-    assert beyond.positions(3, np.arange(0)).tolist() == []
+    assert [part.tolist() for part in beyond.steps(np.arange(0))] == [[], []]
     with pytest.raises(ValueError, match="rank 8 of 9 has no samples: a step has 7"):
-        beyond.positions(3, np.arange(1))
+        beyond.steps(np.arange(1))

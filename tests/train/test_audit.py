@@ -194,17 +194,17 @@ def test_what_was_quarantined_is_listed_and_the_rest_counts(run: Storage) -> Non
     attempt(run, 1, range(0, 20), edit=lambda step: consumed(PHASES, step.step, (1, 0)))
     report = audit(run, 20, PHASES)
     assert report.problems == []
-    assert report.quarantined == {(1, 0): 80 - report.samples}
+    assert report.quarantined == {("train/bb/0.parquet", 0): 80 - report.samples}
     lines = list(explain(report))
     assert lines[-1].endswith("but for the quarantined")
-    assert any("row group 0 of shard 1" in line for line in lines)
+    assert any("row group 0 of train/bb/0.parquet" in line for line in lines)
 
 
 def test_a_manifest_that_was_changed_is_not_believed(run: Storage) -> None:
     attempt(run, 1, range(0, 5))
     name = f"manifests/{CORPUS.fingerprint}.json"
     run.write(name, run.read(name).replace(b'"rows": 30', b'"rows": 31'))
-    with pytest.raises(PanthalassaError, match="is not what its name says"):
+    with pytest.raises(PanthalassaError, match="or not the manifest with that SHA-256"):
         audit(run, 5, PHASES)
 
 

@@ -4,7 +4,7 @@ Each attempt of a run (from a start or restart to its end) writes files of its o
 by line: first what it is, then for each step the number of samples that were trained and a digest of
 which. The digest is the sum of a 128-bit hash of each sample, so that it does not depend on their order
 or on who trained them; samples are hashed where they are read, from where they were found. Every line
-carries a checksum of itself and all before it. `panthalassa.stream.audit` reads all this back.
+carries a checksum of itself and all before it. `panthalassa.train.audit` reads all this back.
 
 On a local disk each line is written at once; on object storage, where nothing can be appended, lines
 are gathered into a new object every few seconds and before every checkpoint.
@@ -35,6 +35,8 @@ from panthalassa.stream.shuffle import scramble
 FOLDER = "ledger"
 INTERVAL = 5.0
 """Seconds between two objects of a ledger on object storage."""
+
+REMEDY = "Restore it from a copy: without it nothing shows what the run was trained on."
 
 Limbs = NDArray[np.int64]
 """A 128-bit sum as four sums of 32 bits, the lowest first: exact over 2**31 samples, and in float64
@@ -228,24 +230,30 @@ def accounts(run: Storage) -> Iterator[Account]:
     """
     for name, files in sorted(_parts(run).items()):
         storage, chain = run.below(FOLDER), ""
-        where = f"ledger {storage.uri}/{name}"
+        where = f"ledger {storage.uri}/{files[0] if len(files) == 1 else name}"
         lines = b"".join(storage.read(file) for file in files).decode(errors="replace").split("\n")
         found: list[Attempt | Consumed] = []
         for number, line in enumerate(lines[:-1], 1):
             text, _, link = line.rpartition(" ")
             chain = _link(chain, text)
             if link != chain:
-                raise PanthalassaError(f"{where}: line {number} is not what was written there")
+                raise PanthalassaError(
+                    f"{where}: line {number} is not what was written there. {REMEDY}"
+                )
             try:
                 found.append(_LINE.validate_json(text))
             except ValidationError as error:
-                raise PanthalassaError(f"{where}: line {number} is no ledger's") from error
+                raise PanthalassaError(
+                    f"{where}: line {number} is no ledger's. {REMEDY}"
+                ) from error
         if not found:
             continue  # it ended before its first line was whole
         first, *steps = found
         consumed = [line for line in steps if isinstance(line, Consumed)]
         if not isinstance(first, Attempt) or len(consumed) < len(steps):
-            raise PanthalassaError(f"{where} does not begin with its attempt, or has two of them")
+            raise PanthalassaError(
+                f"{where} does not begin with its attempt, or has two of them. {REMEDY}"
+            )
         yield Account(first, consumed)
 
 

@@ -24,6 +24,7 @@ from panthalassa.stream.shuffle import Integers as Integers
 
 SLOTS = 1024
 SHARE_BITS = 40
+WEIGHTS = "the weights of the mixture (key stream.weights, or those of a phase)"
 
 
 @dataclass(frozen=True)
@@ -274,19 +275,24 @@ def _shares(mixture: Mixture, domains: list[Domain]) -> NDArray[np.float64]:
         return np.maximum(shares, np.finfo(np.float64).tiny)
     for name, weight in mixture.weights.items():
         if name not in names:
-            [nearest] = difflib.get_close_matches(name, names, n=1, cutoff=0)
             raise ConfigError(
-                f"the mixture's weights name the domain {name!r}, of which the corpus has no training "
-                f"samples; the nearest it has is {nearest!r}. Correct the name, or leave it out."
+                f"{WEIGHTS} name the domain {name!r}, of which the corpus has no training samples; "
+                f"{_known(name, names)}. Correct the name, or leave it out."
             )
         if not (math.isfinite(weight) and weight >= 0):
-            raise ConfigError(
-                f"the mixture's weight of {name!r} is {weight}: it must be a finite number >= 0."
-            )
+            raise ConfigError(f"{WEIGHTS} give {name!r} {weight}: it must be a finite number >= 0.")
     found = np.array([mixture.weights.get(name, 0.0) for name in names], np.float64)
     if not found.any():
         raise ConfigError(
-            "the mixture's weights leave nothing to train on: all are 0. Give a weight above 0 to one "
-            f"of the corpus's domains, such as {names[0]!r}."
+            f"{WEIGHTS} leave nothing to train on: all are 0. Give a weight above 0 to one of the "
+            f"corpus's domains, such as {names[0]!r}."
         )
     return found
+
+
+def _known(name: str, names: list[str]) -> str:
+    """The domain that may be meant, or some of those that there are."""
+    if nearest := difflib.get_close_matches(name, names, n=1):
+        return f"the nearest it has is {nearest[0]!r}"
+    some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return f"it has {some}"

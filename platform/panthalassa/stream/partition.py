@@ -40,13 +40,15 @@ class Partition:
         most = -(-self.global_batch // self.dp_size)
         return -(-most // micro_batch)
 
-    def positions(self, first_step: int, indices: Integers) -> Integers:
-        """Positions of this rank's samples number `indices` [n], counted from the start of a step.
+    def steps(self, indices: Integers) -> tuple[Integers, Integers]:
+        """Of this rank's samples number `indices` [n], counted over all steps from 0 on: the step, and
+        which of its global batch they are.
 
-        Raises ValueError for a rank without samples, unless nothing is asked for."""
+        Raises ValueError for a rank without samples, unless nothing is asked for.
+        """
         if len(indices) and not self.samples:
             raise ValueError(
                 f"rank {self.rank} of {self.dp_size} has no samples: a step has {self.global_batch}"
             )
-        step, offset = np.divmod(indices, self.samples)
-        return (first_step + step) * self.global_batch + self.start + offset
+        step, offset = np.divmod(indices, max(self.samples, 1))
+        return step, self.start + offset

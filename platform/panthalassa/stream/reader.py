@@ -203,8 +203,8 @@ def _open_piece(
         return iter([nothing] * len(steps))
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
-        step, sample = np.divmod(batch["id"], partition.samples)
-        location = piece.order.locate(piece.positions(steps.start + step, partition.start + sample))
+        step, sample = partition.steps(batch["id"])
+        location = piece.order.locate(piece.positions(steps.start + step, sample))
         samples, whole = reader.fetch_readable(location, length)
         return {
             "tokens": samples.tokens,

@@ -16,7 +16,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from panthalassa.corpus.manifest import Manifest, read_manifest
+from panthalassa.corpus.manifest import MANIFEST, Manifest, read_manifest
 from panthalassa.errors import CheckpointError, CorpusError
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Curriculum, Phase, Piece, differences, until
@@ -42,9 +42,9 @@ MANIFESTS = "manifests"
 
 def keep_manifest(run: Storage, manifest: Manifest) -> None:
     """Keep a corpus's manifest with a run, so that the audit does not depend on the corpus."""
-    name = f"{MANIFESTS}/{manifest.fingerprint}.json"
-    if not run.exists(name):
-        run.write(name, manifest.encode())
+    name, content = f"{MANIFESTS}/{manifest.fingerprint}.json", manifest.encode()
+    if not run.exists(name) or run.read(name, manifest.fingerprint) != content:
+        run.write(name, content)
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Report:
     rolled_back: list[RolledBack] = field(default_factory=list)
     unsaved: int = 0
     """Steps behind the newest checkpoint, which a resume repeats."""
-    quarantined: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Samples that were masked, by shard (counted in the manifest) and row group."""
+    quarantined: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Samples that were masked, by the path of their shard and row group."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -146,9 +146,16 @@ def _find_gaps(surviving: dict[int, Consumed], report: Report) -> None:
 
 def _manifest(run: Storage, fingerprint: str) -> Manifest:
     place = run.below(MANIFESTS)
-    manifest = read_manifest(place, f"{fingerprint}.json")
-    if manifest.fingerprint != fingerprint:
-        raise CorpusError(f"manifest {place.uri}/{fingerprint}.json is not what its name says")
+    try:
+        manifest = read_manifest(place, f"{fingerprint}.json")
+    except CorpusError:
+        manifest = None
+    if manifest is None or manifest.fingerprint != fingerprint:
+        raise CorpusError(
+            f"{place.uri}/{fingerprint}.json is missing, or not the manifest with that SHA-256. Copy "
+            f"the {MANIFEST} of the corpus that the run was trained on there; a run that goes on does "
+            "so by itself."
+        )
     return manifest
 
 
@@ -191,7 +198,7 @@ def _audit_corpus(
         for steps, location in _chunks(piece):
             limbs = hashes.limbs(location)
             tally.add(location, limbs)
-            _compare_steps(steps, piece.phase.global_batch, location, limbs, surviving, report)
+            _compare_steps(manifest, steps, piece, location, limbs, surviving, report)
     for (_, length), tally in walks.items():
         for (number, epoch), count in sorted(tally.counts.items()):
             domain = tally.order.domains[number]
@@ -214,14 +221,16 @@ def _chunks(piece: Piece) -> Iterator[tuple[Integers, Location]]:
 
 
 def _compare_steps(
+    manifest: Manifest,
     steps: Integers,
-    batch: int,
+    piece: Piece,
     location: Location,
     limbs: Limbs,
     surviving: dict[int, Consumed],
     report: Report,
 ) -> None:
     """Compare what stands at the positions of `steps` with what the ranks recorded."""
+    batch = piece.phase.global_batch
     for number, step in enumerate(steps.tolist()):
         consumed = surviving.get(step)
         if consumed is None:
@@ -229,7 +238,8 @@ def _compare_steps(
         own = slice(number * batch, (number + 1) * batch)
         masked = np.isin(np.arange(batch), consumed.quarantined)
         place, good = location[own][np.flatnonzero(masked)], ~masked
-        report.quarantined.update(zip(place.shard.tolist(), place.row_group.tolist(), strict=True))
+        paths = (manifest.shards[shard].path for shard in place.shard)
+        report.quarantined.update(zip(paths, place.row_group.tolist(), strict=True))
         report.samples += consumed.samples
         if (consumed.samples, consumed.digest) != (
             int(good.sum()),
@@ -296,7 +306,7 @@ def explain(report: Report) -> Iterator[str]:
         yield f"not in a checkpoint yet: {_count(report.unsaved, 'step')}, which a resume repeats"
     for (shard, group), samples in sorted(report.quarantined.items()):
         left_out = _count(samples, "sample")
-        yield f"quarantined: row group {group} of shard {shard}, {left_out} not trained on"
+        yield f"quarantined: row group {group} of {shard}, {left_out} not trained on"
     yield from report.problems[:MOST_PROBLEMS]
     if len(report.problems) > MOST_PROBLEMS:
         yield f"and {_count(len(report.problems) - MOST_PROBLEMS, 'problem')} more"

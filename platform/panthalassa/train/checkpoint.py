@@ -84,8 +84,11 @@ def read_commit(run: Storage, name: str) -> Commit:
     remedy = f"Remove {run.uri}/{name} to go on from an older one."
     try:
         commit = Commit.model_validate_json(run.read(f"{name}/{COMMIT}"))
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise CheckpointError(f"{place} can not be read: {error}. {remedy}") from error
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise CheckpointError(f"{place} is corrupt: {reason}. {remedy}") from error
     if commit.sha256 != commit.digest() or folder(commit.step) != name:
         raise CheckpointError(f"{place} is corrupt: it is not what its SHA-256 says. {remedy}")
     return commit

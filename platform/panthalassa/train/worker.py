@@ -6,6 +6,7 @@ while the model is built and the checkpoint is read.
 
 import ctypes
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -158,7 +159,7 @@ def _run(task: Task, poster: Poster) -> None:
 
 def _reader(task: Task) -> ShardReader:
     settings = task.config.stream
-    directory = Path(settings.cache_directory).expanduser()
+    directory = Path(os.path.expanduser(settings.cache_directory))
     cache = ShardCache(directory, int(settings.cache_gigabytes * 1e9), task.corpus)
     return ShardReader(cache, task.manifest, settings.on_bad_shard == "quarantine")
 
