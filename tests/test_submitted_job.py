@@ -1,5 +1,7 @@
 """A job submitted to Ray sees the standard library's `platform`, beside a folder of that name."""
 
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def submit(client: JobSubmissionClient, deadline: float) -> str:
     while True:
         try:
             return client.submit_job(
-                entrypoint=f'python -c "{SCRIPT}"',
+                entrypoint=f'{shlex.quote(sys.executable)} -c "{SCRIPT}"',
                 runtime_env={"working_dir": str(ROOT), "excludes": ["tests", "jobs"]},
             )
         except RuntimeError as error:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
@@ -294,6 +294,7 @@ class _Unpickler(pickle.Unpickler):
         {
             ("collections", "OrderedDict"),
             ("pathlib", "PosixPath"),
+            ("pathlib._local", "PosixPath"),  # Python 3.13
             ("torch", "Size"),
             ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
             ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
@@ -308,10 +309,20 @@ class _Unpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format  # so Python 3.11.2 stores the members of an enumeration
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in self.ALLOWED:
             return super().find_class(module, name)
         raise CheckpointError(f".metadata names {module}.{name}, which no checkpoint of ours holds")
+
+
+def _memory_format(kind: object, name: str) -> Any:
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise CheckpointError(
+            f".metadata asks for {name} of {kind}, which no checkpoint of ours holds"
+        )
+    return _MEM_FORMAT_ENCODING[name]
 
 
 class _Reader(FileSystemReader):
