@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from s3 import (
-    BUCKET,
-)
+from s3 import BUCKET
 
 from panthalassa.errors import ConfigError
 from panthalassa.storage import CHUNK, Storage, open_storage

@@ -321,16 +321,14 @@ def explain(report: Report) -> Iterator[str]:
 def _epoch_lines(epochs: Sequence[Epoch]) -> Iterator[str]:
     """A line for each domain: epochs that are complete, and those that are not."""
     for (domain, length), group in groupby(epochs, lambda e: (e.domain, e.sequence_length)):
-        whole = 0
-        parts = []
-        for epoch in group:
-            if epoch.samples == epoch.of:
-                whole += 1
-            else:
-                parts.append(
-                    f"{epoch.samples:,} of {epoch.of:,} samples of epoch {epoch.epoch + 1}"
-                )
-        found = [f"{_count(whole, 'whole epoch')}"] * (whole > 0) + parts
+        every = list(group)
+        found = [
+            f"{epoch.samples:,} of {epoch.of:,} samples of epoch {epoch.epoch + 1}"
+            for epoch in every
+            if epoch.samples != epoch.of
+        ]
+        if whole := len(every) - len(found):
+            found.insert(0, _count(whole, "whole epoch"))
         yield f"  {domain}, {length} tokens: {', '.join(found)}"
 
 
