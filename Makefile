@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
 	@echo "make bench-stream    compare the stream's speed with bare readers"
 	@echo "make bench-cold-start    measure what the stream adds to the time to the first step"
+	@echo "make bench-recovery    measure how long the death of a node stops a run"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
 install: $(INSTALLED)
@@ -46,6 +47,9 @@ bench-stream: $(INSTALLED)
 
 bench-cold-start: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/cold_start.py
+
+bench-recovery: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/recovery.py
 
 clean:
 	rm -rf .venv

@@ -159,8 +159,9 @@ def _rank(rank: int, world: int, store: str, job: bytes, connection: Connection)
         dist.barrier()  # else a rank that is done may leave while others still connect to it
         function, arguments = cloudpickle.loads(job)
         answer = cloudpickle.dumps((True, function(*arguments)))
-        dist.barrier()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
     except BaseException:
         answer = cloudpickle.dumps((False, f"rank {rank}: {traceback.format_exc()}"))
     connection.send_bytes(answer)
@@ -254,7 +255,7 @@ class TinyRun:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.mesh: DeviceMesh = build_mesh("cpu", config.parallel.tp_size)
+        self.mesh: DeviceMesh = build_mesh("cpu", config.parallel.tp_size, config.parallel.replicas)
         with torch.device("meta"):
             self.model = Transformer(config.model)
         parallelize(self.model, self.mesh, config.parallel)

@@ -20,6 +20,9 @@ ConfigFile = Annotated[Path, typer.Argument(help="configuration of the run, YAML
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="overrides such as train.steps=50", metavar="KEY=VALUE…")
 ]
+RunFolder = Annotated[
+    str, typer.Argument(help="a run's folder or s3:// URI, e.g. runs/laptop", metavar="RUN")
+]
 Debug = Annotated[
     bool, typer.Option("--debug", help="show tracebacks and the logs of all processes")
 ]
@@ -67,10 +70,21 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
 
 
 @app.command()
-def audit(
-    run: Annotated[str, typer.Argument(help="a run's folder or s3:// URI, e.g. runs/laptop")],
-    debug: Debug = False,
-) -> None:
+def stop(run: RunFolder, debug: Debug = False) -> None:
+    """Stop a run at the next step boundary, with a checkpoint; its command may run anywhere."""
+
+    def command(console: Console) -> None:
+        from panthalassa.storage import open_storage
+        from panthalassa.train.stop import request_stop
+
+        request_stop(open_storage(run))
+        console.print(f"{run} stops after this step, with a checkpoint", markup=False)
+
+    _run(command, debug)
+
+
+@app.command()
+def audit(run: RunFolder, debug: Debug = False) -> None:
     """Prove from a run's ledger that each sample was trained on exactly once in each epoch."""
 
     def command(console: Console) -> None:
@@ -82,6 +96,21 @@ def audit(
             console.print(line, soft_wrap=True, markup=False)
         if not report.passed:
             raise typer.Exit(1)
+
+    _run(command, debug)
+
+
+@app.command()
+def goodput(run: RunFolder, debug: Debug = False) -> None:
+    """Tell what every second of a run went to so far, restarts and repeated steps included."""
+
+    def command(console: Console) -> None:
+        from panthalassa.storage import open_storage
+        from panthalassa.train.goodput import account, explain
+        from panthalassa.train.goodput_ledger import read
+
+        for name, text in explain(account(read(open_storage(run)))):
+            console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
 
     _run(command, debug)
 

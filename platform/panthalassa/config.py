@@ -133,6 +133,9 @@ class Model(Section):
 class Parallel(Section):
     tp_size: Positive = 1
     """Ranks that share one copy of each layer (tensor and sequence parallel)."""
+    replicas: Positive = 1
+    """Whole copies of the model at most, each sharded over its part of the ranks (HSDP), so that weights
+    are gathered over fewer of them; the number that is taken divides the data-parallel ranks."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again: nothing, all but the matrix products, or each block."""
     compile: bool = False
@@ -266,7 +269,11 @@ class Cluster(Section):
     address: Place = "local"
     """`local` starts Ray in this process; else the address of a running cluster, or `auto`."""
     workers: Positive = 1
-    """Training ranks."""
+    """Training ranks, at most."""
+    min_workers: Positive | None = None
+    """Training ranks, at least: with fewer a run waits for nodes. As many as `workers` if not given."""
+    wait_seconds: Rate = 600.0
+    """Time that a run waits for nodes before it ends, with its checkpoints in place."""
     gpus_per_worker: Literal[0, 1] = 0
     """GPUs of a rank; with 0 it computes on the CPU."""
     cpus_per_worker: float = Field(default=0.5, gt=0, multiple_of=0.25)
@@ -274,7 +281,7 @@ class Cluster(Section):
     threads_per_worker: Positive = 1
     """Threads of torch in a rank."""
     max_failures: int = Field(default=3, ge=0)
-    """Times that the workers are started again after a failure."""
+    """Times that the workers are started again after failures without a new checkpoint in between."""
     dashboard_port: int | None = Field(default=None, ge=1, le=65535)
     """Port of Ray's dashboard, which an embedded Ray otherwise leaves out."""
     peak_flops: float | str = "auto"
@@ -359,6 +366,8 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
         yield (
             f"cluster.workers={config.cluster.workers} is not a multiple of parallel.tp_size={tp}"
         )
+    if (least := config.cluster.min_workers) and least > config.cluster.workers:
+        yield f"cluster.min_workers={least} is more than cluster.workers={config.cluster.workers}"
     if train.schedule.warmup_steps >= train.steps:
         yield (
             f"train.schedule.warmup_steps={train.schedule.warmup_steps} leaves nothing of "

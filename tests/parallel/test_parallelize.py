@@ -15,12 +15,13 @@ from panthalassa.model.transformer import parameters_by_name
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import build_optimizer, warm_up
 
-MESHES = [(1, 1), (2, 1), (1, 2), (2, 2)]
+MESHES = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]
 
 VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
     "plain": ((), 20),
     "accumulated": (("train.micro_batch=1",), 6),
     "gathered": (("train.micro_batch=1", "parallel.keep_gathered=true"), 6),
+    "replicas": (("parallel.replicas=2", "train.micro_batch=1"), 20),
     "tied": (("model.tied_embeddings=true", "train.loss_chunk=24"), 6),
     "tied-gathered": (
         ("model.tied_embeddings=true", "train.micro_batch=1", "parallel.keep_gathered=true"),

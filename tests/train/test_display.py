@@ -22,6 +22,7 @@ from panthalassa.train.events import (
     Started,
     Step,
 )
+from panthalassa.train.goodput import Began, Steps, account
 from panthalassa.train.run import History, Outcome
 
 NO_POWER = "no power source: no NVIDIA driver and no /sys/class/powercap"
@@ -38,6 +39,7 @@ READY = Ready(
     evaluations=(),
     power=NO_POWER,
 )
+TIMES = [Began(at=BEGAN), Steps(at=BEGAN + 60, first=1, last=40, seconds=40, data_seconds=10)]
 
 
 def config_of(steps: int = 40) -> Config:
@@ -136,8 +138,10 @@ def summarized(
     history = History()
     for event in events:
         history.add(event)
-    target = console()
-    summarize(Outcome(config_of(steps), manifest_of(), history, 61.4, uri, problem), target)
+    target, goodput = console(), account(TIMES)
+    manifest = manifest_of()
+    outcome = Outcome(config_of(steps), manifest, history, goodput, 61.4, uri, problem)
+    summarize(outcome, target)
     return written(target)
 
 
@@ -194,6 +198,9 @@ def test_the_summary_of_a_complete_run() -> None:
         "1,024 tokens/s, 25.0% of the matmul peak measured here; 10.0% of the time waiting for data"
     )
     assert line_of(summary, "speed") == speed
+    assert line_of(summary, "goodput") == "50.0%: 30 s of 60 s trained the model"
+    table = ["  productive         30.0 s  50.0%", "  start              20.0 s  33.3%"]
+    assert [line for line in summary.splitlines() if line.startswith("  ")][:2] == table
     assert line_of(summary, "checkpoint") == "/runs/small/step-40"
     assert line_of(summary, "time") == "61 s in all, 20 s in steps"
     assert line_of(summary, "continuation") == "The sea |is deep and cold"

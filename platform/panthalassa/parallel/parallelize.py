@@ -29,14 +29,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parallelize(model: Transformer, mesh: DeviceMesh, config: Parallel) -> Transformer:
-    """Shard `model` in place over the mesh [dp, tp]; it stays on its device, the meta one as a rule."""
+    """Shard `model` in place over a mesh of `build_mesh`; it stays on its device (meta)."""
     if mesh["tp"].size() > 1:
         _tensor_parallel(model, mesh["tp"])
     _checkpoint_activations(model, config.activation_checkpointing)
     if config.compile:
         for block in model.blocks:
             block.compile(fullgraph=True)
-    _fully_shard(model, mesh["dp"], config)
+    replicated = "replicate" in (mesh.mesh_dim_names or ())
+    _fully_shard(model, mesh["replicate", "shard"] if replicated else mesh["dp"], config)
     return model
 
 

@@ -6,19 +6,15 @@ which. The digest is the sum of a 128-bit hash of each sample, so that it does n
 or on who trained them; samples are hashed where they are read, from where they were found. Every line
 carries a checksum of itself and all before it. `panthalassa.train.audit` reads all this back.
 
-On a local disk each line is written at once; on object storage, where nothing can be appended, lines
-are gathered into a new object every few seconds and before every checkpoint.
+On a local disk each line is written at once; on object storage, where nothing can be appended, every few
+seconds and before every checkpoint.
 """
 
-import errno
 import hashlib
 import json
-import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -27,14 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from panthalassa.corpus.manifest import Shard
 from panthalassa.errors import PanthalassaError
+from panthalassa.journal import Journal, journals, next_number
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Phase
 from panthalassa.stream.order import Location
 from panthalassa.stream.shuffle import scramble
 
 FOLDER = "ledger"
-INTERVAL = 5.0
-"""Seconds between two objects of a ledger on object storage."""
 
 REMEDY = "Restore it from a copy: without it nothing shows what the run was trained on."
 
@@ -105,37 +100,33 @@ class Ledger:
     """One attempt's ledger, open for writing.
 
     A line that can not be written is kept and the error raised by the next `flush`, because a step is
-    no place at which all ranks can fail together.
+    no place at which all ranks can fail together. One thread may flush while another records.
     """
 
     def __init__(self, run: Storage, attempt: Attempt) -> None:
-        self._storage = run.below(FOLDER)
+        self._uri = run.below(FOLDER).uri
         self._attempt = attempt.attempt
-        self._part = 0
+        self._journal = Journal(run.below(FOLDER), attempt.attempt)
         self._chain = ""
-        self._lines: list[str] = []
-        self._flushed = time.monotonic()
         self._append(attempt)
         with self._named_errors():
             try:
-                self._storage.create(self._file(), self._lines[0].encode())
+                self._journal.create()
             except FileExistsError:
                 raise self._taken_over() from None
-        self._written()
 
     def record(self, consumed: Consumed) -> None:
-        """Note a step. Never raises."""
+        """Note a step. Never raises, nor waits for a `flush`: then the line is left to the next."""
         self._append(consumed)
-        if self._storage.is_local or time.monotonic() > self._flushed + INTERVAL:
-            with suppress(PanthalassaError):
-                self._write()
+        if self._journal.due:
+            with suppress(OSError):
+                self._journal.write()
 
     def flush(self) -> None:
         """Return when all of it outlives the machine. Raises PanthalassaError when it can not."""
-        self._write()
-        if self._storage.is_local:
-            with open(self._storage.path(self._file()), "rb") as file:
-                os.fsync(file.fileno())
+        with self._named_errors():
+            self._journal.write()
+            self._journal.sync()
 
     def check_newest(self) -> None:
         """Raises PanthalassaError when a later attempt has begun, as of another command on this run.
@@ -143,18 +134,15 @@ class Ledger:
         Before each checkpoint, so that of two who train one run only the later one saves.
         """
         with self._named_errors():
-            if self._storage.exists(_file(self._storage, self._attempt + 1, 0)):
+            if self._journal.follows():
                 raise self._taken_over()
 
     def _taken_over(self) -> PanthalassaError:
         return PanthalassaError(
-            f"another command goes on with this run: its ledger {self._storage.uri} has a later attempt "
+            f"another command goes on with this run: its ledger {self._uri} has a later attempt "
             f"than this one, number {self._attempt}. This one ends and saves nothing more; choose "
             "another run.name to train beside the other."
         )
-
-    def _file(self) -> str:
-        return _file(self._storage, self._attempt, self._part)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -162,47 +150,14 @@ class Ledger:
             yield
         except OSError as error:
             raise PanthalassaError(
-                f"ledger {self._storage.uri} can not be written: {error}. Make room or mend the "
+                f"ledger {self._uri} can not be written: {error}. Make room or mend the "
                 "storage; the same command then goes on from the last checkpoint."
             ) from error
-
-    def _write(self) -> None:
-        if not self._lines:
-            return
-        data = "".join(self._lines).encode()
-        with self._named_errors():
-            if self._storage.is_local:
-                _append_whole(Path(self._storage.path(self._file())), data)
-            else:
-                self._storage.write(self._file(), data)
-        self._written()
-
-    def _written(self) -> None:
-        self._lines = []
-        self._part += 1
-        self._flushed = time.monotonic()
 
     def _append(self, line: _Line) -> None:
         text = json.dumps(line.model_dump(exclude_defaults=True), separators=(",", ":"))
         self._chain = _link(self._chain, text)
-        self._lines.append(f"{text} {self._chain}\n")
-
-
-def _file(ledger: Storage, attempt: int, part: int) -> str:
-    """The file of an attempt; on object storage it has many parts."""
-    return f"{attempt:06d}.jsonl" if ledger.is_local else f"{attempt:06d}-{part:06d}.jsonl"
-
-
-def _append_whole(path: Path, data: bytes) -> None:
-    """Append all of `data` or nothing."""
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            file.truncate(size)
-            raise
+        self._journal.add(f"{text} {self._chain}")
 
 
 def _link(chain: str, text: str) -> str:
@@ -211,7 +166,7 @@ def _link(chain: str, text: str) -> str:
 
 def next_attempt(run: Storage) -> int:
     """The number of a new attempt of a run."""
-    return max((int(name) for name in _parts(run)), default=0) + 1
+    return next_number(run.below(FOLDER))
 
 
 @dataclass(frozen=True)
@@ -228,12 +183,10 @@ def accounts(run: Storage) -> Iterator[Account]:
     A last line that was cut off by a crash is ignored. Raises PanthalassaError when anything else is
     not what was written.
     """
-    for name, files in sorted(_parts(run).items()):
-        storage, chain = run.below(FOLDER), ""
-        where = f"ledger {storage.uri}/{files[0] if len(files) == 1 else name}"
-        lines = b"".join(storage.read(file) for file in files).decode(errors="replace").split("\n")
+    for place, lines in journals(run.below(FOLDER)):
+        where, chain = f"ledger {place}", ""
         found: list[Attempt | Consumed] = []
-        for number, line in enumerate(lines[:-1], 1):
+        for number, line in enumerate(lines, 1):
             text, _, link = line.rpartition(" ")
             chain = _link(chain, text)
             if link != chain:
@@ -255,15 +208,3 @@ def accounts(run: Storage) -> Iterator[Account]:
                 f"{where} does not begin with its attempt, or has two of them. {REMEDY}"
             )
         yield Account(first, consumed)
-
-
-def _parts(run: Storage) -> dict[str, list[str]]:
-    """The files of each attempt by its number, in order."""
-    if not run.exists(FOLDER):
-        return {}
-    found: dict[str, list[str]] = {}
-    for file, _ in run.below(FOLDER).files():
-        name, _, suffix = file.partition(".")
-        if suffix == "jsonl" and name[:6].isdigit():
-            found.setdefault(name[:6], []).append(file)
-    return found

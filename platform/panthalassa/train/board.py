@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from panthalassa.train.events import Event, Failed
+from panthalassa.train.events import Event, Failed, Lost
 
 INTERVAL = 1.0
 """Seconds between two exchanges."""
@@ -22,15 +22,23 @@ class Board:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._stopping = False
-        self._failed = False
+        self._group: Any = None
 
-    def failed(self) -> bool:
-        return self._failed
+    def begin(self) -> None:
+        """Another attempt begins."""
+        self._stopping, self._group = False, None
+
+    def sit(self, group: Any) -> None:
+        """Note the placement group that the ranks of this attempt sit in."""
+        self._group = group
+
+    def group(self) -> Any:
+        """The placement group of this attempt; None as long as no rank has started."""
+        return self._group
 
     def post(self, events: list[Event]) -> bool:
         """Leave events; returns whether the run shall stop."""
         self._events += events
-        self._failed |= any(isinstance(event, Failed) for event in events)
         return self._stopping
 
     def take(self) -> list[Event]:
@@ -72,12 +80,8 @@ class Poster:
         if self._speaks:
             self._events.put(event)
 
-    def failed(self) -> bool:
-        """Whether a rank has failed, in this attempt or an earlier one."""
-        return bool(ray.get(self._board.failed.remote()))
-
-    def fail(self, event: Failed) -> None:
-        """Send a failure at once, from any rank."""
+    def fail(self, event: Failed | Lost) -> None:
+        """Send what ends this attempt at once, from any rank."""
         self._events.put(event)
         self._send()
 

@@ -14,7 +14,7 @@ from panthalassa.stream.partition import Partition
 from panthalassa.train import checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.callback import Callback
-from panthalassa.train.events import Evaluated, Generated, Notice, Saved, Step
+from panthalassa.train.events import Evaluated, Generated, Notice, Saved, Spent, Step
 from panthalassa.train.loop import TrainingRun
 from panthalassa.train.step import loss_context, micro_batches
 
@@ -72,6 +72,7 @@ class Evaluation(Callback):
 
     @torch.no_grad()
     def _evaluate(self, run: TrainingRun) -> None:
+        start = time.perf_counter()
         train = run.config.train
         where = evenly(
             run.manifest, "held_out", train.sequence_length, run.config.evaluation.samples
@@ -93,6 +94,7 @@ class Evaluation(Callback):
         evaluated = Evaluated(run.step, loss_sum / token_sum, int(token_sum))
         run.evaluations.append(evaluated)
         run.poster.post(evaluated)
+        run.poster.post(Spent("evaluation", time.perf_counter() - start))
 
 
 class Continuations(Callback):
@@ -155,6 +157,7 @@ class Checkpoints(Callback):
             if dist.get_rank() == 0:
                 checkpoint.clean(run.storage, run.config.checkpoint.keep)
         self.saved_at = run.step
+        run.poster.post(Spent("checkpoint", time.perf_counter() - start))
         if dist.get_rank() == 0:
             place = run.storage.below(checkpoint.folder(run.step))
             size = sum(place.size(file) for file in commit.files)

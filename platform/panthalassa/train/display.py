@@ -17,12 +17,17 @@ from panthalassa.train.events import (
     Event,
     Failed,
     Generated,
+    Launched,
+    Lost,
     Notice,
     Ready,
     Saved,
+    Spent,
     Started,
     Step,
+    Waited,
 )
+from panthalassa.train.goodput import explain
 from panthalassa.train.run import Outcome
 
 LINES = 20
@@ -38,6 +43,7 @@ class Display:
         self.steps = config.train.steps
         self.checkpoint = "none yet"
         self.power = ""
+        self.lost = False
         self.parts: list[Started] | None = []
         self.progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -84,7 +90,13 @@ class Display:
                 )
             case Notice():
                 self._print(event.text)
-            case Generated() | Ended() | Failed():
+            case Launched() if event.nodes > 1 or self.lost:
+                self._print(f"starting {event.workers} ranks on {event.nodes} nodes")
+            case Lost():
+                self.lost = True
+                if not event.planned:
+                    self._print(f"the ranks were lost: {event.reason}")
+            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:
@@ -142,6 +154,7 @@ def summarize(outcome: Outcome, console: Console) -> None:
         lines.append(("unigram loss", f"{outcome.manifest.unigram_loss:.4f} on all held-out text"))
     if history.steps:
         lines += _speed(outcome).items()
+    lines += explain(outcome.goodput)
     if history.saved:
         lines.append(("checkpoint", history.saved.uri))
     lines.append(("MLflow", outcome.tracking_problem or outcome.tracking_uri))

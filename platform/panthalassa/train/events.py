@@ -4,7 +4,9 @@ Rank 0 posts them; the driver shows them and hands them to tracking. Durations a
 nats a token.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,8 @@ class Started:
 
     part: str
     seconds: float
+    at: float = field(default_factory=time.time, compare=False)
+    """When it was over, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -95,4 +99,52 @@ class Failed:
     message: str
 
 
-Event = Started | Ready | Step | Evaluated | Saved | Generated | Notice | Ended | Failed
+@dataclass(frozen=True)
+class Waited:
+    """The driver waited for places to run on."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The driver asks for the ranks of an attempt."""
+
+    workers: int
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The ranks of an attempt ended before the run did."""
+
+    reason: str
+    planned: bool = False
+    """They were asked to, with a checkpoint, because nodes come or go."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Training stood still on rank 0 for this."""
+
+    what: Literal["compile", "evaluation", "checkpoint"]
+    seconds: float
+    at: float = field(default_factory=time.time, compare=False)
+    """When it was over, in seconds since 1970."""
+
+
+Event = (
+    Started
+    | Ready
+    | Step
+    | Evaluated
+    | Saved
+    | Generated
+    | Notice
+    | Ended
+    | Failed
+    | Waited
+    | Launched
+    | Lost
+    | Spent
+)

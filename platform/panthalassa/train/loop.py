@@ -159,13 +159,13 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
         run.model, run.optimizer, batches, run.mesh, config, given.tokens, rate, keep_gathered
     )
     measured: dict[str, float] = {"loss": loss_sum.item() if run.reads else 0.0}
-    seconds = time.perf_counter() - given.began
     for callback in callbacks:
         measured |= callback.measure(run)
     every = total(*measured.values(), *_trained(given.batch))
     sums = dict(zip(measured, every, strict=False))
     _record(run, given.batch, every[len(measured) :])
     run.step += 1
+    seconds = time.perf_counter() - given.began
     run.interrupted = given.stopping
     positions = phase.global_batch * phase.sequence_length
     per_token = flops_per_token(run.config.model, run.parameters, phase.sequence_length)

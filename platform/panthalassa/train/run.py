@@ -11,10 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
-from ray.train import TrainingFailedError
 
 from panthalassa.cluster import connected
 from panthalassa.config import Config, flatten, sequence_lengths
@@ -26,22 +24,27 @@ from panthalassa.storage import Storage, open_storage
 from panthalassa.tracking.mlflow_tracker import Tracker
 from panthalassa.train import board as boards
 from panthalassa.train.checkpoint import committed, read_commit
+from panthalassa.train.elastic import Elastic
 from panthalassa.train.events import (
     Ended,
     Evaluated,
     Event,
     Failed,
     Generated,
+    Launched,
+    Lost,
     Notice,
     Ready,
     Saved,
+    Spent,
     Started,
     Step,
+    Waited,
 )
-from panthalassa.train.trainer import build_trainer
+from panthalassa.train.goodput import Goodput, goodput_metrics
+from panthalassa.train.goodput_ledger import GoodputLedger
+from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task, open_curriculum
-
-POLL = 0.5
 
 
 @dataclass
@@ -73,7 +76,7 @@ class History:
                 self.ended = event
             case Failed():
                 self.failed = self.failed or event.message
-            case Started() | Notice():
+            case Started() | Spent() | Notice() | Waited() | Launched() | Lost():
                 pass
 
     @property
@@ -91,6 +94,8 @@ class Outcome:
     config: Config
     manifest: Manifest
     history: History
+    goodput: Goodput
+    """Of the run so far, earlier commands included."""
     seconds: float
     tracking_uri: str
     tracking_problem: str | None
@@ -160,12 +165,13 @@ def pretrain(
     history = History()
     parts = [Started("program", time.time() - began)]
     before_ray = time.time()
-    with connected(config.cluster, debug):
+    with GoodputLedger(run, began) as ledger, connected(config.cluster, debug):
         parts.append(Started("Ray", time.time() - before_ray))
         tracker = Tracker(config, run, flatten(config.model_dump(mode="json")))
 
         def take(event: Event) -> None:
             history.add(event)
+            ledger.add(event)
             show(event)
             track(tracker, event)
 
@@ -174,48 +180,36 @@ def pretrain(
                 take(part)
             _fit(config, manifest, run, take)
         finally:
+            if history.steps:
+                tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
             tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
-    return Outcome(config, manifest, history, time.time() - began, tracker.uri, tracker.problem)
+    return Outcome(
+        config=config,
+        manifest=manifest,
+        history=history,
+        goodput=ledger.goodput(),
+        seconds=time.time() - began,
+        tracking_uri=tracker.uri,
+        tracking_problem=tracker.problem,
+    )
 
 
 def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event], None]) -> None:
-    """Run the ranks in a thread of Ray Train's, and take their events here, where signals arrive."""
+    """Run the attempts here, where signals arrive, until the run is complete or stopped."""
     board = boards.create()
     corpus = open_storage(config.corpus.directory)
-    trainer = build_trainer(Task(config, manifest, run, corpus, board, time.time()))
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    with _signals(lambda: ray.get(board.stop.remote()), take):
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL)
-            for event in ray.get(board.take.remote()):
-                take(event)
-    for event in ray.get(board.take.remote()):
-        take(event)
+    stopping = threading.Event()
+    elastic = Elastic(Task(config, manifest, run, corpus, board), take, stopping, StopRequests(run))
+    with _signals(stopping, take):
+        elastic.run()
     ray.kill(board)
-    for error in errors:
-        if isinstance(error, TrainingFailedError):
-            last = str(error).strip().splitlines()[-1].strip()
-            raise PanthalassaError(
-                f"the ranks failed more often than cluster.max_failures={config.cluster.max_failures} "
-                f"allows, at last with: {last}. The checkpoints in {run.uri} stand; --debug shows all."
-            ) from error
-        raise error
 
 
 @contextmanager
-def _signals(stop: Callable[[], Any], take: Callable[[Event], None]) -> Iterator[None]:
-    """Turn a first SIGINT or SIGTERM into `stop`, a second into KeyboardInterrupt."""
+def _signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iterator[None]:
+    """Turn a first SIGINT or SIGTERM into `stopping`, a second into KeyboardInterrupt."""
     asked = False
 
     def handle(number: int, frame: object) -> None:
@@ -223,7 +217,7 @@ def _signals(stop: Callable[[], Any], take: Callable[[Event], None]) -> Iterator
         if asked:
             raise KeyboardInterrupt
         asked = True
-        threading.Thread(target=stop, daemon=True).start()
+        stopping.set()
         take(Notice("stopping after this step, with a checkpoint (once more to end at once)"))
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,19 +1,23 @@
-"""The Ray Train side of a run: how many workers, with what, and what to do when they die."""
+"""The Ray Train side of an attempt: ranks on given nodes, started once."""
+
+from collections.abc import Sequence
 
 import pyarrow.fs as pafs
 from fsspec.implementations.memory import MemoryFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from panthalassa.train.placement import per_rank
 from panthalassa.train.worker import Task, work
 
 
-def build_trainer(task: Task) -> TorchTrainer:
-    """A trainer whose ranks run `work`; they restart from the newest checkpoint when they fail."""
+def build_trainer(task: Task, nodes: Sequence[str]) -> TorchTrainer:
+    """A trainer that runs `work` on one rank for each of `nodes` (Ray's node ids).
+
+    Its `fit` raises as soon as a rank fails, or when they can not be placed within Ray Train's start
+    timeout.
+    """
     run, cluster = task.config.run, task.config.cluster
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
     # Small decisions of the ranks travel over gloo, so that they never wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if cluster.gpus_per_worker else "gloo"
     return TorchTrainer(
@@ -21,15 +25,19 @@ def build_trainer(task: Task) -> TorchTrainer:
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend=backend),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=len(nodes),
             use_gpu=bool(cluster.gpus_per_worker),
-            resources_per_worker=resources,
+            resources_per_worker=per_rank(cluster),
+            label_selector=[{"ray.io/node-id": node} for node in nodes],  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
             name=run.name,
             # Ray Train wants a place for the checkpoints that it keeps. Ours are kept by the ranks.
             storage_path="/ray-train",
             storage_filesystem=pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            failure_config=FailureConfig(
+                max_failures=0,
+                controller_failure_limit=0,  # type: ignore[call-arg]
+            ),
         ),
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -25,10 +26,10 @@ from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.energy.meters import Absent, Meter, choose
-from panthalassa.errors import PanthalassaError
+from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_flops
 from panthalassa.model.transformer import Transformer, count_parameters
-from panthalassa.parallel.mesh import build_mesh
+from panthalassa.parallel.mesh import Standing, build_mesh, regroup
 from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.storage import Storage
 from panthalassa.stream.cache import ShardCache
@@ -40,7 +41,7 @@ from panthalassa.train.agreement import together, total
 from panthalassa.train.audit import keep_manifest
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import Commit
-from panthalassa.train.events import Ended, Failed, Ready, Started
+from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
 from panthalassa.train.step import build_optimizer, warm_up
 
@@ -58,34 +59,58 @@ class Task:
     """The run's folder."""
     corpus: Storage
     board: Any
-    submitted: float
-    """When the driver asked for the workers, in seconds since 1970."""
+    submitted: float = 0.0
+    """When the driver asked for the ranks, in seconds since 1970."""
 
 
 def work(arguments: dict[str, Any]) -> None:
     """Run one rank of the Task in `arguments["task"]`.
 
-    Errors that a user can mend are posted and end the run; others are Ray Train's to retry. So is one
-    that this rank alone has met, for the others wait for it: they end when it dies, and all together
-    when they are started again.
+    Errors that a user can mend are posted and end the run. Any other, such as the loss of a rank that
+    this one talks to, ends the attempt.
     """
     entered, task = time.time(), arguments["task"]
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     torch.set_num_threads(task.config.cluster.threads_per_worker)
     compute()
     _keep_freed_memory()
+    task.board.sit.remote(ray.util.get_current_placement_group())
+    try:
+        standing = _regroup(task.config)
+    except ConfigError as error:
+        Poster(task.board, False).fail(Failed(str(error)))
+        return  # as all other ranks
+    if not standing.trains:
+        return
     poster = Poster(task.board, dist.get_rank() == 0)
     poster.post(Started("workers", entered - task.submitted))
+    if standing.spare:
+        poster.post(Notice(_spare(standing.spare, task.config.parallel.tp_size)))
     try:
-        if not poster.failed():
-            _run(task, poster)
+        _run(task, poster)
     except PanthalassaError as error:
         if dist.get_rank() == 0 or not error.agreed:
             poster.fail(Failed(str(error)))
         if not error.agreed:
-            raise
+            raise  # the others wait for this rank: the attempt has to end
+    except Exception as error:
+        poster.fail(Lost(f"rank {dist.get_rank()}: {type(error).__name__}: {error}"))
+        raise
     finally:
         poster.close()
+
+
+def _regroup(config: Config) -> Standing:
+    node = ray.get_runtime_context().get_node_id()
+    host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return regroup(node, host, config.parallel.tp_size)
+
+
+def _spare(ranks: int, tp_size: int) -> str:
+    return (
+        f"{ranks} rank{'s stand' if ranks > 1 else ' stands'} by: too few are left on their nodes for "
+        f"a tensor-parallel group of {tp_size}"
+    )
 
 
 def _keep_freed_memory() -> None:
@@ -106,7 +131,7 @@ def _run(task: Task, poster: Poster) -> None:
 
     config = task.config
     device = ray.train.torch.get_device()
-    mesh = build_mesh(device.type, config.parallel.tp_size)
+    mesh = build_mesh(device.type, config.parallel.tp_size, config.parallel.replicas)
     reader = _reader(task)
     with part("data"):
         newest, commit = _newest_checkpoint(task.run)

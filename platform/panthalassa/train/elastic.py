@@ -1,0 +1,275 @@
+"""A run on whatever the cluster has: place the ranks, follow them, and place them anew when it changes.
+
+An attempt is one group of ranks, from their start to their end. The driver counts the places on the
+nodes that are there and starts an attempt on as many as the run may have. It ends when the run is
+complete or stopped; when a rank or node is lost; and, at a step boundary with a checkpoint, when nodes
+join or are about to leave. Then the next begins at the newest checkpoint, on what is there by then.
+
+Ray Train could resize by itself. It does so without asking for a checkpoint, and waits for nodes that
+are dead for as long as its own account of them is old (up to 20 s, each try another 15 to 60 s). So
+here each attempt is a run of Ray Train's with ranks on nodes that have just answered.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util.placement_group import remove_placement_group
+
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.train import placement
+from panthalassa.train.events import (
+    Ended,
+    Event,
+    Failed,
+    Launched,
+    Lost,
+    Notice,
+    Saved,
+    Step,
+    Waited,
+)
+from panthalassa.train.trainer import build_trainer
+from panthalassa.train.worker import Task
+
+POLL = 0.25
+"""Seconds between two looks at the ranks."""
+WATCH = 1.0
+"""Seconds between two looks at the cluster."""
+STEADY = 3.0
+"""Seconds for which places must be there before a run stops in order to grow into them."""
+SETTLE = 3.0
+"""Seconds in which what an ended attempt held comes back, before it counts as taken by others."""
+REMIND = 60.0
+"""Seconds between two lines that say what a waiting run waits for."""
+
+
+class Attempt:
+    """One group of ranks on `nodes`, run by a thread of its own."""
+
+    def __init__(self, task: Task, nodes: Sequence[str]) -> None:
+        self.nodes = nodes
+        self.lost: list[str] = []
+        """What the ranks said that failed, or why they are given up."""
+        self.resizing = False
+        """Whether it was asked to end so that another one begins."""
+        self.ended: Ended | None = None
+        self.failed = False
+        self.saved = False
+        self.stepping = False
+        """Whether it has done a step; before that, Ray may count its places as free still."""
+        self._trainer = build_trainer(replace(task, submitted=time.time()), nodes)
+        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:  # whatever it is, this attempt is over
+            self.lost.append(_last_line(error))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is still under way after at most so long."""
+        self._thread.join(seconds)
+        return self._thread.is_alive() and not self.lost
+
+    def note(self, event: Event) -> None:
+        match event:
+            case Ended():
+                self.ended = event
+            case Failed():
+                self.failed = True
+            case Lost():
+                self.lost.append(event.reason)
+            case Saved():
+                self.saved = True
+            case Step():
+                self.stepping = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has done the last step of the run."""
+        return self.ended is not None and not self.ended.interrupted
+
+    @property
+    def reason(self) -> str:
+        """Why it was lost: ranks that only missed another one's answer are not the cause."""
+        causes = [line for line in self.lost if not _is_echo(line)]
+        return (causes or self.lost)[0]
+
+
+def _is_echo(line: str) -> bool:
+    return any(word in line for word in ("gloo", "NCCL", "Connection reset", "Connection closed"))
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+@dataclass
+class Elastic:
+    """Runs attempts until the run is complete, stopped, or can not go on."""
+
+    task: Task
+    take: Callable[[Event], None]
+    """Shows and records an event."""
+    stopping: threading.Event
+    """Set when the run shall stop at the next step boundary."""
+    stop_requested: Callable[[], bool]
+    """Whether somebody has left the wish to stop in the run's folder."""
+
+    def run(self) -> None:
+        """Raises PanthalassaError when the run can not go on; its checkpoints stand."""
+        failures, lost = 0, False
+        while nodes := self._await_places(lost):
+            attempt = self._follow(nodes)
+            lost = bool(attempt.lost) and not attempt.complete
+            if attempt.failed or attempt.complete or not (lost or attempt.resizing):
+                return
+            self.take(Lost(attempt.reason if lost else "", planned=not lost))
+            failures = 0 if attempt.saved else failures
+            failures += lost
+            if lost and failures > self._cluster.max_failures:
+                raise PanthalassaError(
+                    "the ranks failed more often than cluster.max_failures="
+                    f"{self._cluster.max_failures} allows, at last with: {attempt.reason}. "
+                    f"The checkpoints in {self.task.run.uri} stand; --debug shows all."
+                )
+
+        self.take(Notice("stopped while no ranks were there; the same command goes on"))
+
+    @property
+    def _cluster(self) -> Any:
+        return self.task.config.cluster
+
+    def _follow(self, nodes: Sequence[str]) -> Attempt:
+        """Start an attempt on `nodes`, and see to it until it is over."""
+        board = self.task.board
+        ray.get(board.begin.remote())
+        self.take(Launched(len(nodes), len(set(nodes))))
+        attempt = Attempt(self.task, nodes)
+        watch = _Watch(self, attempt)
+        asked = False
+        while attempt.wait(POLL):
+            self._pass_on(attempt)
+            watch.look()
+            if (attempt.resizing or self._asked_to_stop()) and not asked:
+                asked = True
+                ray.get(board.stop.remote())
+        self._pass_on(attempt)
+        if attempt.lost and (group := ray.get(board.group.remote())):
+            remove_placement_group(group)  # what is left of it ends at once
+        return attempt
+
+    def _asked_to_stop(self) -> bool:
+        if not self.stopping.is_set() and self.stop_requested():
+            self.stopping.set()
+            self.take(Notice("asked to stop: after this step, with a checkpoint"))
+        return self.stopping.is_set()
+
+    def _pass_on(self, attempt: Attempt) -> None:
+        for event in ray.get(self.task.board.take.remote()):
+            attempt.note(event)
+            resized = isinstance(event, Ended) and event.interrupted and attempt.resizing
+            if not isinstance(event, Lost) and not (resized and not self.stopping.is_set()):
+                self.take(event)
+
+    def _await_places(self, lost: bool) -> list[str]:
+        """The nodes of the next attempt's ranks, as soon as there are enough; none when it is stopped.
+
+        Raises PanthalassaError when there are too few for too long, ConfigError when no node can hold a
+        tensor-parallel group.
+        """
+        began = reminded = time.monotonic()
+        reminded -= REMIND
+        cluster, tp_size = self._cluster, self.task.config.parallel.tp_size
+        least = max(cluster.min_workers or cluster.workers, tp_size)
+        try:
+            while not self._asked_to_stop():
+                waited = time.monotonic() - began
+                nodes = placement.survey(knock=True)
+                most = placement.plan(placement.whole(nodes, cluster), tp_size, cluster.workers)
+                found = placement.plan(placement.free(nodes, cluster), tp_size, cluster.workers)
+                if len(found) >= least and (len(found) == len(most) or waited > SETTLE):
+                    return found
+                if not most and not lost:
+                    self._refuse_large_groups(nodes)
+                if waited > cluster.wait_seconds:
+                    raise PanthalassaError(
+                        f"{_missing(len(found), least, cluster)} for {waited:.0f} s "
+                        "(cluster.wait_seconds). The checkpoints stand; the same command goes on."
+                    )
+                if waited > SETTLE and time.monotonic() > reminded + REMIND:
+                    reminded = time.monotonic()
+                    self.take(Notice(f"waiting for nodes: {_missing(len(found), least, cluster)}"))
+                time.sleep(min(WATCH, 0.1 + waited / 4))
+            return []
+        finally:
+            self.take(Waited(time.monotonic() - began))
+
+    def _refuse_large_groups(self, nodes: Sequence[placement.Node]) -> None:
+        most = max(placement.whole(nodes, self._cluster).values(), default=0)
+        tp_size = self.task.config.parallel.tp_size
+        if 0 < most < tp_size:
+            raise ConfigError(
+                f"parallel.tp_size={tp_size} needs that many ranks on one node, and no node of this "
+                f"cluster holds more than {most} of {placement.per_rank(self._cluster)}. Lower it, or "
+                "set cluster.address to a cluster with larger nodes."
+            )
+
+
+def _missing(found: int, least: int, cluster: Any) -> str:
+    need = ", ".join(f"{amount:g} {name}" for name, amount in placement.per_rank(cluster).items())
+    return (
+        f"{found} of at least {least} ranks have a place (cluster.min_workers, or cluster.workers; a "
+        f"rank needs {need}, and a tensor-parallel group one node)"
+    )
+
+
+class _Watch:
+    """Looks at the cluster now and then while an attempt runs, and says when to resize it."""
+
+    def __init__(self, elastic: Elastic, attempt: Attempt) -> None:
+        self._elastic, self._attempt = elastic, attempt
+        self._looked = time.monotonic()
+        self._room_since: float | None = None
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now < self._looked + WATCH or self._attempt.resizing:
+            return
+        self._looked = now
+        nodes = {node.id: node for node in placement.survey(knock=False)}
+        ours = set(self._attempt.nodes)
+        if dead := ours - set(nodes):
+            self._attempt.lost.append(f"{len(dead)} of {len(ours)} nodes died")
+        elif leaving := {node for node in ours if nodes[node].leaving}:
+            self._resize(f"{len(leaving)} of {len(ours)} nodes are being drained")
+        elif self._attempt.stepping:
+            self._grow(now, nodes.values())
+
+    def _grow(self, now: float, nodes: Iterable[placement.Node]) -> None:
+        """Resize when there has been room for more for some time, also on a closer look."""
+        size = len(self._attempt.nodes)
+        if self._room(nodes) <= size:
+            self._room_since = None
+        elif self._room_since is None:
+            self._room_since = now
+        elif now > self._room_since + STEADY:
+            self._room_since = None
+            if (room := self._room(placement.survey(knock=True))) > size:
+                self._resize(f"there is room for {room} ranks instead of {size}")
+
+    def _room(self, nodes: Iterable[placement.Node]) -> int:
+        config = self._elastic.task.config
+        found = placement.free(nodes, config.cluster, self._attempt.nodes)
+        return len(placement.plan(found, config.parallel.tp_size, config.cluster.workers))
+
+    def _resize(self, why: str) -> None:
+        self._attempt.resizing = True
+        self._elastic.take(
+            Notice(f"{why}: a checkpoint after this step, then on with what is there")
+        )

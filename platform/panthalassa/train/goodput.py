@@ -1,0 +1,290 @@
+"""Goodput: what every second of a run went to, from the start of each command to its end.
+
+What comes in are the lines that the driver writes whenever something is over (`goodput_ledger`): when,
+and how many seconds it took. `account` walks through them. Each line claims the time before it that it
+says it took; what lies between takes its name from what the run was at (starting, recovering) or,
+between steps, from what came next. So every second of every command is counted once, and the parts add
+up to the whole. Steps that were trained again later are taken from training and counted as lost.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+Part = Literal[
+    "productive",
+    "data_wait",
+    "lost",
+    "start",
+    "compile",
+    "evaluation",
+    "checkpoint",
+    "recovery",
+    "resize",
+    "standby",
+    "finish",
+    "other",
+]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: float
+    """In seconds since 1970."""
+
+
+class Began(_Line):
+    """A command began."""
+
+    kind: Literal["began"] = "began"
+
+
+class Waited(_Line):
+    """The driver waited for capacity."""
+
+    kind: Literal["waited"] = "waited"
+    seconds: float
+
+
+class Launched(_Line):
+    """The workers of an attempt were asked for."""
+
+    kind: Literal["launched"] = "launched"
+    workers: int
+
+
+class Spent(_Line):
+    """Training stood still for this."""
+
+    kind: Literal["spent"] = "spent"
+    what: Literal["compile", "evaluation", "checkpoint"]
+    seconds: float
+
+
+class Steps(_Line):
+    """Optimizer steps `first` to `last`, both included; the first of a run is number 1."""
+
+    kind: Literal["steps"] = "steps"
+    first: int
+    last: int
+    seconds: float
+    data_seconds: float
+    """Waiting for samples; part of `seconds`."""
+
+
+class Lost(_Line):
+    """The workers of an attempt ended before the run was complete."""
+
+    kind: Literal["lost"] = "lost"
+    planned: bool
+    """They were told to: to leave a node, or to go on with more workers or fewer."""
+
+
+class Ended(_Line):
+    """The command ended. Absent when the driver was killed."""
+
+    kind: Literal["ended"] = "ended"
+
+
+Line = Began | Waited | Launched | Spent | Steps | Lost | Ended
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """What the time of a run went to."""
+
+    parts: Mapping[Part, float]
+    """Seconds; of every part, also of those that took none."""
+    commands: int
+    restarts: int
+    """Times that the workers were lost without being told to end."""
+    resizes: int
+    lost_steps: int
+    """Steps that were trained again later."""
+    mttr_seconds: float | None
+    """Mean time to recovery: from the last sign of life before a loss to the end of the first step
+    after it. None when no step followed any loss."""
+
+    @property
+    def seconds(self) -> float:
+        """The wall time of all commands."""
+        return math.fsum(self.parts.values())
+
+    @property
+    def fraction(self) -> float:
+        """The share of the time that trained the model."""
+        return self.parts["productive"] / (self.seconds or 1.0)
+
+
+def account(lines: Iterable[Line]) -> Goodput:
+    """Tell from the lines of all commands, in order, what the time went to."""
+    walk = _Walk()
+    for line in lines:
+        walk.take(line)
+    walk.end()
+    return walk.goodput()
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Steps that stand so far."""
+
+    first: int
+    last: int
+    productive: float
+    data_wait: float
+
+    def between(self, first: int, last: int) -> "_Trained":
+        """The part of these steps, all of which count as equally long."""
+        share = (last - first + 1) / (self.last - self.first + 1)
+        return _Trained(first, last, self.productive * share, self.data_wait * share)
+
+
+class _Walk:
+    """The walk of `account` through the lines."""
+
+    def __init__(self) -> None:
+        self.parts: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
+        self.trained: list[_Trained] = []
+        """What stands, by step."""
+        self.commands = self.restarts = self.resizes = self.lost_steps = 0
+        self.repairs: list[float] = []
+        self.cursor: float | None = None
+        """Up to when all time of the command has a name; None between two commands."""
+        self.state: Part | None = None
+        """What the command is at; None when it trains."""
+        self.idle = 0.0
+        """Seconds since the last step that nothing claims, while it trains."""
+        self.alive: list[float] = []
+        """The last sign of life before each loss that no step has followed yet."""
+
+    def take(self, line: Line) -> None:
+        match line:
+            case Began():
+                self.end()
+                self._claim(line.at, 0.0)
+            case Waited():
+                self.parts["standby"] += self._claim(line.at, line.seconds)
+            case Launched():
+                self._claim(line.at, 0.0)
+            case Spent():
+                self.parts[line.what] += self._claim(line.at, line.seconds)
+            case Steps():
+                self._train(line)
+            case Lost():
+                self._lose(line)
+            case Ended():
+                self._claim(line.at, 0.0)
+                self.end()
+
+    def end(self) -> None:
+        """The command has ended."""
+        self._name_idle("finish")
+        self.cursor = None
+
+    def goodput(self) -> Goodput:
+        stands: dict[Part, float] = {
+            "productive": math.fsum(run.productive for run in self.trained),
+            "data_wait": math.fsum(run.data_wait for run in self.trained),
+        }
+        repairs = self.repairs
+        return Goodput(
+            parts=self.parts | stands,
+            commands=self.commands,
+            restarts=self.restarts,
+            resizes=self.resizes,
+            lost_steps=self.lost_steps,
+            mttr_seconds=math.fsum(repairs) / len(repairs) if repairs else None,
+        )
+
+    def _claim(self, at: float, seconds: float) -> float:
+        """Go on to `at`; returns how much of `seconds` before it nothing else has claimed."""
+        if self.cursor is None:
+            self.commands += 1
+            self.cursor, self.state, self.alive = at - max(0.0, seconds), "start", []
+        passed = max(0.0, at - self.cursor)  # clocks jump back
+        claimed = min(max(0.0, seconds), passed)
+        self.cursor += passed
+        if self.state:
+            self.parts[self.state] += passed - claimed
+        else:
+            self.idle += passed - claimed
+        return claimed
+
+    def _name_idle(self, part: Part) -> None:
+        self.parts[part] += self.idle
+        self.idle = 0.0
+
+    def _train(self, line: Steps) -> None:
+        claimed = self._claim(line.at, line.seconds)
+        again = bool(self.trained) and line.first <= self.trained[-1].last
+        self._name_idle("recovery" if again else "other")
+        self.state = None
+        self._undo(line.first)
+        waited = claimed * min(1.0, line.data_seconds / line.seconds) if claimed else 0.0
+        self.trained.append(_Trained(line.first, line.last, claimed - waited, waited))
+        count = line.last - line.first + 1
+        done = line.at - line.seconds * (count - 1) / count
+        self.repairs += [max(0.0, done - alive) for alive in self.alive]
+        self.alive = []
+
+    def _undo(self, first: int) -> None:
+        """Count the steps from `first` on as lost: they are trained again."""
+        while self.trained and self.trained[-1].last >= first:
+            run = self.trained.pop()
+            lost = run.between(max(run.first, first), run.last)
+            self.parts["lost"] += lost.productive + lost.data_wait
+            self.lost_steps += lost.last - lost.first + 1
+            if run.first < first:
+                self.trained.append(run.between(run.first, first - 1))
+
+    def _lose(self, line: Lost) -> None:
+        alive = line.at if self.cursor is None else self.cursor
+        self._claim(line.at, 0.0)
+        part: Part = "resize" if line.planned else "recovery"
+        self._name_idle(part)
+        self.state = part
+        if line.planned:
+            self.resizes += 1
+        else:
+            self.restarts += 1
+            self.alive.append(alive)
+
+
+def explain(goodput: Goodput) -> Iterator[tuple[str, str]]:
+    """A table for people: names and what stands beside them."""
+    parts, whole = goodput.parts, goodput.seconds
+    yield (
+        "goodput",
+        f"{goodput.fraction:.1%}: {parts['productive']:.0f} s of {whole:.0f} s trained the model",
+    )
+    for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
+        if seconds > 0:
+            yield f"  {part.replace('_', ' ')}", f"{seconds:10.1f} s {seconds / whole:6.1%}"
+    counts = {
+        "restart": goodput.restarts,
+        "resize": goodput.resizes,
+        "lost step": goodput.lost_steps,
+    }
+    told = [f"{count:,} {what}{'s' * (count > 1)}" for what, count in counts.items() if count]
+    if goodput.mttr_seconds is not None:
+        told.append(f"{goodput.mttr_seconds:.1f} s from loss to step on average")
+    if told:
+        yield "interruptions", ", ".join(told)
+
+
+def goodput_metrics(goodput: Goodput) -> dict[str, float]:
+    """As MLflow shows it; without a mean time to recovery when there was nothing to recover from."""
+    metrics = {
+        "goodput": goodput.fraction,
+        "restarts": goodput.restarts,
+        "lost_steps": goodput.lost_steps,
+        **{f"seconds_{part}": seconds for part, seconds in goodput.parts.items()},
+    }
+    if goodput.mttr_seconds is not None:
+        metrics["mttr_seconds"] = goodput.mttr_seconds
+    return metrics

@@ -1,0 +1,115 @@
+"""Where ranks can run: the free places on a Ray cluster's nodes, and which of them a run takes.
+
+`survey` asks Ray, and knocks at the nodes themselves, because Ray believes for seconds that a dead one
+lives. What follows from the answers is pure. A run says for each rank on which node it goes, so that
+tensor-parallel groups stay inside nodes and nothing waits for a node that is dead or about to leave.
+"""
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
+
+from panthalassa.config import Cluster
+from panthalassa.stream.reader import READ_CPUS
+
+KNOCK_SECONDS = 1.0
+DRAINING = "DRAINING"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as Ray knows it."""
+
+    id: str
+    total: Mapping[str, float]
+    """All of its resources, by Ray's names."""
+    free: Mapping[str, float]
+    leaving: bool = False
+    """It is being drained: what runs there ends soon, and nothing new starts."""
+
+
+def survey(knock: bool) -> list[Node]:
+    """The nodes that are alive. With `knock`, each has answered just now."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    nodes = [
+        Node(
+            str(found.node_id),
+            found.total_resources(),
+            found.available_resources(),
+            found.node_status == DRAINING,
+        )
+        for found in (*status.active_nodes, *status.idle_nodes)
+    ]
+    if not knock:
+        return nodes
+    ports = {
+        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+    }
+    with ThreadPoolExecutor(64) as pool:
+        answers = pool.map(lambda node: node.id in ports and _answers(ports[node.id]), nodes)
+        return [node for node, answered in zip(nodes, answers, strict=True) if answered]
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=KNOCK_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def per_rank(cluster: Cluster) -> dict[str, float]:
+    """What Ray reserves for a rank."""
+    gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def places(
+    resources: Mapping[str, Mapping[str, float]], rank: Mapping[str, float]
+) -> dict[str, int]:
+    """How many ranks each node takes when all that is in `resources` is theirs.
+
+    Somewhere room for one reading task is left: without it, ranks that fill every CPU wait for ever.
+    """
+    found = {
+        node: int(min(have.get(name, 0.0) // amount for name, amount in rank.items()))
+        for node, have in resources.items()
+    }
+    left = (have.get("CPU", 0.0) - found[node] * rank["CPU"] for node, have in resources.items())
+    if any(found.values()) and max(left) < READ_CPUS:
+        found[max(found, key=lambda node: found[node])] -= 1
+    return found
+
+
+def plan(found: Mapping[str, int], tp_size: int, most: int) -> list[str]:
+    """The node of each rank: as many whole tensor-parallel groups as there are places for, up to
+    `most` ranks, on as few nodes as possible."""
+    ranks: list[str] = []
+    for node in sorted(found, key=lambda node: (-(found[node] // tp_size), node)):
+        groups = min(found[node] // tp_size, (most - len(ranks)) // tp_size)
+        ranks += [node] * (groups * tp_size)
+    return ranks
+
+
+def free(nodes: Iterable[Node], cluster: Cluster, ours: Sequence[str] = ()) -> dict[str, int]:
+    """Places that a run can have now; it has a rank on each node of `ours` already."""
+    rank = per_rank(cluster)
+    resources = {
+        node.id: {
+            name: node.free.get(name, 0.0) + ours.count(node.id) * amount
+            for name, amount in rank.items()
+        }
+        for node in nodes
+        if not node.leaving
+    }
+    return places(resources, rank)
+
+
+def whole(nodes: Iterable[Node], cluster: Cluster) -> dict[str, int]:
+    """Places that a run could have if it had the nodes for itself."""
+    return places({node.id: node.total for node in nodes if not node.leaving}, per_rank(cluster))

@@ -1,0 +1,145 @@
+"""A Ray cluster of several raylets on this host, which stand for nodes, and a command that trains on it.
+
+Nodes come, die (with all their processes), and are drained; the run is a process of its own, as for
+its users. Everything listens on loopback, and ends with the block.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from panthalassa.config import Config
+
+STORE = 80 << 20
+CPUS = 1.25
+"""CPUs of a rank: more than the head has."""
+
+
+class Nodes:
+    """The nodes of a cluster. The head holds no rank, but has room for reading tasks."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": str(folder)}
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args=head | {"object_store_memory": STORE, "node_ip_address": "127.0.0.1"},
+        )
+        self.address: str = self._cluster.address
+
+    def add(self, places: int) -> Any:
+        """A node with room for so many ranks of CPUS each."""
+        return self._cluster.add_node(
+            num_cpus=places + 1, object_store_memory=STORE, node_ip_address="127.0.0.1"
+        )
+
+    def kill(self, node: Any) -> None:
+        """End a node as a power cut does: the raylet and all that runs below it, at once."""
+        for started in node.all_processes.values():
+            for info in started:
+                with suppress(psutil.NoSuchProcess):
+                    root = psutil.Process(info.process.pid)
+                    for process in (root, *root.children(recursive=True)):
+                        with suppress(psutil.NoSuchProcess):
+                            process.kill()
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, node: Any, seconds: int = 120) -> None:
+        """Announce that a node will be taken away."""
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
+            *("--address", self.address, "--node-id", node.node_id),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"),
+            *("--deadline-remaining-seconds", str(seconds)),
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the ranks, those that just start included."""
+        found = []
+        for node in self._cluster.list_all_nodes():
+            for info in node.all_processes.get("raylet", []):
+                with suppress(psutil.NoSuchProcess):
+                    found += psutil.Process(info.process.pid).children(recursive=True)
+        return [process for process in found if _title(process).startswith("ray::RayTrainWorker")]
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def cluster_of(*places: int) -> Iterator[tuple[Nodes, list[Any]]]:
+    """A head and a node for each number of `places`."""
+    with tempfile.TemporaryDirectory(
+        prefix="ray", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        nodes = Nodes(Path(folder))
+        try:
+            yield nodes, [nodes.add(count) for count in places]
+        finally:
+            nodes.shutdown()
+
+
+def elastic(address: str) -> list[str]:
+    """What a run on two to four ranks of such a cluster changes in a configuration."""
+    return [
+        f"cluster.address={address}",
+        f"cluster.cpus_per_worker={CPUS}",
+        "cluster.workers=4",
+        "cluster.min_workers=2",
+    ]
+
+
+class Command:
+    """`panthalassa train` in a process of its own; its output is in `log`."""
+
+    def __init__(self, config: Config, folder: Path, name: str = "train") -> None:
+        path, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
+        path.write_text(config.dump())
+        environment = {**os.environ, "HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "panthalassa.cli", "train", str(path)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def wait_for(self, seen: Callable[[str], bool], what: str, patience: float = 300) -> str:
+        """The output, as soon as `seen` of it."""
+        until = time.monotonic() + patience
+        while not seen(text := self.log.read_text()):
+            assert time.monotonic() < until, f"no {what} in time:\n{text}"
+            assert self.process.poll() is None, f"ended before {what}:\n{text}"
+            time.sleep(0.1)
+        return text
+
+    def wait(self, patience: float = 300) -> str:
+        """All of the output, when it has ended by itself."""
+        self.process.wait(patience)
+        return self.log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,133 @@
+"""A run whose nodes die, join, are drained and taken away trains what an undisturbed one trains."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from nodes import Command, Nodes, cluster_of, elastic
+
+from panthalassa.config import Config
+from panthalassa.storage import open_storage
+from panthalassa.train.audit import audit_run
+from panthalassa.train.run import pretrain
+
+Configure = Callable[..., Config]
+
+LONG = "train.steps=120", "train.global_batch=48", "checkpoint.every=10", "evaluation.every=60"
+
+
+def tracked(directory: Path) -> dict[int, float]:
+    """The loss of each step, as MLflow has it."""
+    with closing(sqlite3.connect(directory / "runs" / "mlflow.db")) as database:
+        rows = database.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall()
+    return dict(rows)
+
+
+def going_on(times: int) -> Callable[[str], bool]:
+    """Whether a run has done a step of its attempt number `times` + 1."""
+    return lambda text: len(re.findall(r"going on after step", text)) >= times
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[tuple[Nodes, list[object]]]:
+    with cluster_of(2, 2) as found:
+        yield found
+
+
+def test_nodes_die_join_and_are_drained_and_the_curve_stays(
+    configure: Configure, two_nodes: tuple[Nodes, list[object]], tmp_path: Path
+) -> None:
+    """Four ranks on two nodes; one node dies; two go on; a node joins; four go on; one is drained;
+    two go on until SIGTERM; the same command ends the run."""
+    nodes, (_, second) = two_nodes
+    whole = pretrain(configure(tmp_path / "whole", *LONG), lambda event: None)
+    config = configure(tmp_path, *LONG, *elastic(nodes.address))
+    first = Command(config, tmp_path, "first")
+    try:
+        first.wait_for(lambda text: "step-00000010" in text, "a checkpoint of four ranks")
+        nodes.kill(second)
+        first.wait_for(going_on(1), "an attempt of two ranks")
+        third = nodes.add(2)
+        first.wait_for(going_on(2), "an attempt of four ranks")
+        nodes.drain(third)
+        first.wait_for(going_on(3), "an attempt on one node")
+        first.signal(signal.SIGTERM)
+        text = first.wait()
+    finally:
+        first.close()
+    assert "stopped as asked; the same command goes on" in text
+    again = Command(config, tmp_path, "again")
+    try:
+        text = again.wait()
+    finally:
+        again.close()
+    assert "complete, after step 120" in text
+    report = audit_run(open_storage(str(tmp_path / "runs" / "small")))
+    assert report.problems == []
+    assert [account.attempt.dp_size for account in report.attempts] == [4, 2, 4, 2, 2]
+    assert [back.attempt for back in report.rolled_back] == [1], "only the death cost steps"
+    expected = {step.step: step.loss for step in whole.history.steps}
+    assert tracked(tmp_path) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_run_waits_for_nodes_and_says_what_is_missing(
+    configure: Configure, two_nodes: tuple[Nodes, list[object]], tmp_path: Path
+) -> None:
+    nodes, _ = two_nodes
+    more = "cluster.workers=6", "cluster.min_workers=6"
+    command = Command(configure(tmp_path, *elastic(nodes.address), *more), tmp_path)
+    try:
+        command.wait_for(
+            lambda text: "waiting for nodes: 4 of at least 6 ranks have a place" in text, "a notice"
+        )
+        nodes.add(2)
+        assert "complete, after step 24" in command.wait()
+    finally:
+        command.close()
+
+
+@pytest.mark.parametrize(
+    ("places", "settings", "reason"),
+    [
+        (
+            2,
+            ("cluster.min_workers=4", "cluster.wait_seconds=4"),
+            "2 of at least 4 ranks have a place",
+        ),
+        (1, ("parallel.tp_size=2",), "no node of this cluster holds more than 1"),
+    ],
+)
+def test_what_the_cluster_can_not_give_is_said(
+    configure: Configure, tmp_path: Path, places: int, settings: tuple[str, ...], reason: str
+) -> None:
+    with cluster_of(places) as (nodes, _):
+        command = Command(configure(tmp_path, *elastic(nodes.address), *settings), tmp_path)
+        try:
+            text = command.wait()
+        finally:
+            command.close()
+    assert command.process.returncode == 1
+    assert re.search(f"panthalassa: .*{reason}", text)
+
+
+def test_stop_reaches_a_run_through_its_folder(configure: Configure, tmp_path: Path) -> None:
+    config = configure(tmp_path, "train.steps=5000")
+    command = Command(config, tmp_path)
+    run = str(tmp_path / "runs" / "small")
+    try:
+        command.wait_for(lambda text: "checkpoint " in text, "a checkpoint")
+        stop = [sys.executable, "-m", "panthalassa.cli", "stop", run]
+        done = subprocess.run(stop, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "stopped as asked; the same command goes on" in command.wait()
+    finally:
+        command.close()
+    refused = subprocess.run(stop, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "nothing trains" in refused.stderr
