@@ -128,10 +128,14 @@ SYLLABLES = ["ka", "te", "mo", "ri", "su", "na", "lo", "pe", "wi", "da"]
 @pytest.fixture(scope="session")
 def small_corpus(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some hundred samples of 64 tokens in two invented languages."""
+    return prepare_small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def prepare_small_corpus(root: Path) -> Path:
+    """The corpus of `small_corpus`, in `root`."""
     from panthalassa.config import Corpus
     from panthalassa.corpus.prepare import prepare
 
-    root = tmp_path_factory.mktemp("corpus")
     chance = random.Random(0)
     for language in ("aa", "bb"):
         (root / "texts" / language).mkdir(parents=True)

@@ -31,12 +31,11 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
         _check_port(cluster.dashboard_port)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The places of ranks are known to be there when they are asked for; dead ranks shall be seen soon.
+    # The places of ranks are known to be there when they are asked for, dead ranks shall be seen soon,
+    # and the driver itself watches for drains.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault(
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-    )  # the driver watches for drains
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if cluster.address == "local":
         # Despite its name: the ranks, too, find each other over loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

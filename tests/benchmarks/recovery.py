@@ -9,7 +9,6 @@ each of the three in a process and cluster of its own.
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,6 @@ TUNED = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_initial_delay_ms": "1000",
 }
-STOCK = dict.fromkeys(TUNED, "")
 MODES = ("ours", "stock", "tuned")
 
 
@@ -47,8 +45,10 @@ def main() -> None:
     if given.mode:
         given.result.write_text(json.dumps(measure(given.mode, given.corpus)))
         return
+    from conftest import prepare_small_corpus  # sets the environment, too
+
     with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
-        corpus = prepare_corpus(Path(folder))
+        corpus = prepare_small_corpus(Path(folder))
         found: dict[str, list[dict[str, float]]] = {mode: [] for mode in given.only}
         for number in range(given.rounds):
             for mode in given.only:
@@ -64,29 +64,8 @@ def line(parts: dict[str, float]) -> str:
     return ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
 
 
-def prepare_corpus(folder: Path) -> Path:
-    from panthalassa.config import Cluster, Corpus
-    from panthalassa.corpus.prepare import prepare
-
-    texts, chance = folder / "texts", random.Random(0)
-    texts.mkdir()
-    for number in range(200):
-        words = chance.choices(["ka", "temo", "risu", "nalope", "wida"], k=200)
-        (texts / f"{number}.txt").write_text(" ".join(words) + str(number))
-    settings = Corpus(
-        directory=str(folder / "corpus"),
-        sources=[str(texts)],
-        sequence_length=64,
-        vocabulary_size=320,
-        rows_per_group=8,
-    )
-    prepare(settings, lambda line: None, Cluster())
-    return folder / "corpus"
-
-
 def in_a_process(mode: str, corpus: Path) -> dict[str, float]:
-    settings = {"tuned": TUNED, "stock": STOCK}.get(mode, {})
-    environment = {**os.environ, **{name: value for name, value in settings.items() if value}}
+    environment = os.environ | (TUNED if mode == "tuned" else {})
     result = corpus.parent / "result.json"
     command = [sys.executable, __file__, "--mode", mode, "--corpus", corpus, "--result", result]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE)
@@ -98,7 +77,7 @@ def in_a_process(mode: str, corpus: Path) -> dict[str, float]:
 def measure(mode: str, corpus: Path) -> dict[str, float]:
     """Seconds from the kill to the first resumed step, in parts and in `all`."""
     from conftest import tree
-    from nodes import CPUS, cluster_of
+    from nodes import cluster_of, elastic
 
     from panthalassa.config import Config
     from panthalassa.config_file import build
@@ -109,10 +88,7 @@ def measure(mode: str, corpus: Path) -> dict[str, float]:
         cluster_of(2, 2) as (nodes, two),
     ):
         overrides = (
-            f"cluster.address={nodes.address}",
-            f"cluster.cpus_per_worker={CPUS}",
-            "cluster.workers=4",
-            "cluster.min_workers=2",
+            *elastic(nodes.address),
             "train.steps=100000",
             "checkpoint.every=10",
             "evaluation.every=100000",
@@ -206,10 +182,4 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
 RUNS = {"ours": ours, "stock": ray_trains_own, "tuned": ray_trains_own}
 
 if __name__ == "__main__":
-    os.environ.update(
-        RAY_AUTH_MODE="disabled",
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        RAY_USAGE_STATS_ENABLED="0",
-        OMP_NUM_THREADS="1",
-    )
     main()

@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 from ray.util.placement_group import remove_placement_group
 
+from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.train import placement
 from panthalassa.train.events import (
@@ -138,11 +138,10 @@ class Elastic:
                     f"{self._cluster.max_failures} allows, at last with: {attempt.reason}. "
                     f"The checkpoints in {self.task.run.uri} stand; --debug shows all."
                 )
-
         self.take(Notice("stopped while no ranks were there; the same command goes on"))
 
     @property
-    def _cluster(self) -> Any:
+    def _cluster(self) -> Cluster:
         return self.task.config.cluster
 
     def _follow(self, nodes: Sequence[str]) -> Attempt:
@@ -221,7 +220,7 @@ class Elastic:
             )
 
 
-def _missing(found: int, least: int, cluster: Any) -> str:
+def _missing(found: int, least: int, cluster: Cluster) -> str:
     need = ", ".join(f"{amount:g} {name}" for name, amount in placement.per_rank(cluster).items())
     return (
         f"{found} of at least {least} ranks have a place (cluster.min_workers, or cluster.workers; a "

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Annotated
 
@@ -95,8 +96,13 @@ class GoodputLedger:
         self._enter_steps()
         earlier: list[Line] = []
         with suppress(PanthalassaError):
-            earlier = list(_read(self._folder, self._number))
+            earlier = self._earlier
         return account([*earlier, *self._lines])
+
+    @cached_property
+    def _earlier(self) -> list[Line]:
+        """The lines of the commands before this one. Raises PanthalassaError."""
+        return list(_read(self._folder, self._number))
 
     def _add_step(self, step: events.Step) -> None:
         """Merge steps; but one that follows anything else stays alone, for it may end a recovery."""
