@@ -49,8 +49,10 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
     whole = pretrain(configure(tmp_path / "whole", *LONG), lambda event: None)
     config = configure(tmp_path, *LONG, *elastic(nodes.address))
     first = Command(config, tmp_path, "first")
+    ledger = tmp_path / "runs" / "small" / "ledger" / "000001.jsonl"
     try:
         first.wait_for(lambda text: "step-00000010" in text, "a checkpoint of four ranks")
+        first.wait_for(lambda text: ledger.read_bytes().count(b"\n") > 12, "two steps behind it")
         nodes.kill(second)
         first.wait_for(going_on(1), "an attempt of two ranks")
         third = nodes.add(2)

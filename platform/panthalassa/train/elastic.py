@@ -123,7 +123,7 @@ class Elastic:
 
     def run(self) -> None:
         """Raises PanthalassaError when the run can not go on; its checkpoints stand."""
-        failures, lost = 0, False
+        cluster, failures, lost = self.task.config.cluster, 0, False
         while nodes := self._await_places(lost):
             attempt = self._follow(nodes)
             lost = bool(attempt.lost) and not attempt.complete
@@ -132,17 +132,13 @@ class Elastic:
             self.take(Lost(attempt.reason if lost else "", planned=not lost))
             failures = 0 if attempt.saved else failures
             failures += lost
-            if lost and failures > self._cluster.max_failures:
+            if lost and failures > cluster.max_failures:
                 raise PanthalassaError(
-                    "the ranks failed more often than cluster.max_failures="
-                    f"{self._cluster.max_failures} allows, at last with: {attempt.reason}. "
+                    f"the ranks failed more often than cluster.max_failures={cluster.max_failures} "
+                    f"allows, at last with: {attempt.reason}. "
                     f"The checkpoints in {self.task.run.uri} stand; --debug shows all."
                 )
         self.take(Notice("stopped while no ranks were there; the same command goes on"))
-
-    @property
-    def _cluster(self) -> Cluster:
-        return self.task.config.cluster
 
     def _follow(self, nodes: Sequence[str]) -> Attempt:
         """Start an attempt on `nodes`, and see to it until it is over."""
@@ -184,7 +180,7 @@ class Elastic:
         """
         began = reminded = time.monotonic()
         reminded -= REMIND
-        cluster, tp_size = self._cluster, self.task.config.parallel.tp_size
+        cluster, tp_size = self.task.config.cluster, self.task.config.parallel.tp_size
         least = max(cluster.min_workers or cluster.workers, tp_size)
         try:
             while not self._asked_to_stop():
@@ -210,12 +206,12 @@ class Elastic:
             self.take(Waited(time.monotonic() - began))
 
     def _refuse_large_groups(self, nodes: Sequence[placement.Node]) -> None:
-        most = max(placement.whole(nodes, self._cluster).values(), default=0)
-        tp_size = self.task.config.parallel.tp_size
+        cluster, tp_size = self.task.config.cluster, self.task.config.parallel.tp_size
+        most = max(placement.whole(nodes, cluster).values(), default=0)
         if 0 < most < tp_size:
             raise ConfigError(
                 f"parallel.tp_size={tp_size} needs that many ranks on one node, and no node of this "
-                f"cluster holds more than {most} of {placement.per_rank(self._cluster)}. Lower it, or "
+                f"cluster holds more than {most} of {placement.per_rank(cluster)}. Lower it, or "
                 "set cluster.address to a cluster with larger nodes."
             )
 
