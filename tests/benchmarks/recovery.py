@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -64,6 +65,10 @@ def line(parts: dict[str, float]) -> str:
     return ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
 
 
+class Measured(Exception):
+    """The first step after the kill is done: ends the run."""
+
+
 def in_a_process(mode: str, corpus: Path) -> dict[str, float]:
     environment = os.environ | (TUNED if mode == "tuned" else {})
     result = corpus.parent / "result.json"
@@ -95,7 +100,6 @@ def measure(mode: str, corpus: Path) -> dict[str, float]:
         )
         config = build(tree(corpus, Path(folder)), list(overrides), "recovery", Config)
         killed: list[float] = []
-        over = threading.Event()
         marks: list[tuple[str, float]] = []
 
         def kill() -> None:
@@ -105,7 +109,7 @@ def measure(mode: str, corpus: Path) -> dict[str, float]:
         def take(event: Event) -> None:
             if not killed and isinstance(event, Step) and event.step >= STEPS_BEFORE:
                 threading.Thread(target=kill).start()
-            if not killed or over.is_set():
+            if not killed:
                 return
             now = time.time()
             match event:
@@ -119,11 +123,10 @@ def measure(mode: str, corpus: Path) -> dict[str, float]:
                     marks.append(("ready", now))
                 case Step() if event.at > killed[0] and any(n == "ready" for n, _ in marks):
                     marks.append(("first step", event.at))
-                    over.set()
+                    raise Measured
 
-        threading.Thread(target=RUNS[mode], args=(config, take), daemon=True).start()
-        if not over.wait(PATIENCE - 60):
-            raise SystemExit("no step after the kill in time")
+        with suppress(Measured):
+            RUNS[mode](config, take)
         before, parts = killed[0], {}
         for name, at in marks:
             parts[name] = at - before
@@ -173,10 +176,13 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
         ),
     )
     threading.Thread(target=trainer.fit, daemon=True).start()
-    while True:
-        time.sleep(0.1)
-        for event in ray.get(board.take.remote()):
-            take(event)
+    try:
+        while True:
+            time.sleep(0.1)
+            for event in ray.get(board.take.remote()):
+                take(event)
+    finally:
+        ray.shutdown()
 
 
 RUNS = {"ours": ours, "stock": ray_trains_own, "tuned": ray_trains_own}
