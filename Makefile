@@ -1,11 +1,13 @@
 # Every target does its own set-up; a second run skips what is done.
 PYTHON ?= python3
 CONFIG ?= jobs/configs/laptop.yaml
+SEEDS ?= 5
+FAULTS ?= 5
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle chaos clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -14,6 +16,9 @@ help:
 	@echo "make bench-stream    compare the stream's speed with bare readers"
 	@echo "make bench-cold-start    measure what the stream adds to the time to the first step"
 	@echo "make bench-recovery    measure how long the death of a node stops a run"
+	@echo "make bench-checkpoint    measure what checkpoints cost, beside plain reading and writing"
+	@echo "make bench-idle    measure what elasticity costs while nothing happens"
+	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
 install: $(INSTALLED)
@@ -50,6 +55,15 @@ bench-cold-start: $(INSTALLED)
 
 bench-recovery: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/recovery.py
+
+bench-checkpoint: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/checkpoint.py
+
+bench-idle: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/idle.py
+
+chaos: $(INSTALLED)
+	CHAOS_SEEDS=$(SEEDS) CHAOS_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/chaos
 
 clean:
 	rm -rf .venv

@@ -64,8 +64,24 @@ class Nodes:
         ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the ranks, those that just start included."""
+        found = []
+        for node in self._cluster.list_all_nodes():
+            for info in node.all_processes.get("raylet", []):
+                with suppress(psutil.NoSuchProcess):
+                    found += psutil.Process(info.process.pid).children(recursive=True)
+        return [process for process in found if _title(process).startswith("ray::RayTrainWorker")]
+
     def shutdown(self) -> None:
         self._cluster.shutdown()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import PADDING, Samples
 from panthalassa.train.agreement import total
+from panthalassa.train.guard import NormGuard
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import (
     MicroBatch,
@@ -261,6 +262,7 @@ class TinyRun:
         parallelize(self.model, self.mesh, config.parallel)
         materialize(self.model, torch.device("cpu"), config.run.seed)
         self.optimizer: Any = build_optimizer(self.model, config.train.optimizer)
+        self.guard = NormGuard(torch.device("cpu"))
 
     @property
     def reads(self) -> bool:
@@ -296,6 +298,8 @@ class TinyRun:
             int(tokens),
             rate,
             self.config.parallel.keep_gathered,
+            self.guard,
+            self.config.guard,
         )
         (loss_sum,) = total(loss.item() if self.reads else 0.0)
         return loss_sum / tokens, norm.item()

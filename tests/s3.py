@@ -69,11 +69,13 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def _running(module: str, arguments: Sequence[str], record: Path) -> Iterator[str]:
+def _running(
+    module: str, arguments: Sequence[str], record: Path, port: int | None = None
+) -> Iterator[str]:
     """The URL of a server of that Python module."""
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         pytest.skip(f"needs the S3 server {module}: pip install -e '.[test]'")
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{port or free_port()}"
     command = [sys.executable, "-m", module, "--port", url.rpartition(":")[2], *arguments]
     with open(record, "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
@@ -90,11 +92,11 @@ def _running(module: str, arguments: Sequence[str], record: Path) -> Iterator[st
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[Server]:
+def s3_server(folder: Path, port: int | None = None) -> Iterator[Server]:
     """localbucket: the buckets in `folder`; one of them is BUCKET."""
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
     record = folder.parent / f"{folder.name}.log"
-    with _running("localbucket", [str(folder)], record) as url:
+    with _running("localbucket", [str(folder)], record, port) as url:
         yield Server(url, folder)
 
 

@@ -231,7 +231,7 @@ def test_all_impossible_combinations_are_listed_with_both_keys() -> None:
         "model.ffn_size=704 is not divisible by parallel.tp_size=3",
         "model.vocabulary_size=4096 is not divisible by parallel.tp_size=3",
         "train.sequence_length=256 is not divisible by parallel.tp_size=3",
-        "cluster.workers=4 is not a multiple of parallel.tp_size=3",
+        "cluster.workers=4 is no multiple of parallel.tp_size=3",
         "train.schedule.warmup_steps=20 leaves nothing of train.steps=20",
         "stream.phases begin at the steps [20], not all before train.steps=20",
         "parallel.compile=true with parallel.activation_checkpointing=full",
@@ -353,6 +353,7 @@ ALIASES = {
     "parallel": "config",
     "optimizer": "config",
     "evaluation": "setting",
+    "guard": "setting",
     "stream": "settings",
 }
 """What a section is called where it is passed on alone."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ PRESETS = Path(__file__).parent / "model" / "presets.yaml"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Place = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
 Positive = Annotated[int, Field(ge=1)]
+LONGEST_WINDOW = 1024
 Length = Annotated[int, Field(ge=2, le=2**20)]
 
 
@@ -35,6 +37,15 @@ def _quoted(name: object) -> object:
     return name
 
 
+def _on_each_node(folder: str) -> str:
+    if "://" in folder:
+        raise ValueError("expected a local folder of each node")
+    if os.path.expanduser(folder).startswith("~"):
+        raise ValueError("there is no such user, or no HOME")
+    return folder
+
+
+LocalFolder = Annotated[Place, AfterValidator(_on_each_node)]
 Weights = dict[
     Annotated[str, BeforeValidator(_quoted)], Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ]
@@ -177,19 +188,10 @@ class Stream(Section):
     """Tasks that read for a rank at a time."""
     ahead_megabytes: Positive = 64
     """Samples that a rank's tasks may have read before they are asked for."""
-    cache_directory: Place = "~/.cache/panthalassa/shards"
+    cache_directory: LocalFolder = "~/.cache/panthalassa/shards"
     """Where each node keeps shards of a corpus in object storage; a local corpus is read in place."""
     cache_gigabytes: Rate = 20.0
     """Size of that folder; the shards that were opened longest ago give way."""
-
-    @field_validator("cache_directory")
-    @classmethod
-    def _on_each_node(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("expected a local folder of each node")
-        if os.path.expanduser(value).startswith("~"):
-            raise ValueError("there is no such user, or no HOME")
-        return value
 
 
 class Optimizer(Section):
@@ -234,10 +236,35 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    every: Positive = 100
-    """Steps between checkpoints; the last step always has one."""
+    every: Positive | None = None
+    """Steps between checkpoints; without it they come as often as is best within max_lost_seconds. The
+    last step always has one."""
     keep: Positive = 2
-    """The newest checkpoints that are kept."""
+    """The newest checkpoints that are kept, beside the newest older one that was healthy."""
+    max_lost_seconds: Rate = 60.0
+    """Without `every`: the most seconds of work that the death of a rank may cost."""
+    staging_directory: LocalFolder | None = None
+    """Where each node keeps files on their way to and from object storage, such as /dev/shm; else the
+    system's temporary folder."""
+
+
+class Guard(Section):
+    sigma: Rate = 6.0
+    """A step is skipped when its gradient's norm is more standard deviations than this above the mean
+    of the last ones, or not finite."""
+    window: int = Field(default=128, ge=16, le=LONGEST_WINDOW)
+    """Accepted steps whose norms count."""
+    max_skips: Positive = 5
+    """Skipped steps in a row after which the run goes back to its newest known-good checkpoint, and on
+    behind the samples that it met since."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """Times in a row that it goes back without a newer known-good checkpoint; then the run ends."""
+    step_seconds: Rate = 300.0
+    """Seconds without a sign of life after which a rank counts as hung and ends, with its stacks."""
+    first_step_seconds: Rate = 1800.0
+    """The same until the first step after a start is done."""
+    straggler_every: Positive = 32
+    """Steps after which the ranks compare their speed and a slow one is named."""
 
 
 class Evaluation(Section):
@@ -309,6 +336,7 @@ class Config(Section):
     stream: Stream = Stream()
     train: Train
     checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     energy: Energy = Energy()
@@ -316,21 +344,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
-        problems = list(_impossible_combinations(self))
-        if problems:
+        if problems := list(_impossible_combinations(self)):
             raise ValueError("\n".join(problems))
         return self
 
     def dump(self) -> str:
         """The resolved configuration as YAML; loading it gives the same configuration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-class Preparation(Section):
-    """The part of a configuration that `panthalassa prepare` reads."""
-
-    corpus: Corpus
-    cluster: Cluster = Cluster()
 
 
 def sequence_lengths(config: Config) -> Iterator[tuple[str, int]]:
@@ -363,9 +383,7 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
     if starts[-1] >= train.steps:
         yield f"stream.phases begin at the steps {starts[1:]}, not all before train.steps={train.steps}"
     if config.cluster.workers % tp:
-        yield (
-            f"cluster.workers={config.cluster.workers} is not a multiple of parallel.tp_size={tp}"
-        )
+        yield f"cluster.workers={config.cluster.workers} is no multiple of parallel.tp_size={tp}"
     if (least := config.cluster.min_workers) and least > config.cluster.workers:
         yield f"cluster.min_workers={least} is more than cluster.workers={config.cluster.workers}"
     if train.schedule.warmup_steps >= train.steps:
@@ -378,12 +396,3 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
             "parallel.compile=true with parallel.activation_checkpointing=full crashes in "
             "torch 2.13; take selective, or compile=false"
         )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary as a flat one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict)
-        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat

@@ -13,8 +13,16 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from panthalassa.config import Config, Preparation
+from panthalassa.config import Cluster, Config, Corpus, Section
 from panthalassa.errors import ConfigError
+
+
+class Preparation(Section):
+    """The part of a configuration that `panthalassa prepare` reads."""
+
+    corpus: Corpus
+    cluster: Cluster = Cluster()
+
 
 Tree = TypeVar("Tree", Config, Preparation)
 

@@ -29,3 +29,7 @@ class ShardError(CorpusError):
 
 class CheckpointError(PanthalassaError):
     """A checkpoint can not be written, or is torn, rotten, or of another model."""
+
+
+class CorruptError(CheckpointError):
+    """A checkpoint is not what was written: a file is missing, cut off, or not what its hash says."""

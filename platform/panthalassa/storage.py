@@ -11,10 +11,11 @@ is silent for some seconds counts as lost.
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,10 @@ from panthalassa.retry import endpoint_url, retrying
 CHUNK = 8 << 20
 DOWNLOADS = 4
 DELETES_AT_ONCE = 16
+PART = 16 << 20
+"""Bytes of a part of an upload, of which so many are in memory; S3 takes PARTS in all."""
+UPLOADS_AT_ONCE = 4
+PARTS = 10_000
 PRECONDITION_FAILED = 412
 PATIENCE = 20.0
 CONNECT_SECONDS = 4.0
@@ -207,13 +212,83 @@ class Storage:
             for _ in pool.map(partial(self._request, client.delete_object), inside):
                 pass
 
-    def _request(self, call: Callable[..., Any], path: str, **arguments: Any) -> None:
+    def move(self, path: str, to: str) -> None:
+        """Rename a folder. On S3 its objects are copied there, and then deleted here."""
+        if self.is_local:
+            os.rename(self.path(path), self.path(to))
+            return
+        client, bucket = self._client(), self.root.partition("/")[0]
+        for name, _ in self.below(path).files():
+            key = self.path(f"{path}/{name}").partition("/")[2]
+            source = {"Bucket": bucket, "Key": key}
+            self._request(client.copy, f"{to}/{name}", CopySource=source)
+        self.delete(path)
+
+    def upload(self, path: str, file: Path) -> None:
+        """Write a large object from a file, in parts of which each is tried again; all or nothing."""
+        if self.is_local:
+            with self._staged(path, b"") as (temporary, target):
+                shutil.copyfile(file, temporary)
+                with open(temporary, "rb") as copied:
+                    os.fsync(copied.fileno())
+                os.replace(temporary, target)
+            return
+        size = file.stat().st_size
+        if size <= PART:
+            self._request(self._client().put_object, path, Body=file.read_bytes())
+            return
+        client, part = self._client(), max(PART, -(-size // PARTS))
+        upload = self._request(client.create_multipart_upload, path)["UploadId"]
+
+        def send(number: int) -> dict[str, Any]:
+            with file.open("rb") as source:
+                source.seek((number - 1) * part)
+                data = source.read(part)
+            sent = self._request(
+                client.upload_part, path, UploadId=upload, PartNumber=number, Body=data
+            )
+            return {"PartNumber": number, "ETag": sent["ETag"]}
+
+        try:
+            with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+                parts = list(pool.map(send, range(1, -(-size // part) + 1)))
+            whole = {"Parts": parts}
+            self._request(
+                client.complete_multipart_upload, path, UploadId=upload, MultipartUpload=whole
+            )
+        except BaseException as error:
+            # A completion whose answer was lost is not there any more when it is tried again.
+            if "NoSuchUpload" in str(error) and self.exists(path) and self.size(path) == size:
+                return
+            with suppress(OSError):
+                self._request(client.abort_multipart_upload, path, UploadId=upload)
+            raise
+
+    def download(self, path: str, file: Path, sha256: str) -> str:
+        """Write an object to a file, in pieces of which each is tried again; returns its SHA-256.
+
+        From S3 again, until it is what `sha256` says or comes twice alike. Raises as `read` does.
+        """
+        before = None
+        for _ in range(DOWNLOADS):
+            digest = hashlib.sha256()
+            with file.open("wb") as target:
+                for chunk in self.chunks(path):
+                    target.write(chunk)
+                    digest.update(chunk)
+            found = digest.hexdigest()
+            if found in (sha256, before) or self.is_local:
+                break
+            before = found
+        return found
+
+    def _request(self, call: Callable[..., Any], path: str, **arguments: Any) -> Any:
         """A call of boto3's on an object, for what pyarrow does not offer, with pyarrow's errors."""
         bucket, _, key = self.path(path).partition("/")
 
-        def request() -> None:
+        def request() -> Any:
             try:
-                call(Bucket=bucket, Key=key, **arguments)
+                return call(Bucket=bucket, Key=key, **arguments)
             except ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if status == PRECONDITION_FAILED:
@@ -224,7 +299,7 @@ class Storage:
             except BotoCoreError as error:  # no credentials, or none that are whole
                 raise OSError(f"AWS Error ACCESS_DENIED: {error}") from error
 
-        self._retrying(path, request)
+        return self._retrying(path, request)
 
     def _client(self) -> Any:
         config = Config(

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from panthalassa.stream.ledger import (
     Attempt,
     Consumed,
     Ledger,
+    PassedOver,
     SampleHashes,
     accounts,
     digest_of,
@@ -25,7 +28,8 @@ from panthalassa.stream.ledger import (
 from panthalassa.stream.order import Location
 
 STEPS = [Consumed(step=step, samples=4, digest=f"{step:032x}") for step in range(3, 9)]
-QUARANTINED = Consumed(step=9, samples=2, digest="0" * 32, quarantined=[0, 3])
+QUARANTINED = Consumed(step=9, samples=2, digest="0" * 32, quarantined=[0, 3], skipped=True)
+BACK = PassedOver(first_step=4, end_step=10)
 
 
 def attempt(number: int = 1, first_step: int = 3) -> Attempt:
@@ -37,8 +41,8 @@ def attempt(number: int = 1, first_step: int = 3) -> Attempt:
 def written(folder: Path) -> Storage:
     run = open_storage(str(folder))
     ledger = Ledger(run, attempt())
-    for consumed in [*STEPS, QUARANTINED]:
-        ledger.record(consumed)
+    for line in [*STEPS, QUARANTINED, BACK]:
+        ledger.record(line)
     return run
 
 
@@ -47,6 +51,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     (account,) = accounts(run)
     assert account.attempt == attempt()
     assert account.steps == [*STEPS, QUARANTINED]
+    assert account.passed_over == [BACK]
     assert next_attempt(run) == 2
     Ledger(run, attempt(2, 10))
     assert [a.attempt.attempt for a in accounts(run)] == [1, 2]
@@ -149,6 +154,28 @@ def test_who_is_overtaken_is_told(run: Storage) -> None:
     with pytest.raises(PanthalassaError, match=r"later attempt than this one, number 1"):
         first.check_newest()
     second.check_newest()
+
+
+def test_one_thread_flushes_while_another_records(run: Storage) -> None:
+    """Snapshots flush in the background: no line is lost, doubled, or out of order."""
+    ledger, steps = Ledger(run, attempt()), 300 if run.is_local else 60
+    ended = threading.Event()
+
+    def flush() -> None:
+        while not ended.is_set():
+            ledger.flush()
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    recorded = [Consumed(step=step, samples=4, digest=f"{step:032x}") for step in range(3, steps)]
+    for consumed in recorded:
+        ledger.record(consumed)
+        time.sleep(0.0005)
+    ended.set()
+    thread.join()
+    ledger.flush()
+    (account,) = accounts(run)
+    assert account.steps == recorded
 
 
 def place(*rows: tuple[int, int, int, int]) -> Location:

@@ -1,16 +1,22 @@
 """Streams over a real corpus on disk: the samples of the order, in order, or the shard that is ill."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
 from phases import bare_manifest, phase
 
 from panthalassa.config import Stream
@@ -21,7 +27,16 @@ from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Curriculum, Phase
 from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import PADDING, Batch, Samples, ShardReader, open_stream
+from panthalassa.stream.reader import (
+    MOST_TASKS,
+    PADDING,
+    Batch,
+    Samples,
+    ShardReader,
+    _stay,
+    _tasks,
+    open_stream,
+)
 
 LENGTH = 16
 GLOBAL_BATCH = 7
@@ -301,3 +316,36 @@ def test_the_documents_of_a_row_by_hand(corpus: Corpus) -> None:
         [0] * 3 + [PADDING] * 13,
         [0] * 7 + [1, 2] + [PADDING] * 7,
     ]
+
+
+@given(st.integers(1, 10**9), st.integers(1, 5000))
+def test_tasks_are_whole_blocks_and_not_too_many(total: int, block: int) -> None:
+    tasks = _tasks(total, block)
+    assert len(tasks) <= MOST_TASKS
+    assert tasks[0]["first"] == 0
+    assert tasks[-1]["end"] == total
+    for one, following in pairwise(tasks):
+        assert one["end"] == following["first"]
+        assert (one["end"] - one["first"]) % block == 0
+
+
+def test_processes_that_read_stay_where_no_cpu_is_free(ray_cluster: str) -> None:
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"FRESH": "processes"}})
+    def process(stays: bool) -> int:
+        if stays:
+            _stay()
+        time.sleep(1)
+        return os.getpid()
+
+    @ray.remote
+    class Busy:
+        def ready(self) -> None: ...
+
+    busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
+    ray.get(busy.ready.remote())
+    stays, ends = map(psutil.Process, ray.get([process.remote(True), process.remote(False)]))
+    assert stays != ends
+    ends.wait(timeout=20)
+    time.sleep(1)
+    assert stays.is_running()
+    ray.kill(busy)

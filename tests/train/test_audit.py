@@ -1,6 +1,6 @@
 """The audit: PASS for every history in which each sample counts once, and only for those."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from panthalassa.cli import app
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import Curriculum, Phase
-from panthalassa.stream.ledger import Attempt, Consumed, Ledger, SampleHashes, digest_of
+from panthalassa.stream.ledger import Attempt, Consumed, Ledger, PassedOver, SampleHashes, digest_of
 from panthalassa.train.audit import Report, audit, explain, keep_manifest
 
 PHASES = [phase(0)]
@@ -40,6 +40,7 @@ def attempt(
     steps: Iterable[int],
     phases: list[Phase] = PHASES,
     edit: Edit = lambda step: step,
+    rollbacks: Sequence[tuple[int, int]] = (),
 ) -> None:
     steps = list(steps)
     keep_manifest(run, CORPUS)
@@ -50,6 +51,9 @@ def attempt(
     for step in steps:
         if (record := edit(consumed(phases, step))) is not None:
             ledger.record(record)
+        for first, end in rollbacks:
+            if end == step + 1:
+                ledger.record(PassedOver(first_step=first, end_step=end))
 
 
 @pytest.fixture
@@ -198,6 +202,55 @@ def test_what_was_quarantined_is_listed_and_the_rest_counts(run: Storage) -> Non
     lines = list(explain(report))
     assert lines[-1].endswith("but for the quarantined")
     assert any("row group 0 of train/bb/0.parquet" in line for line in lines)
+
+
+def skipped(*steps: int) -> Edit:
+    return lambda step: step.model_copy(update={"skipped": step.step in steps})
+
+
+def test_what_the_guard_skipped_is_listed_and_counts_as_read(run: Storage) -> None:
+    attempt(run, 1, range(0, 20), edit=skipped(3, 17))
+    attempt(run, 2, range(15, 30), edit=skipped(20))
+    report = audit(run, 25, PHASES)
+    assert report.problems == []
+    assert report.samples == 100
+    lines = list(explain(report))
+    assert [line for line in lines if "skipped by the guard" in line] == [
+        "skipped by the guard: step 4, 4 samples",
+        "skipped by the guard: step 21, 4 samples",
+    ]
+    assert lines[-1] == "PASS: each sample of each epoch exactly once, but for the skipped"
+
+
+Passed = list[tuple[int, int]]
+
+
+@pytest.mark.parametrize(
+    ("rollbacks", "resumed", "end", "truth"),
+    [
+        ([(6, 10)], [], 20, [(6, 10)]),
+        ([(6, 10), (10, 14), (14, 17)], [], 20, [(6, 10), (10, 14), (14, 17)]),
+        ([(6, 10), (4, 15)], [], 20, [(4, 15)]),
+        ([(6, 10)], [10], 20, [(6, 10)]),
+        ([(6, 10)], [8], 20, []),  # it crashed before the checkpoint of step 10
+        ([(6, 10), (4, 15)], [12], 20, [(6, 10)]),
+        ([(6, 10)], [12, 9], 20, []),
+        ([(6, 10)], [], 9, []),  # no checkpoint of step 10 yet
+    ],
+)
+def test_rollbacks_hold_when_the_newest_checkpoint_knows_them(
+    run: Storage, rollbacks: Passed, resumed: list[int], end: int, truth: Passed
+) -> None:
+    """A run that rolls back in its first attempt, and then goes on from the steps `resumed`."""
+    attempt(run, 1, range(0, 20), rollbacks=rollbacks)
+    for number, first in enumerate(resumed, 2):
+        attempt(run, number, range(first, 20))
+    report = audit(run, end, PHASES, truth)
+    assert report.problems == []
+    assert [(p.first_step, p.end_step) for p, _ in report.passed_over] == truth
+    assert [samples for _, samples in report.passed_over] == [4 * (e - f) for f, e in truth]
+    (problem,) = audit(run, end, PHASES, [*truth, (18, 19)]).problems
+    assert "passes over" in problem
 
 
 def test_a_manifest_that_was_changed_is_not_believed(run: Storage) -> None:

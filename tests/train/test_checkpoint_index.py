@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from panthalassa.errors import CheckpointError
-from panthalassa.train.checkpoint import _MEM_FORMAT_ENCODING, _Unpickler
+from panthalassa.train.tensor_files import _MEM_FORMAT_ENCODING, Unpickler
 
 
 class Call:
@@ -22,7 +22,7 @@ class Call:
 
 
 def loaded(call: Call) -> Any:
-    return _Unpickler(io.BytesIO(pickle.dumps(call))).load()
+    return Unpickler(io.BytesIO(pickle.dumps(call))).load()
 
 
 def test_the_member_of_an_enumeration_is_read_by_value_and_by_name() -> None:

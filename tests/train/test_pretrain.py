@@ -41,7 +41,8 @@ def test_a_run_learns_and_leaves_everything_that_it_promises(undisturbed: Outcom
     assert history.ended is not None
     assert not history.ended.interrupted
     folder = open_storage(run.directory).below(run.name)
-    assert committed(folder) == ["step-00000020", "step-00000024"], "the newest two are kept"
+    kept = ["step-00000016", "step-00000020", "step-00000024"]
+    assert committed(folder) == kept, "the newest two and a healthy one before them"
     assert folder.read("config.yaml").decode() == undisturbed.config.dump()
     report = audited(undisturbed)
     assert (report.steps, report.samples, report.rolled_back) == (24, 24 * 16, [])

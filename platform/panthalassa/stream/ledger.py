@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -63,11 +63,22 @@ class Consumed(_Line):
     digest: str = Field(pattern="^[0-9a-f]{32}$")
     quarantined: list[int] = []
     """Samples of the global batch that were masked, because they could not be read."""
+    skipped: bool = False
+    """Whether the guard left out the update: the samples were read, and changed nothing."""
 
 
-_LINE: TypeAdapter[Attempt | Consumed] = TypeAdapter(
-    Annotated[Attempt | Consumed, Field(union_mode="left_to_right")]
-)
+class PassedOver(_Line):
+    """A rollback: the steps [first_step, end_step) were undone and are not trained again.
+
+    It holds when a checkpoint says so, too: what an attempt noted behind the last one is undone.
+    """
+
+    first_step: int = Field(ge=0)
+    end_step: int = Field(ge=1)
+
+
+Line = Attempt | Consumed | PassedOver
+_LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(union_mode="left_to_right")])
 
 
 class SampleHashes:
@@ -105,7 +116,7 @@ class Ledger:
 
     def __init__(self, run: Storage, attempt: Attempt) -> None:
         self._uri = run.below(FOLDER).uri
-        self._attempt = attempt.attempt
+        self.attempt = attempt.attempt
         self._journal = Journal(run.below(FOLDER), attempt.attempt)
         self._chain = ""
         self._append(attempt)
@@ -115,9 +126,9 @@ class Ledger:
             except FileExistsError:
                 raise self._taken_over() from None
 
-    def record(self, consumed: Consumed) -> None:
-        """Note a step. Never raises, nor waits for a `flush`: then the line is left to the next."""
-        self._append(consumed)
+    def record(self, line: Consumed | PassedOver) -> None:
+        """Note a step or a rollback. Never raises, nor waits for a `flush`: then the next writes it."""
+        self._append(line)
         if self._journal.due:
             with suppress(OSError):
                 self._journal.write()
@@ -140,7 +151,7 @@ class Ledger:
     def _taken_over(self) -> PanthalassaError:
         return PanthalassaError(
             f"another command goes on with this run: its ledger {self._uri} has a later attempt "
-            f"than this one, number {self._attempt}. This one ends and saves nothing more; choose "
+            f"than this one, number {self.attempt}. This one ends and saves nothing more; choose "
             "another run.name to train beside the other."
         )
 
@@ -175,6 +186,7 @@ class Account:
 
     attempt: Attempt
     steps: list[Consumed]
+    passed_over: list[PassedOver] = field(default_factory=list)
 
 
 def accounts(run: Storage) -> Iterator[Account]:
@@ -185,7 +197,7 @@ def accounts(run: Storage) -> Iterator[Account]:
     """
     for place, lines in journals(run.below(FOLDER)):
         where, chain = f"ledger {place}", ""
-        found: list[Attempt | Consumed] = []
+        found: list[Line] = []
         for number, line in enumerate(lines, 1):
             text, _, link = line.rpartition(" ")
             chain = _link(chain, text)
@@ -201,10 +213,11 @@ def accounts(run: Storage) -> Iterator[Account]:
                 ) from error
         if not found:
             continue  # it ended before its first line was whole
-        first, *steps = found
-        consumed = [line for line in steps if isinstance(line, Consumed)]
-        if not isinstance(first, Attempt) or len(consumed) < len(steps):
+        first, *rest = found
+        consumed = [line for line in rest if isinstance(line, Consumed)]
+        passed_over = [line for line in rest if isinstance(line, PassedOver)]
+        if not isinstance(first, Attempt) or len(consumed) + len(passed_over) < len(rest):
             raise PanthalassaError(
                 f"{where} does not begin with its attempt, or has two of them. {REMEDY}"
             )
-        yield Account(first, consumed)
+        yield Account(first, consumed, passed_over)

@@ -30,12 +30,14 @@ from panthalassa.stream.order import Location
 from panthalassa.stream.partition import Partition
 
 TOKENS_PER_BLOCK = 1 << 17
-MOST_BLOCKS = 2000
+MOST_TASKS = 2000
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2
 STEPS_AHEAD = 20
 """Steps before the end of a phase at which the stream of the next one starts."""
 PADDING = -1
+
+_owned: ray.ObjectRef[None] | None = None
 
 Tokens = NDArray[np.int32]
 
@@ -164,13 +166,19 @@ class Batch:
 
 
 def open_stream(
-    reader: ShardReader, pieces: Sequence[Piece], dp_size: int, dp_rank: int, settings: Stream
+    reader: ShardReader,
+    pieces: Sequence[Piece],
+    dp_size: int,
+    dp_rank: int,
+    settings: Stream,
+    not_on: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """A rank's part of each step of `pieces`, in order.
 
-    Starts at once. Raises the PanthalassaError of a task that could not read.
+    not_on: nodes (Ray's ids) that nothing is read on. Starts at once. Raises the PanthalassaError of a
+    task that could not read.
     """
-    streams = (_open_piece(reader, piece, dp_size, dp_rank, settings) for piece in pieces)
+    streams = (_open_piece(reader, piece, dp_size, dp_rank, settings, not_on) for piece in pieces)
     return _one_after_the_other(streams, [len(piece.steps) for piece in pieces])
 
 
@@ -194,7 +202,12 @@ def _one_after_the_other(
 
 
 def _open_piece(
-    reader: ShardReader, piece: Piece, dp_size: int, dp_rank: int, settings: Stream
+    reader: ShardReader,
+    piece: Piece,
+    dp_size: int,
+    dp_rank: int,
+    settings: Stream,
+    not_on: Sequence[str],
 ) -> Iterator[Batch]:
     length, steps = piece.phase.sequence_length, piece.steps
     partition = Partition(piece.phase.global_batch, dp_size, dp_rank)
@@ -202,19 +215,20 @@ def _open_piece(
         nothing = Batch(no_samples(length), 0, np.zeros(4, np.int64), [])
         return iter([nothing] * len(steps))
 
-    def read(batch: dict[str, Any]) -> dict[str, Any]:
-        step, sample = partition.steps(batch["id"])
-        location = piece.order.locate(piece.positions(steps.start + step, sample))
-        samples, whole = reader.fetch_readable(location, length)
-        return {
-            "tokens": samples.tokens,
-            "documents": samples.documents.astype(np.int16 if length < 1 << 15 else np.int32),
-            "account": np.column_stack((whole, reader.hashes.limbs(location))),
-        }
+    total, block = len(steps) * partition.samples, max(1, TOKENS_PER_BLOCK // length)
 
-    total = len(steps) * partition.samples
-    block = max(1, TOKENS_PER_BLOCK // length)
-    blocks = min(-(-total // block), MOST_BLOCKS)
+    def read(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        _stay()
+        for first in range(task["first"][0], task["end"][0], block):
+            step, sample = partition.steps(np.arange(first, min(first + block, task["end"][0])))
+            location = piece.order.locate(piece.positions(steps.start + step, sample))
+            samples, whole = reader.fetch_readable(location, length)
+            yield {
+                "tokens": samples.tokens,
+                "documents": samples.documents.astype(np.int16 if length < 1 << 15 else np.int32),
+                "account": np.column_stack((whole, reader.hashes.limbs(location))),
+            }
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -222,18 +236,34 @@ def _open_piece(
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         object_store_memory=settings.ahead_megabytes * 1e6
     )
-    positions = ray.data.range(total, override_num_blocks=blocks)
-    samples = positions.map_batches(
+    samples = ray.data.from_items(_tasks(total, block), override_num_blocks=MOST_TASKS).map_batches(
         read,
-        batch_size=block,
-        zero_copy_batch=True,
+        batch_size=1,
         num_cpus=READ_CPUS,
         compute=ray.data.TaskPoolStrategy(settings.read_tasks),
+        label_selector={"ray.io/node-id": f"!in({','.join(not_on)})"} if not_on else None,
     )
     batches = samples.iter_batches(
         batch_size=partition.samples, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
     )
     return _Ahead(_batch(columns, partition.start) for columns in batches)
+
+
+def _tasks(total: int, block: int) -> list[dict[str, int]]:
+    """[0, total) in ranges of whole blocks."""
+    size = block * -(-total // (block * MOST_TASKS))
+    return [{"first": k, "end": min(k + size, total)} for k in range(0, total, size)]
+
+
+def _stay() -> None:
+    """Have Ray keep this process for later tasks: one that owns an object is not ended when idle.
+
+    On a node whose CPUs are all taken, it would be after a second, and the next task would begin with
+    seconds of imports.
+    """
+    global _owned
+    if _owned is None:
+        _owned = ray.put(None)
 
 
 def _batch(columns: dict[str, Any], first: int) -> Batch:

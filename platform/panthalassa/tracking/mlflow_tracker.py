@@ -142,3 +142,12 @@ class Tracker:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary as a flat one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat

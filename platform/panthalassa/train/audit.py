@@ -3,7 +3,7 @@
 It goes by what was recorded, not by what the platform says of itself. The surviving history of a run
 is, for each step up to the newest checkpoint, the last attempt that trained it; what an earlier attempt
 trained from there on was rolled back. The audit then shows three things. Every step survives exactly
-once. Each was trained on just the samples that stand at its positions: their hashes add up to the digest
+once. Each was given just the samples that stand at its positions: their hashes add up to the digest
 that the ranks recorded. And the samples at all these positions make up whole epochs: for each domain and
 epoch their hashes, with those of the samples that are still to come in an epoch that has not ended, add
 up to the sum over the manifest.
@@ -24,6 +24,7 @@ from panthalassa.stream.ledger import (
     Account,
     Consumed,
     Limbs,
+    PassedOver,
     SampleHashes,
     accounts,
     digest_of,
@@ -74,9 +75,14 @@ class Report:
 
     steps: int
     samples: int = 0
+    """Read in surviving steps, also in those that are skipped or passed over."""
     attempts: list[Account] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
     rolled_back: list[RolledBack] = field(default_factory=list)
+    skipped: list[Consumed] = field(default_factory=list)
+    """Steps whose update the guard left out."""
+    passed_over: list[tuple[PassedOver, int]] = field(default_factory=list)
+    """Steps that a rollback undid for good, with their samples."""
     unsaved: int = 0
     """Steps behind the newest checkpoint, which a resume repeats."""
     quarantined: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -88,14 +94,19 @@ class Report:
         return not self.problems
 
 
-def audit(run: Storage, steps: int, phases: Sequence[Phase]) -> Report:
-    """Audit the first `steps` steps of a run that went through `phases`.
+def audit(
+    run: Storage,
+    steps: int,
+    phases: Sequence[Phase],
+    passed_over: Sequence[tuple[int, int]] = (),
+) -> Report:
+    """Audit the first `steps` steps of a run that went through `phases` and left out `passed_over`.
 
     Raises PanthalassaError when a ledger or manifest is missing or is not what was written.
     """
     report = Report(steps)
     history = until(phases, steps)
-    kept = _surviving(run, report)
+    kept, noted = _surviving(run, report)
     surviving = {step: consumed for step, (_, consumed) in kept.items()}
     for account in report.attempts:
         number = account.attempt.attempt
@@ -103,19 +114,24 @@ def audit(run: Storage, steps: int, phases: Sequence[Phase]) -> Report:
         for line in differences(account.attempt.phases, phases, end):
             report.problems.append(f"attempt {number} had other data: {line}")
     _find_gaps(surviving, report)
+    _audit_updates(surviving, noted, passed_over, report)
     for fingerprint in dict.fromkeys(phase.corpus for phase in history):
         manifest = _manifest(run, fingerprint)
         _audit_corpus(manifest, Curriculum(phases, manifest), surviving, report)
     return report
 
 
-def _surviving(run: Storage, report: Report) -> dict[int, tuple[int, Consumed]]:
-    """The last record of each step before `report.steps`, with its attempt."""
+def _surviving(
+    run: Storage, report: Report
+) -> tuple[dict[int, tuple[int, Consumed]], list[PassedOver]]:
+    """The last record of each step before `report.steps`, with its attempt, and the rollbacks."""
     kept: dict[int, tuple[int, Consumed]] = {}
+    rollbacks: list[PassedOver] = []
     for account in accounts(run):
         number, first = account.attempt.attempt, account.attempt.first_step
         again = [kept.pop(step) for step in sorted(kept) if step >= first]
         report.rolled_back += _runs(again)
+        rollbacks = [back for back in rollbacks if back.end_step <= first] + account.passed_over
         for consumed in account.steps:
             if consumed.step in kept:
                 report.problems.append(f"attempt {number} trained step {consumed.step + 1} twice")
@@ -125,7 +141,8 @@ def _surviving(run: Storage, report: Report) -> dict[int, tuple[int, Consumed]]:
     for number in sorted(set(range(1, max(numbers, default=1))) - numbers):
         report.problems.append(f"the ledger of attempt {number} is missing")
     report.unsaved = sum(step >= report.steps for step in kept)
-    return {step: record for step, record in kept.items() if step < report.steps}
+    surviving = {step: record for step, record in kept.items() if step < report.steps}
+    return surviving, [back for back in rollbacks if back.end_step <= report.steps]
 
 
 def _runs(again: Iterable[tuple[int, Consumed]]) -> Iterator[RolledBack]:
@@ -142,6 +159,30 @@ def _find_gaps(surviving: dict[int, Consumed], report: Report) -> None:
     for before, after in pairwise(edges):
         if after > before + 1:
             report.problems.append(f"gap: no record of {_steps(before + 1, after - 1)}")
+
+
+def _audit_updates(
+    surviving: dict[int, Consumed],
+    noted: Sequence[PassedOver],
+    saved: Sequence[tuple[int, int]],
+    report: Report,
+) -> None:
+    """Find the steps that the model does not hold. Of rollbacks the newest checkpoint (`saved`)
+    decides, and the ledger (`noted`) must agree."""
+    ledger: list[PassedOver] = []
+    for back in noted:  # one that goes further back takes in those before it
+        ledger = [*(p for p in ledger if p.first_step < back.first_step), back]
+    found = [(back.first_step, back.end_step) for back in ledger]
+    if found != list(saved):
+        report.problems.append(
+            f"the newest checkpoint passes over {_ranges(saved)}, the ledger {_ranges(found)}"
+        )
+    left = dict(surviving)
+    for first, end in saved:
+        inside = [left.pop(step) for step in range(first, end) if step in left]
+        samples = sum(consumed.samples for consumed in inside)
+        report.passed_over.append((PassedOver(first_step=first, end_step=end), samples))
+    report.skipped = [consumed for _, consumed in sorted(left.items()) if consumed.skipped]
 
 
 def _manifest(run: Storage, fingerprint: str) -> Manifest:
@@ -282,7 +323,7 @@ def audit_run(run: Storage) -> Report:
         if not names:
             raise CheckpointError(f"no run with a checkpoint at {run.uri}")
         commit = read_commit(run, names[-1])
-        return audit(run, commit.step, commit.phases)
+        return audit(run, commit.step, commit.phases, commit.passed_over)
     except OSError as error:
         raise CheckpointError(f"the run at {run.uri} can not be read: {error}") from error
 
@@ -297,10 +338,17 @@ def explain(report: Report) -> Iterator[str]:
         f"{_count(len(report.attempts), 'attempt')} (data x tensor parallel: {worlds})"
     )
     yield from _epoch_lines(report.epochs)
-    for back in report.rolled_back:
+    for undone in report.rolled_back:
         yield (
-            f"rolled back: {_steps(back.first_step, back.first_step + back.steps - 1)} of attempt "
-            f"{back.attempt}, {_count(back.samples, 'sample')} trained and undone"
+            f"rolled back: {_steps(undone.first_step, undone.first_step + undone.steps - 1)} of "
+            f"attempt {undone.attempt}, {_count(undone.samples, 'sample')} trained and undone"
+        )
+    for step in report.skipped:
+        yield f"skipped by the guard: step {step.step + 1}, {_count(step.samples, 'sample')}"
+    for back, samples in report.passed_over:
+        yield (
+            f"passed over after a rollback: {_steps(back.first_step, back.end_step - 1)}, "
+            f"{_count(samples, 'sample')}"
         )
     if report.unsaved:
         yield f"not in a checkpoint yet: {_count(report.unsaved, 'step')}, which a resume repeats"
@@ -311,11 +359,15 @@ def explain(report: Report) -> Iterator[str]:
     if len(report.problems) > MOST_PROBLEMS:
         yield f"and {_count(len(report.problems) - MOST_PROBLEMS, 'problem')} more"
     if report.passed:
-        yield "PASS: each sample of each epoch exactly once" + (
-            ", but for the quarantined" if report.quarantined else ""
-        )
+        yield "PASS: each sample of each epoch exactly once" + _exceptions(report)
     else:
         yield f"FAIL: {_count(len(report.problems), 'problem')}"
+
+
+def _exceptions(report: Report) -> str:
+    kinds = ("quarantined", "skipped", "passed_over")
+    found = [f"the {kind.replace('_', ' ')}" for kind in kinds if getattr(report, kind)]
+    return f", but for {' and '.join(found)}" if found else ""
 
 
 def _epoch_lines(epochs: Sequence[Epoch]) -> Iterator[str]:
@@ -335,6 +387,10 @@ def _epoch_lines(epochs: Sequence[Epoch]) -> Iterator[str]:
 def _steps(first: int, last: int) -> str:
     """Steps as they are shown while a run trains, the first of which is number 1."""
     return f"step {first + 1}" if first == last else f"steps {first + 1} to {last + 1}"
+
+
+def _ranges(passed: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(_steps(first, end - 1) for first, end in passed) or "nothing"
 
 
 def _count(number: int, what: str) -> str:

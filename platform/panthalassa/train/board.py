@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from panthalassa.train.events import Event, Failed, Lost
+from panthalassa.train.events import Event, Failed, Lost, Notice
 
 INTERVAL = 1.0
 """Seconds between two exchanges."""
@@ -80,8 +80,8 @@ class Poster:
         if self._speaks:
             self._events.put(event)
 
-    def fail(self, event: Failed | Lost) -> None:
-        """Send what ends this attempt at once, from any rank."""
+    def fail(self, event: Failed | Lost | Notice) -> None:
+        """Send at once why this rank ends, from any rank."""
         self._events.put(event)
         self._send()
 

@@ -1,20 +1,18 @@
-"""The callbacks of a pre-training run: energy, evaluation, continuations, checkpoints."""
+"""The callbacks of a pre-training run: energy, evaluation, continuations."""
 
 import math
 import time
 
 import torch
-from torch import distributed as dist
 
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.energy.meters import Absent, Meter, MeterLost
 from panthalassa.model.generate import generate
 from panthalassa.stream.order import evenly
 from panthalassa.stream.partition import Partition
-from panthalassa.train import checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.callback import Callback
-from panthalassa.train.events import Evaluated, Generated, Notice, Saved, Spent, Step
+from panthalassa.train.events import Evaluated, Generated, Notice, Spent, Step
 from panthalassa.train.loop import TrainingRun
 from panthalassa.train.step import loss_context, micro_batches
 
@@ -87,6 +85,7 @@ class Evaluation(Callback):
         batches = micro_batches(samples, mine.micro_batches(size), size, run.device)
         with loss_context(run.mesh):
             for batch in batches:
+                run.beat()
                 loss += run.model(
                     batch.tokens, batch.documents, batch.labels, train.loss_chunk
                 ).item()
@@ -118,47 +117,3 @@ class Continuations(Callback):
                 run.mesh["tp"].size(),
             )
             run.poster.post(Generated(prompt, self.tokenizer.decode(text)))
-
-
-class Checkpoints(Callback):
-    """Saves the state every so many steps and at the end, and keeps the newest few."""
-
-    def __init__(self) -> None:
-        self.saved_at = -1
-
-    def on_start(self, run: TrainingRun) -> None:
-        self.saved_at = run.step
-
-    def after_step(self, run: TrainingRun, step: Step) -> None:
-        if run.step % run.config.checkpoint.every == 0 and run.step < run.config.train.steps:
-            self._save(run)
-
-    def on_end(self, run: TrainingRun) -> None:
-        if self.saved_at != run.step:
-            self._save(run)
-
-    def _save(self, run: TrainingRun) -> None:
-        start = time.perf_counter()
-        commit = checkpoint.Commit(
-            model=run.config.model.identity(),
-            phases=run.curriculum.phases,
-            step=run.step,
-            samples=run.curriculum.samples(run.step),
-            evaluations=run.evaluations,
-            files={},
-        )
-        run.poster.flush()  # steps that are not repeated any more must not be lost
-        with together():
-            if run.ledger:
-                run.ledger.check_newest()
-                run.ledger.flush()
-        commit = checkpoint.save(run.storage, run.state, commit)
-        with together():
-            if dist.get_rank() == 0:
-                checkpoint.clean(run.storage, run.config.checkpoint.keep)
-        self.saved_at = run.step
-        run.poster.post(Spent("checkpoint", time.perf_counter() - start))
-        if dist.get_rank() == 0:
-            place = run.storage.below(checkpoint.folder(run.step))
-            size = sum(place.size(file) for file in commit.files)
-            run.poster.post(Saved(run.step, place.uri, time.perf_counter() - start, size))

@@ -21,6 +21,7 @@ from ray.util.placement_group import remove_placement_group
 from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.train import placement
+from panthalassa.train.checkpointing import mean_time_between_failures
 from panthalassa.train.events import (
     Ended,
     Event,
@@ -28,10 +29,12 @@ from panthalassa.train.events import (
     Launched,
     Lost,
     Notice,
+    Ready,
     Saved,
     Step,
     Waited,
 )
+from panthalassa.train.goodput import Goodput
 from panthalassa.train.trainer import build_trainer
 from panthalassa.train.worker import Task
 
@@ -61,7 +64,7 @@ class Attempt:
         self.saved = False
         self.stepping = False
         """Whether it has done a step; before that, Ray may count its places as free still."""
-        self._trainer = build_trainer(replace(task, submitted=time.time()), nodes)
+        self._trainer = build_trainer(task, nodes)
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
@@ -120,6 +123,10 @@ class Elastic:
     """Set when the run shall stop at the next step boundary."""
     stop_requested: Callable[[], bool]
     """Whether somebody has left the wish to stop in the run's folder."""
+    goodput: Callable[[], Goodput]
+    """Of the run so far."""
+    silent: tuple[str, ...] = ()
+    """Nodes of the newest survey that are dead, and Ray does not know yet."""
 
     def run(self) -> None:
         """Raises PanthalassaError when the run can not go on; its checkpoints stand."""
@@ -145,7 +152,7 @@ class Elastic:
         board = self.task.board
         ray.get(board.begin.remote())
         self.take(Launched(len(nodes), len(set(nodes))))
-        attempt = Attempt(self.task, nodes)
+        attempt = Attempt(self._task(len(set(nodes))), nodes)
         watch = _Watch(self, attempt)
         asked = False
         while attempt.wait(POLL):
@@ -159,6 +166,13 @@ class Elastic:
             remove_placement_group(group)  # what is left of it ends at once
         return attempt
 
+    def _task(self, nodes: int) -> Task:
+        goodput = self.goodput()
+        between = mean_time_between_failures(nodes, goodput.restarts, goodput.seconds)
+        return replace(
+            self.task, submitted=time.time(), silent_nodes=self.silent, between_failures=between
+        )
+
     def _asked_to_stop(self) -> bool:
         if not self.stopping.is_set() and self.stop_requested():
             self.stopping.set()
@@ -168,6 +182,10 @@ class Elastic:
     def _pass_on(self, attempt: Attempt) -> None:
         for event in ray.get(self.task.board.take.remote()):
             attempt.note(event)
+            if isinstance(event, Ready) and event.peak_is_measured:
+                self.task = replace(
+                    self.task, peak_flops=event.peak_flops / (event.dp_size * event.tp_size)
+                )
             resized = isinstance(event, Ended) and event.interrupted and attempt.resizing
             if not isinstance(event, Lost) and not (resized and not self.stopping.is_set()):
                 self.take(event)
@@ -186,6 +204,7 @@ class Elastic:
             while not self._asked_to_stop():
                 waited = time.monotonic() - began
                 nodes = placement.survey(knock=True)
+                self.silent = tuple(node.id for node in nodes if node.silent)
                 most = placement.plan(placement.whole(nodes, cluster), tp_size, cluster.workers)
                 found = placement.plan(placement.free(nodes, cluster), tp_size, cluster.workers)
                 if len(found) >= least and (len(found) == len(most) or waited > SETTLE):

@@ -64,6 +64,8 @@ class Step:
     mfu: float
     joules: float | None
     """Energy of all devices that are measured; None without a power source."""
+    skipped: bool = False
+    """Whether the guard left out the update."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,11 @@ class Saved:
     step: int
     uri: str
     seconds: float
+    """From the copy of the state to its commit."""
     size: int
     """Bytes."""
+    stall_seconds: float = 0.0
+    """For which the training loop stood still."""
 
 
 @dataclass(frozen=True)

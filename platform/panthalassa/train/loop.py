@@ -59,9 +59,17 @@ class TrainingRun:
     """Optimizer steps done."""
     evaluations: list[Evaluated] = field(default_factory=list)
     """Held-out losses so far, those of earlier attempts included."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What callbacks measured in the newest step, summed over the ranks."""
     interrupted: bool = False
     leaves_out: bool = False
     """Whether samples of this run could not be read and were left out."""
+    passed_over: list[tuple[int, int]] = field(default_factory=list)
+    """Steps [first, end) that rollbacks left behind."""
+    local_seconds: float = 0.0
+    """Of the step at hand, in which this rank waited for no other."""
+    beat: Callable[[], None] = field(default=lambda: None)
+    """A sign of life for the watchdog."""
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +117,7 @@ def train(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callbac
     try:
         start = time.perf_counter()
         for callback in callbacks:
+            run.beat()
             callback.on_start(run)
         run.poster.post(Started("evaluation", time.perf_counter() - start))
         while run.step < run.config.train.steps and not run.interrupted:
@@ -119,7 +128,7 @@ def train(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callbac
                     raise
                 problem, run.interrupted = error, True
         try:
-            _call_all(callbacks, lambda callback: callback.on_end(run))
+            _call_all(run, callbacks, lambda callback: callback.on_end(run))
         finally:
             if problem:
                 raise problem
@@ -130,6 +139,7 @@ def train(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callbac
 
 def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[Callback]) -> Input:
     began = time.perf_counter()
+    run.beat()
     for callback in callbacks:
         callback.before_step(run)
     batch, error = None, None
@@ -138,7 +148,7 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
             batch = next(stream)
         except PanthalassaError as caught:
             error = caught
-    seconds = time.perf_counter() - began
+    seconds = run.local_seconds = time.perf_counter() - began
     targets = batch.samples.targets if batch else 0
     unread, tokens, stopping = total(error is not None, targets, run.poster.stopping)
     if tokens == 0 and not unread:
@@ -153,17 +163,32 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
 def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> None:
     config, phase = run.config.train, run.phase
     rate = learning_rate(run.step, config.steps, config.optimizer.learning_rate, config.schedule)
-    keep_gathered = run.config.parallel.keep_gathered
+    guard = run.state.guard
+    if run.step == phase.first_step:
+        guard.forget()
     batches = _micro_batches(run, given.batch)
     loss_sum, norm = train_step(
-        run.model, run.optimizer, batches, run.mesh, config, given.tokens, rate, keep_gathered
+        run.model,
+        run.optimizer,
+        batches,
+        run.mesh,
+        config,
+        given.tokens,
+        rate,
+        run.config.parallel.keep_gathered,
+        guard,
+        run.config.guard,
     )
-    measured: dict[str, float] = {"loss": loss_sum.item() if run.reads else 0.0}
+    measured: dict[str, float] = {
+        "loss": loss_sum.item() if run.reads else 0.0,
+        "skips": guard.skips.item() if dist.get_rank() == 0 else 0.0,
+    }
     for callback in callbacks:
         measured |= callback.measure(run)
     every = total(*measured.values(), *_trained(given.batch))
-    sums = dict(zip(measured, every, strict=False))
-    _record(run, given.batch, every[len(measured) :])
+    run.measured = sums = dict(zip(measured, every, strict=False))
+    skipped = sums["skips"] > 0
+    _record(run, given.batch, every[len(measured) :], skipped)
     run.step += 1
     seconds = time.perf_counter() - given.began
     run.interrupted = given.stopping
@@ -181,15 +206,19 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
         tokens_per_second=positions / seconds,
         mfu=positions * per_token / seconds / run.peak_flops,
         joules=None if np.isnan(joules := sums.get("joules", np.nan)) else joules,
+        skipped=skipped,
     )
     run.poster.post(step)
-    _call_all(callbacks, lambda callback: callback.after_step(run, step))
+    _call_all(run, callbacks, lambda callback: callback.after_step(run, step))
 
 
-def _call_all(callbacks: Sequence[Callback], call: Callable[[Callback], None]) -> None:
+def _call_all(
+    run: TrainingRun, callbacks: Sequence[Callback], call: Callable[[Callback], None]
+) -> None:
     """Call a hook of every callback, also behind one that fails: a checkpoint is saved all the same."""
     problem: PanthalassaError | None = None
     for callback in callbacks:
+        run.beat()
         try:
             call(callback)
         except PanthalassaError as error:
@@ -205,7 +234,7 @@ def _trained(batch: Batch | None) -> tuple[float, ...]:
     return (batch.read, *batch.limbs, len(batch.unreadable)) if batch else (0,) * 6
 
 
-def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float]) -> None:
+def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float], skipped: bool) -> None:
     """Enter into the ledger what all ranks together have trained on."""
     samples, *limbs, unreadable = sums
     masked = everywhere(batch.unreadable if batch else []) if unreadable else []
@@ -224,6 +253,7 @@ def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float]) -> Non
                 samples=int(samples),
                 digest=digest_of(limbs),
                 quarantined=sorted(masked),
+                skipped=skipped,
             )
         )
 
@@ -232,7 +262,10 @@ def _micro_batches(run: TrainingRun, batch: Batch | None) -> list[MicroBatch]:
     """This rank's micro-batches, from the first rank of its tensor-parallel group."""
     samples = share(batch.samples if batch else None, run)
     size = run.config.train.micro_batch
-    return micro_batches(samples, run.partition.micro_batches(size), size, run.device)
+    start = time.perf_counter()
+    batches = micro_batches(samples, run.partition.micro_batches(size), size, run.device)
+    run.local_seconds += time.perf_counter() - start
+    return batches
 
 
 def share(samples: Samples | None, run: TrainingRun) -> Samples:

@@ -6,9 +6,9 @@ tensor-parallel groups stay inside nodes and nothing waits for a node that is de
 """
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -30,10 +30,12 @@ class Node:
     free: Mapping[str, float]
     leaving: bool = False
     """It is being drained: what runs there ends soon, and nothing new starts."""
+    silent: bool = False
+    """It did not answer when it was asked: it is dead, and Ray does not know yet."""
 
 
 def survey(knock: bool) -> list[Node]:
-    """The nodes that are alive. With `knock`, each has answered just now."""
+    """The nodes that Ray believes alive. With `knock`, those that do not answer just now are silent."""
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     nodes = [
         Node(
@@ -52,7 +54,7 @@ def survey(knock: bool) -> list[Node]:
     }
     with ThreadPoolExecutor(64) as pool:
         answers = pool.map(lambda node: node.id in ports and _answers(ports[node.id]), nodes)
-        return [node for node, answered in zip(nodes, answers, strict=True) if answered]
+        return [replace(node, silent=not found) for node, found in zip(nodes, answers, strict=True)]
 
 
 def _answers(address: tuple[str, int]) -> bool:
@@ -104,12 +106,15 @@ def free(nodes: Iterable[Node], cluster: Cluster, ours: Sequence[str] = ()) -> d
             name: node.free.get(name, 0.0) + ours.count(node.id) * amount
             for name, amount in rank.items()
         }
-        for node in nodes
-        if not node.leaving
+        for node in _usable(nodes)
     }
     return places(resources, rank)
 
 
 def whole(nodes: Iterable[Node], cluster: Cluster) -> dict[str, int]:
     """Places that a run could have if it had the nodes for itself."""
-    return places({node.id: node.total for node in nodes if not node.leaving}, per_rank(cluster))
+    return places({node.id: node.total for node in _usable(nodes)}, per_rank(cluster))
+
+
+def _usable(nodes: Iterable[Node]) -> Iterator[Node]:
+    return (node for node in nodes if not node.leaving and not node.silent)

@@ -10,20 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config, flatten, sequence_lengths
+from panthalassa.config import Config, sequence_lengths
 from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
 from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import Tracker
+from panthalassa.tracking.mlflow_tracker import Tracker, flatten
 from panthalassa.train import board as boards
-from panthalassa.train.checkpoint import committed, read_commit
+from panthalassa.train.checkpoint import newest
 from panthalassa.train.elastic import Elastic
 from panthalassa.train.events import (
     Ended,
@@ -45,6 +45,9 @@ from panthalassa.train.goodput import Goodput, goodput_metrics
 from panthalassa.train.goodput_ledger import GoodputLedger
 from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task, open_curriculum
+
+PATIENCE = 120.0
+"""Seconds for which a run outlives an outage of the storage that its folder is in."""
 
 
 @dataclass
@@ -125,20 +128,18 @@ def check(config: Config) -> Manifest:
         peak_of(config.cluster.peak_flops)
     run = _folder(config)
     try:
-        newest = committed(run)[-1:]
+        found = newest(run)
     except OSError as error:
         raise ConfigError(
             f"run.directory={config.run.directory} can not be read: {error}. Correct the key, or the "
             "endpoint, credentials and permissions."
         ) from error
-    commits = [read_commit(run, name) for name in newest]
-    open_curriculum(config, manifest, run, commits[0] if commits else None)
-    for name, commit in zip(newest, commits, strict=True):
-        if commit.step > config.train.steps:
-            raise ConfigError(
-                f"train.steps={config.train.steps}, but {run.uri}/{name} is further already. Raise it, "
-                "or choose another run.name."
-            )
+    open_curriculum(config, manifest, run, found[1] if found else None)
+    if found and found[1].step > config.train.steps:
+        raise ConfigError(
+            f"train.steps={config.train.steps}, but {run.uri}/{found[0]} is further already. Raise it, "
+            "or choose another run.name."
+        )
     return manifest
 
 
@@ -155,7 +156,7 @@ def pretrain(
     """
     began = began or time.time()
     manifest = check(config)
-    run = _folder(config)
+    run = replace(_folder(config), patience=PATIENCE)
     try:
         run.write("config.yaml", _without_secrets(config).dump().encode())
     except OSError as error:
@@ -178,7 +179,7 @@ def pretrain(
         try:
             for part in parts:
                 take(part)
-            _fit(config, manifest, run, take)
+            _fit(config, manifest, run, take, ledger.goodput)
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
@@ -196,12 +197,19 @@ def pretrain(
     )
 
 
-def _fit(config: Config, manifest: Manifest, run: Storage, take: Callable[[Event], None]) -> None:
+def _fit(
+    config: Config,
+    manifest: Manifest,
+    run: Storage,
+    take: Callable[[Event], None],
+    goodput: Callable[[], Goodput],
+) -> None:
     """Run the attempts here, where signals arrive, until the run is complete or stopped."""
     board = boards.create()
     corpus = open_storage(config.corpus.directory)
+    task = Task(config, manifest, run, corpus, board)
     stopping = threading.Event()
-    elastic = Elastic(Task(config, manifest, run, corpus, board), take, stopping, StopRequests(run))
+    elastic = Elastic(task, take, stopping, StopRequests(run), goodput)
     with _signals(stopping, take):
         elastic.run()
     ray.kill(board)
@@ -251,9 +259,8 @@ def track(tracker: Tracker, event: Event) -> None:
         case Evaluated():
             tracker.log(event.step, {"held_out_loss": event.loss})
         case Saved():
-            tracker.log(
-                event.step, {"checkpoint_seconds": event.seconds}, {"checkpoint": event.uri}
-            )
+            seconds = {"checkpoint_seconds": event.seconds, "stall_seconds": event.stall_seconds}
+            tracker.log(event.step, seconds, {"checkpoint": event.uri})
         case Ready():
             tracker.log(event.first_step, {}, {"power": event.power})
 

@@ -18,9 +18,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
-from panthalassa.config import Optimizer, Train
+from panthalassa.config import Guard, Optimizer, Train
 from panthalassa.model.transformer import IGNORED, Transformer
 from panthalassa.stream.reader import PADDING, Samples, no_samples
+from panthalassa.train.guard import NormGuard
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ def train_step(
     global_tokens: int,
     learning_rate: float,
     keep_gathered: bool,
+    guard: NormGuard,
+    setting: Guard,
 ) -> tuple[Tensor, Tensor]:
     """Run one step; returns this rank's summed loss (nats) and the gradient's global norm.
 
-    Both are tensors on the device: reading them waits for it.
+    The guard may leave out the update. All are tensors on the device: reading them waits for it.
     """
     loss_sum = torch.zeros((), device=batches[0].tokens.device)
     assert isinstance(model, FSDPModule)
@@ -110,6 +113,8 @@ def train_step(
         loss_sum += loss.detach()
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.optimizer.clip_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # What GradScaler tells the fused kernel so; a clipped NaN is in the gradients alone, which go.
+    optimizer.found_inf = guard.refuses(norm, setting)  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

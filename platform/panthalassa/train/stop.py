@@ -1,6 +1,7 @@
 """The wish to stop, left in a run's folder: so it reaches the run wherever its command runs."""
 
 import time
+from dataclasses import replace
 
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage
@@ -14,7 +15,7 @@ class StopRequests:
     """The end that listens. Requests that nobody has heard before are forgotten."""
 
     def __init__(self, run: Storage) -> None:
-        self._run = run
+        self._run = replace(run, patience=INTERVAL)
         self._looked = time.monotonic()
         self._heard()
 

@@ -7,6 +7,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from panthalassa.train import flight_recorder
 from panthalassa.train.placement import per_rank
 from panthalassa.train.worker import Task, work
 
@@ -32,6 +33,9 @@ def build_trainer(task: Task, nodes: Sequence[str]) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=run.name,
+            worker_runtime_env={
+                "env_vars": flight_recorder.environment(run.name) if cluster.gpus_per_worker else {}
+            },
             # Ray Train wants a place for the checkpoints that it keeps. Ours are kept by the ranks.
             storage_path="/ray-train",
             storage_filesystem=pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())),

@@ -41,9 +41,14 @@ from panthalassa.train.agreement import together, total
 from panthalassa.train.audit import keep_manifest
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import Commit
+from panthalassa.train.checkpointing import DAY, Checkpoints
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
+from panthalassa.train.restore import resume
+from panthalassa.train.rollback import Rollback
 from panthalassa.train.step import build_optimizer, warm_up
+from panthalassa.train.straggler import Straggler
+from panthalassa.train.watchdog import Watchdog
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -61,6 +66,12 @@ class Task:
     board: Any
     submitted: float = 0.0
     """When the driver asked for the ranks, in seconds since 1970."""
+    silent_nodes: tuple[str, ...] = ()
+    """Nodes that are dead, and Ray does not know yet: nothing is read there."""
+    peak_flops: float | None = None
+    """FLOP/s of a rank, as an earlier attempt measured it."""
+    between_failures: float = DAY
+    """Mean seconds between two failures of the run."""
 
 
 def work(arguments: dict[str, Any]) -> None:
@@ -129,25 +140,31 @@ def _run(task: Task, poster: Poster) -> None:
     def part(name: str) -> AbstractContextManager[None]:
         return _timed(name, poster)
 
+    def tell(text: str) -> None:
+        poster.post(Notice(text))
+
     config = task.config
     device = ray.train.torch.get_device()
     mesh = build_mesh(device.type, config.parallel.tp_size, config.parallel.replicas)
     reader = _reader(task)
     with part("data"):
-        newest, commit = _newest_checkpoint(task.run)
+        found = resume(task.run, config.checkpoint.staging_directory, tell)
+        commit = found.commit if found else None
         first_step = commit.step if commit else 0
         with together():
             curriculum = open_curriculum(config, task.manifest, task.run, commit)
-        stream = _open_stream(config, reader, curriculum, mesh, first_step)
+        stream = _open_stream(task, reader, curriculum, mesh, first_step)
         with together():
             ledger = _open_ledger(task, curriculum, mesh, first_step)
+        attempt = int(total(ledger.attempt if ledger else 0)[0])
+        watchdog = Watchdog(config.guard, task.run, attempt, dist.get_rank(), first_step, poster)
         with together():
             tokenizer = read_tokenizer(task.corpus, task.manifest)
     with part("model"):
         model, parameters = _build_model(config, mesh, device)
     with part("meters"), together():
         meter = _meter(config, device)
-        peak = peak_flops(config.cluster.peak_flops, device)
+        peak = task.peak_flops or peak_flops(config.cluster.peak_flops, device)
     run = TrainingRun(
         config=config,
         manifest=task.manifest,
@@ -164,18 +181,24 @@ def _run(task: Task, poster: Poster) -> None:
         poster=poster,
         step=first_step,
         evaluations=list(commit.evaluations) if commit else [],
+        passed_over=list(commit.passed_over) if commit else [],
+        beat=watchdog.beat,
     )
-    if newest:
+    if found:
         with part("checkpoint"):
-            checkpoint.load(task.run, newest, run.state)
+            found.load(run.state)
     if config.parallel.compile:
         with part("compile"):
             warm_up(run.model, mesh, config.train, device)
     poster.post(_ready(run, parameters, meter))
+    checkpoints = Checkpoints(task.between_failures)
     around = [
+        watchdog,
         callbacks.Energy(meter),
+        Straggler(),
+        Rollback(checkpoints),
         callbacks.Evaluation(),
-        callbacks.Checkpoints(),
+        checkpoints,
         callbacks.Continuations(tokenizer),
     ]
     train(run, stream, around)
@@ -196,19 +219,6 @@ def _timed(name: str, poster: Poster) -> Iterator[None]:
     poster.post(Started(name, time.perf_counter() - start))
 
 
-def _newest_checkpoint(run: Storage) -> tuple[str | None, Commit | None]:
-    """What to go on from, as rank 0 sees it, after it has removed what a crash left behind."""
-    found: list[str | None] = [None]
-    with together():
-        if dist.get_rank() == 0:
-            checkpoint.clean(run)
-            found = [*checkpoint.committed(run)[-1:], None][:1]
-    dist.broadcast_object_list(found)
-    with together():
-        commit = checkpoint.read_commit(run, found[0]) if found[0] else None
-    return found[0], commit
-
-
 def open_curriculum(
     config: Config, manifest: Manifest, run: Storage, commit: Commit | None
 ) -> Curriculum:
@@ -225,14 +235,14 @@ def open_curriculum(
 
 
 def _open_stream(
-    config: Config, reader: ShardReader, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
+    task: Task, reader: ShardReader, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
 ) -> Iterator[Batch]:
     """The batches of the steps that are left; empty on ranks that do not read."""
     if mesh["tp"].get_local_rank() != 0:
         return iter(())
-    pieces = list(curriculum.pieces(range(first_step, config.train.steps)))
-    dp = mesh["dp"]
-    return open_stream(reader, pieces, dp.size(), dp.get_local_rank(), config.stream)
+    pieces = list(curriculum.pieces(range(first_step, task.config.train.steps)))
+    partition = mesh["dp"].size(), mesh["dp"].get_local_rank()
+    return open_stream(reader, pieces, *partition, task.config.stream, task.silent_nodes)
 
 
 def _open_ledger(

@@ -1,0 +1,129 @@
+"""Seeded schedules of faults against a run on several raylets: nothing is lost, nothing is left.
+
+Even seeds keep the run on a small disk, odd ones in object storage. One short schedule runs with all
+tests; `make chaos SEEDS=5` runs longer ones (CHAOS_SEEDS and CHAOS_FAULTS in the environment).
+"""
+
+import os
+import random
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from chaos.stage import ON_DISK, ON_S3, Stage
+from nodes import cluster_of, elastic
+from s3 import BUCKET, free_port, use_s3
+
+from panthalassa.config import Config
+from panthalassa.train.audit import audit_run
+from panthalassa.train.goodput import account
+from panthalassa.train.goodput_ledger import read
+from panthalassa.train.run import Outcome, pretrain
+
+Configure = Callable[..., Config]
+
+SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "1")))
+FAULTS = int(os.environ.get("CHAOS_FAULTS", "3"))
+UNTRACKED = 5
+"""Steps of which a killed command may not have told MLflow yet, though a checkpoint has them."""
+RUN = (
+    f"train.steps={60 + 30 * FAULTS}",
+    "train.global_batch=48",
+    "checkpoint.every=5",
+    "evaluation.every=1000",
+    "evaluation.prompts=[]",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The undisturbed run."""
+    return pretrain(configure(tmp_path_factory.mktemp("whole"), *RUN), lambda event: None)
+
+
+@contextmanager
+def stage_for(
+    seed: int, configure: Configure, make_disk: Callable[[str], Path], folder: Path
+) -> Iterator[Stage]:
+    """A run of its own on two nodes, with its state on a disk or in object storage."""
+    in_storage = seed % 2 == 1
+    place = folder / "buckets" if in_storage else make_disk("120m")
+    directory = f"s3://{BUCKET}/runs" if in_storage else f"{place}/runs"
+    with cluster_of(2, 2) as (nodes, joined):
+        config = configure(
+            folder,
+            *RUN,
+            *elastic(nodes.address),
+            f"run.directory={directory}",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            "cluster.max_failures=5",
+            "guard.step_seconds=45",
+        )
+        stage = Stage(config, folder, nodes, joined, place)
+        try:
+            if in_storage:
+                stage.serve()
+            stage.submit()
+            yield stage
+        finally:
+            stage.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_schedule_of_faults_changes_the_run(
+    seed: int,
+    configure: Configure,
+    whole: Outcome,
+    make_disk: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mark, temporary = uuid.uuid4().hex, tmp_path / "temporary"
+    (temporary / "ray").mkdir(parents=True)  # Ray leaves the address of its newest cluster there
+    use_s3(monkeypatch, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("PANTHALASSA_TEST", mark)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    faults = random.Random(seed).sample(ON_S3 if seed % 2 else ON_DISK, FAULTS)
+    print(f"seed {seed}: {', '.join(faults)}")
+    with stage_for(seed, configure, make_disk, tmp_path) as stage:
+        stage.recovered("")
+        for fault in faults:
+            stage.suffer(fault)
+        printed = stage.finish()
+        assert f"complete, after step {len(whole.history.steps)}" in printed
+        assert audit_run(stage.storage).problems == []
+        goodput = account(read(stage.storage))
+    assert goodput.commands == len(stage.logs)
+    assert goodput.parts["other"] <= 0.01 * goodput.seconds
+    expected = {step.step: step.loss for step in whole.history.steps}
+    tracked = losses(tmp_path / "mlflow.db")
+    assert tracked == pytest.approx({step: expected[step] for step in tracked}, abs=1e-4)
+    assert len(expected) - len(tracked) <= UNTRACKED * faults.count("kill_driver")
+    assert processes(mark) == []
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+def losses(database: Path) -> dict[int, float]:
+    with closing(sqlite3.connect(database)) as store:
+        return dict(store.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall())
+
+
+def processes(mark: str, patience: float = 10) -> list[str]:
+    """What still runs of the processes that carry `mark`, after a moment to end."""
+    until = time.monotonic() + patience
+    while True:
+        left = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get("PANTHALASSA_TEST") == mark:
+                    left.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.5)
