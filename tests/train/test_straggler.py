@@ -46,6 +46,11 @@ def test_it_does_not_matter_who_is_slow(seconds: list[float], chance: Any) -> No
     }
 
 
+def test_times_too_short_to_be_measured_name_nobody() -> None:
+    assert slow_ranks([1.0, 5e-324]) == []
+    assert slow_ranks([0.0, 0.0, 1.0]) == []
+
+
 def test_where_all_differ_much_nobody_is_an_outlier() -> None:
     """Iglewicz and Hoaglin's score: by 0.6745 (4.5 - 2.5) / 1, and 0.6745 (40 - 2.5) / 1."""
     assert slow_ranks([0.5, 1.5, 2.5, 3.5, 4.5]) == []

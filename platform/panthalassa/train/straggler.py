@@ -24,6 +24,8 @@ SCORE = 3.5
 """The modified z-score above which Iglewicz & Hoaglin (1993) call a value an outlier."""
 NORMAL = 0.6745
 """The median absolute deviation of a normal distribution, in standard deviations."""
+SHORTEST = 1e-6
+"""Seconds below which a median says nothing of a rank."""
 SPREAD = 0.05
 """The median absolute deviation counts as at least this share of the median."""
 
@@ -43,7 +45,7 @@ def slow_ranks(seconds: Sequence[float]) -> list[Slow]:
     """
     median = statistics.median_low(seconds)
     deviation = statistics.median_low([abs(x - median) for x in seconds])
-    if median == 0:
+    if median < SHORTEST:
         return []
     scale = max(deviation, SPREAD * median)
     found = [
