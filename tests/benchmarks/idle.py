@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 WINDOW = 40
@@ -79,8 +77,9 @@ class Windows:
 
 def measure(pairs: int) -> list[float]:
     """Ratios of the median step at work to that at rest."""
-    from conftest import prepare_small_corpus, tree
+    from conftest import prepare_small_corpus, tree  # sets the environment, before Ray reads it
     from nodes import cluster_of, elastic
+    from ray import cloudpickle
 
     from panthalassa.config import Config
     from panthalassa.config_file import build
