@@ -6,12 +6,13 @@ its users. Everything listens on loopback, and ends with the block.
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def cluster_of(*places: int) -> Iterator[tuple[Nodes, list[Any]]]:
             yield nodes, [nodes.add(count) for count in places]
         finally:
             nodes.shutdown()
+
+
+def tracked_losses(database: Path) -> dict[int, float]:
+    """The loss of each step, as MLflow has it."""
+    with closing(sqlite3.connect(database)) as store:
+        return dict(store.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall())
 
 
 def elastic(address: str) -> list[str]:

@@ -6,17 +6,16 @@ tests; `make chaos SEEDS=5` runs longer ones (CHAOS_SEEDS and CHAOS_FAULTS in th
 
 import os
 import random
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from chaos.stage import ON_DISK, ON_S3, Stage
-from nodes import cluster_of, elastic
+from nodes import cluster_of, elastic, tracked_losses
 from s3 import BUCKET, free_port, use_s3
 
 from panthalassa.config import Config
@@ -101,16 +100,11 @@ def test_no_schedule_of_faults_changes_the_run(
     assert goodput.commands == len(stage.logs)
     assert goodput.parts["other"] <= 0.01 * goodput.seconds
     expected = {step.step: step.loss for step in whole.history.steps}
-    tracked = losses(tmp_path / "mlflow.db")
+    tracked = tracked_losses(tmp_path / "mlflow.db")
     assert tracked == pytest.approx({step: expected[step] for step in tracked}, abs=1e-4)
     assert len(expected) - len(tracked) <= UNTRACKED * faults.count("kill_driver")
     assert processes(mark) == []
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
-
-
-def losses(database: Path) -> dict[int, float]:
-    with closing(sqlite3.connect(database)) as store:
-        return dict(store.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall())
 
 
 def processes(mark: str, patience: float = 10) -> list[str]:

@@ -2,15 +2,13 @@
 
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from nodes import Command, Nodes, cluster_of, elastic
+from nodes import Command, Nodes, cluster_of, elastic, tracked_losses
 
 from panthalassa.config import Config
 from panthalassa.storage import open_storage
@@ -20,13 +18,6 @@ from panthalassa.train.run import pretrain
 Configure = Callable[..., Config]
 
 LONG = "train.steps=120", "train.global_batch=48", "checkpoint.every=10", "evaluation.every=60"
-
-
-def tracked(directory: Path) -> dict[int, float]:
-    """The loss of each step, as MLflow has it."""
-    with closing(sqlite3.connect(directory / "runs" / "mlflow.db")) as database:
-        rows = database.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall()
-    return dict(rows)
 
 
 def going_on(times: int) -> Callable[[str], bool]:
@@ -75,7 +66,7 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
     assert [account.attempt.dp_size for account in report.attempts] == [4, 2, 4, 2, 2]
     assert [back.attempt for back in report.rolled_back] == [1], "only the death cost steps"
     expected = {step.step: step.loss for step in whole.history.steps}
-    assert tracked(tmp_path) == pytest.approx(expected, abs=1e-4)
+    assert tracked_losses(tmp_path / "runs" / "mlflow.db") == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_run_waits_for_nodes_and_says_what_is_missing(

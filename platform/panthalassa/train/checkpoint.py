@@ -24,6 +24,7 @@ from panthalassa.train.events import Evaluated
 from panthalassa.train.guard import NormGuard
 
 COMMIT = "checkpoint.json"
+PREFIX = "step-"
 FORMAT: Final = 3
 ASIDE = "corrupt-"
 
@@ -64,19 +65,24 @@ class Commit(BaseModel):
 
 
 def folder(step: int) -> str:
-    return f"step-{step:08d}"
+    return f"{PREFIX}{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint's folder."""
+    return int(name.removeprefix(PREFIX))
 
 
 def committed(run: Storage) -> list[str]:
     """The committed checkpoints of a run, oldest first."""
-    names = [name for name in run.folders() if name.startswith("step-")]
+    names = [name for name in run.folders() if name.startswith(PREFIX)]
     return [name for name in names if run.exists(f"{name}/{COMMIT}")]
 
 
 def torn(run: Storage) -> list[str]:
     """The checkpoints without a commit: left by a crash, or being written."""
     good = committed(run)
-    return [name for name in run.folders() if name.startswith("step-") and name not in good]
+    return [name for name in run.folders() if name.startswith(PREFIX) and name not in good]
 
 
 def read_commit(run: Storage, name: str) -> Commit:
@@ -234,6 +240,6 @@ def clean(run: Storage, keep: int) -> None:
         if name != healthy:
             remove(run, name)
     for name in run.folders():
-        found = re.match(f"{ASIDE}(step-[0-9]+)", name)
+        found = re.match(f"{ASIDE}({PREFIX}[0-9]+)", name)
         if found and len(kept) == keep and found[1] < kept[0]:
             run.delete(name)

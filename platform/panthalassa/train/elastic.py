@@ -125,8 +125,6 @@ class Elastic:
     """Whether somebody has left the wish to stop in the run's folder."""
     goodput: Callable[[], Goodput]
     """Of the run so far."""
-    silent: tuple[str, ...] = ()
-    """Nodes of the newest survey that are dead, and Ray does not know yet."""
 
     def run(self) -> None:
         """Raises PanthalassaError when the run can not go on; its checkpoints stand."""
@@ -169,9 +167,7 @@ class Elastic:
     def _task(self, nodes: int) -> Task:
         goodput = self.goodput()
         between = mean_time_between_failures(nodes, goodput.restarts, goodput.seconds)
-        return replace(
-            self.task, submitted=time.time(), silent_nodes=self.silent, between_failures=between
-        )
+        return replace(self.task, submitted=time.time(), between_failures=between)
 
     def _asked_to_stop(self) -> bool:
         if not self.stopping.is_set() and self.stop_requested():
@@ -204,7 +200,8 @@ class Elastic:
             while not self._asked_to_stop():
                 waited = time.monotonic() - began
                 nodes = placement.survey(knock=True)
-                self.silent = tuple(node.id for node in nodes if node.silent)
+                silent = tuple(node.id for node in nodes if node.silent)
+                self.task = replace(self.task, silent_nodes=silent)
                 most = placement.plan(placement.whole(nodes, cluster), tp_size, cluster.workers)
                 found = placement.plan(placement.free(nodes, cluster), tp_size, cluster.workers)
                 if len(found) >= least and (len(found) == len(most) or waited > SETTLE):

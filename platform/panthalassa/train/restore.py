@@ -6,7 +6,6 @@ object storage the files are hashed on their way into a folder that the ranks of
 that each machine downloads them once. Then DCP gives each rank its part, without hashing them again.
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +139,11 @@ def _share(files: Sequence[str], ranks: Sequence[int]) -> Sequence[str]:
 def _check(source: Storage, path: Path, expected: str) -> None:
     place = f"{source.uri}/{path.name}"
     try:
-        found = _sha256(path) if source.is_local else source.download(path.name, path, expected)
+        found = (
+            source.sha256(path.name)
+            if source.is_local
+            else source.download(path.name, path, expected)
+        )
     except FileNotFoundError as error:
         raise CorruptError(f"checkpoint file {place} is missing") from error
     except OSError as error:
@@ -150,8 +153,3 @@ def _check(source: Storage, path: Path, expected: str) -> None:
             f"checkpoint file {place} is corrupt: SHA-256 is {found}, "
             f"{checkpoint.COMMIT} says {expected}"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

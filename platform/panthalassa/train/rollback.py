@@ -61,9 +61,8 @@ class Rollback(Callback):
                     f"to. {REMEDY}"
                 )
             )
-        with together():
-            good = checkpoint.read_commit(run.storage, name)
-        passed = passed_over(run.passed_over, good.step, run.step)
+        good = checkpoint.step_of(name)
+        passed = passed_over(run.passed_over, good, run.step)
         if (rollbacks := in_a_row(passed)) > run.config.guard.max_rollbacks:
             raise agreed(
                 PanthalassaError(
@@ -75,7 +74,7 @@ class Rollback(Callback):
         self.checkpoints.settle(run)
         load(run.storage, name, run.state, run.config.checkpoint.staging_directory)
         run.state.guard.skips.zero_()
-        if run.phase.first_step > good.step:
+        if run.phase.first_step > good:
             run.state.guard.forget()
         run.passed_over = passed
         first, end = passed[-1]
@@ -94,8 +93,7 @@ class Rollback(Callback):
         """Remove the checkpoints inside the steps that were passed over."""
         with together():
             for name in checkpoint.committed(run.storage) if dist.get_rank() == 0 else []:
-                step = int(name.removeprefix("step-"))
-                if any(first < step < end for first, end in run.passed_over):
+                if any(first < checkpoint.step_of(name) < end for first, end in run.passed_over):
                     checkpoint.remove(run.storage, name)
 
 
