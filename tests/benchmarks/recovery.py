@@ -152,6 +152,7 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
     from panthalassa.corpus.manifest import read_manifest
     from panthalassa.storage import open_storage
     from panthalassa.train import board as boards
+    from panthalassa.train.checkpointing import DAY
     from panthalassa.train.placement import per_rank
     from panthalassa.train.worker import Task, work
 
@@ -160,9 +161,13 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
     corpus = open_storage(config.corpus.directory)
     run = open_storage(config.run.directory).below(config.run.name)
     board = boards.create()
+    ray.get(board.begin.remote(boards.Launch((), time.time(), DAY)))
     trainer = TorchTrainer(
         work,
-        train_loop_config={"task": Task(config, read_manifest(corpus), run, corpus, board)},
+        train_loop_config={
+            "task": Task(config, read_manifest(corpus), run, corpus, board),
+            "attempt": 0,
+        },
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(
             num_workers=(config.cluster.min_workers, config.cluster.workers),

@@ -1,11 +1,13 @@
-"""The board between a run's ranks and its driver: events out, the wish to stop in.
+"""The board between a run's driver and its ranks: launches and the wish to stop in, events out.
 
 A small Ray actor, because ranks and driver may be on different machines. Rank 0 talks to it from a
 thread, so that a step never waits for it.
 """
 
+import asyncio
 import queue
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,6 +18,22 @@ INTERVAL = 1.0
 """Seconds between two exchanges."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What is known of an attempt only when it begins."""
+
+    nodes: tuple[str, ...]
+    """Ray's id of the node of each rank."""
+    at: float
+    """When the driver asked for the ranks, in seconds since 1970."""
+    between_failures: float
+    """Mean seconds between two failures of the run."""
+    silent_nodes: tuple[str, ...] = ()
+    """Nodes that are dead, and Ray does not know yet: nothing is read there."""
+    peak_flops: float | None = None
+    """FLOP/s of a rank, as an earlier attempt measured it."""
+
+
 class Board:
     """The actor's state; `create` starts it."""
 
@@ -23,10 +41,21 @@ class Board:
         self._events: list[Event] = []
         self._stopping = False
         self._group: Any = None
+        self._launches: list[Launch] = []
+        self._launched = asyncio.Condition()
 
-    def begin(self) -> None:
-        """Another attempt begins."""
+    async def begin(self, launch: Launch) -> None:
+        """The next attempt begins."""
         self._stopping, self._group = False, None
+        async with self._launched:
+            self._launches.append(launch)
+            self._launched.notify_all()
+
+    async def launch(self, attempt: int) -> Launch:
+        """The launch of an attempt, counted from 0, as soon as it begins."""
+        async with self._launched:
+            await self._launched.wait_for(lambda: attempt < len(self._launches))
+        return self._launches[attempt]
 
     def sit(self, group: Any) -> None:
         """Note the placement group that the ranks of this attempt sit in."""

@@ -1,6 +1,6 @@
 """A run on whatever the cluster has: place the ranks, follow them, and place them anew when it changes.
 
-An attempt is one group of ranks, from their start to their end. The driver counts the places on the
+An attempt is one group of ranks, from their launch to their end. The driver counts the places on the
 nodes that are there and starts an attempt on as many as the run may have. It ends when the run is
 complete or stopped; when a rank or node is lost; and, at a step boundary with a checkpoint, when nodes
 join or are about to leave. Then the next begins at the newest checkpoint, on what is there by then.
@@ -13,7 +13,7 @@ here each attempt is a run of Ray Train's with ranks on nodes that have just ans
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -21,6 +21,7 @@ from ray.util.placement_group import remove_placement_group
 from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.train import placement
+from panthalassa.train.board import Launch
 from panthalassa.train.checkpointing import mean_time_between_failures
 from panthalassa.train.events import (
     Ended,
@@ -51,10 +52,10 @@ REMIND = 60.0
 
 
 class Attempt:
-    """One group of ranks on `nodes`, run by a thread of its own."""
+    """One group of ranks, run by a thread of its own; it begins with `launch`."""
 
-    def __init__(self, task: Task, nodes: Sequence[str]) -> None:
-        self.nodes = nodes
+    def __init__(self, task: Task, number: int) -> None:
+        self.nodes: Sequence[str] = ()
         self.lost: list[str] = []
         """What the ranks said that failed, or why they are given up."""
         self.resizing = False
@@ -64,7 +65,8 @@ class Attempt:
         self.saved = False
         self.stepping = False
         """Whether it has done a step; before that, Ray may count its places as free still."""
-        self._trainer = build_trainer(task, nodes)
+        self._board = task.board
+        self._trainer = build_trainer(task, number)
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
@@ -73,6 +75,10 @@ class Attempt:
             self._trainer.fit()
         except Exception as error:  # whatever it is, this attempt is over
             self.lost.append(_last_line(error))
+
+    def launch(self, launch: Launch) -> None:
+        self.nodes = launch.nodes
+        ray.get(self._board.begin.remote(launch))
 
     def wait(self, seconds: float) -> bool:
         """Whether it is still under way after at most so long."""
@@ -125,6 +131,11 @@ class Elastic:
     """Whether somebody has left the wish to stop in the run's folder."""
     goodput: Callable[[], Goodput]
     """Of the run so far."""
+    _launches: int = field(default=0, init=False)
+    _next: Attempt | None = field(default=None, init=False)
+    """Started ahead, because Ray Train's controller takes seconds to start; it waits for its launch."""
+    _silent_nodes: tuple[str, ...] = field(default=(), init=False)
+    _peak_flops: float | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Raises PanthalassaError when the run can not go on; its checkpoints stand."""
@@ -146,16 +157,19 @@ class Elastic:
         self.take(Notice("stopped while no ranks were there; the same command goes on"))
 
     def _follow(self, nodes: Sequence[str]) -> Attempt:
-        """Start an attempt on `nodes`, and see to it until it is over."""
+        """Launch an attempt on `nodes`, and see to it until it is over."""
         board = self.task.board
-        ray.get(board.begin.remote())
         self.take(Launched(len(nodes), len(set(nodes))))
-        attempt = Attempt(self._task(len(set(nodes))), nodes)
+        attempt = self._next_attempt()
+        attempt.launch(self._launch(nodes))
+        self._launches += 1
         watch = _Watch(self, attempt)
         asked = False
         while attempt.wait(POLL):
             self._pass_on(attempt)
             watch.look()
+            if attempt.stepping and self.task.config.cluster.address != "local":
+                self._next = self._next or Attempt(self.task, self._launches)
             if (attempt.resizing or self._asked_to_stop()) and not asked:
                 asked = True
                 ray.get(board.stop.remote())
@@ -164,10 +178,15 @@ class Elastic:
             remove_placement_group(group)  # what is left of it ends at once
         return attempt
 
-    def _task(self, nodes: int) -> Task:
+    def _next_attempt(self) -> Attempt:
+        """The one that was started ahead, if it waits still."""
+        ahead, self._next = self._next, None
+        return ahead if ahead and ahead.wait(0) else Attempt(self.task, self._launches)
+
+    def _launch(self, nodes: Sequence[str]) -> Launch:
         goodput = self.goodput()
-        between = mean_time_between_failures(nodes, goodput.restarts, goodput.seconds)
-        return replace(self.task, submitted=time.time(), between_failures=between)
+        between = mean_time_between_failures(len(set(nodes)), goodput.restarts, goodput.seconds)
+        return Launch(tuple(nodes), time.time(), between, self._silent_nodes, self._peak_flops)
 
     def _asked_to_stop(self) -> bool:
         if not self.stopping.is_set() and self.stop_requested():
@@ -179,9 +198,7 @@ class Elastic:
         for event in ray.get(self.task.board.take.remote()):
             attempt.note(event)
             if isinstance(event, Ready) and event.peak_is_measured:
-                self.task = replace(
-                    self.task, peak_flops=event.peak_flops / (event.dp_size * event.tp_size)
-                )
+                self._peak_flops = event.peak_flops / (event.dp_size * event.tp_size)
             resized = isinstance(event, Ended) and event.interrupted and attempt.resizing
             if not isinstance(event, Lost) and not (resized and not self.stopping.is_set()):
                 self.take(event)
@@ -200,8 +217,7 @@ class Elastic:
             while not self._asked_to_stop():
                 waited = time.monotonic() - began
                 nodes = placement.survey(knock=True)
-                silent = tuple(node.id for node in nodes if node.silent)
-                self.task = replace(self.task, silent_nodes=silent)
+                self._silent_nodes = tuple(node.id for node in nodes if node.silent)
                 most = placement.plan(placement.whole(nodes, cluster), tp_size, cluster.workers)
                 found = placement.plan(placement.free(nodes, cluster), tp_size, cluster.workers)
                 if len(found) >= least and (len(found) == len(most) or waited > SETTLE):

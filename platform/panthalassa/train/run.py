@@ -210,9 +210,11 @@ def _fit(
     task = Task(config, manifest, run, corpus, board)
     stopping = threading.Event()
     elastic = Elastic(task, take, stopping, StopRequests(run), goodput)
-    with _signals(stopping, take):
-        elastic.run()
-    ray.kill(board)
+    try:
+        with _signals(stopping, take):
+            elastic.run()
+    finally:
+        ray.kill(board)  # what waits for another launch ends with it
 
 
 @contextmanager

@@ -1,19 +1,17 @@
-"""The Ray Train side of an attempt: ranks on given nodes, started once."""
-
-from collections.abc import Sequence
+"""The Ray Train side of an attempt: ranks on the nodes of its launch, started once."""
 
 import pyarrow.fs as pafs
 from fsspec.implementations.memory import MemoryFileSystem
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from panthalassa.train import flight_recorder
-from panthalassa.train.placement import per_rank
+from panthalassa.train.scaling import OnceLaunched
 from panthalassa.train.worker import Task, work
 
 
-def build_trainer(task: Task, nodes: Sequence[str]) -> TorchTrainer:
-    """A trainer that runs `work` on one rank for each of `nodes` (Ray's node ids).
+def build_trainer(task: Task, attempt: int) -> TorchTrainer:
+    """A trainer that runs `work` on the ranks of an attempt, counted from 0, once that is launched.
 
     Its `fit` raises as soon as a rank fails, or when they can not be placed within Ray Train's start
     timeout.
@@ -23,14 +21,9 @@ def build_trainer(task: Task, nodes: Sequence[str]) -> TorchTrainer:
     backend = "cpu:gloo,cuda:nccl" if cluster.gpus_per_worker else "gloo"
     return TorchTrainer(
         work,
-        train_loop_config={"task": task},
+        train_loop_config={"task": task, "attempt": attempt},
         torch_config=TorchConfig(backend=backend),
-        scaling_config=ScalingConfig(
-            num_workers=len(nodes),
-            use_gpu=bool(cluster.gpus_per_worker),
-            resources_per_worker=per_rank(cluster),
-            label_selector=[{"ray.io/node-id": node} for node in nodes],  # type: ignore[call-arg]
-        ),
+        scaling_config=OnceLaunched(task.board, attempt, cluster),
         run_config=RunConfig(
             name=run.name,
             worker_runtime_env={

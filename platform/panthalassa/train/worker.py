@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import ray.util
@@ -39,9 +40,9 @@ from panthalassa.stream.reader import Batch, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.audit import keep_manifest
-from panthalassa.train.board import Poster
+from panthalassa.train.board import Launch, Poster
 from panthalassa.train.checkpoint import Commit
-from panthalassa.train.checkpointing import DAY, Checkpoints
+from panthalassa.train.checkpointing import Checkpoints
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
 from panthalassa.train.restore import resume
@@ -64,18 +65,10 @@ class Task:
     """The run's folder."""
     corpus: Storage
     board: Any
-    submitted: float = 0.0
-    """When the driver asked for the ranks, in seconds since 1970."""
-    silent_nodes: tuple[str, ...] = ()
-    """Nodes that are dead, and Ray does not know yet: nothing is read there."""
-    peak_flops: float | None = None
-    """FLOP/s of a rank, as an earlier attempt measured it."""
-    between_failures: float = DAY
-    """Mean seconds between two failures of the run."""
 
 
 def work(arguments: dict[str, Any]) -> None:
-    """Run one rank of the Task in `arguments["task"]`.
+    """Run one rank of attempt `arguments["attempt"]` at the Task in `arguments["task"]`.
 
     Errors that a user can mend are posted and end the run. Any other, such as the loss of a rank that
     this one talks to, ends the attempt.
@@ -86,6 +79,7 @@ def work(arguments: dict[str, Any]) -> None:
     compute()
     _keep_freed_memory()
     task.board.sit.remote(ray.util.get_current_placement_group())
+    launch = ray.get(task.board.launch.remote(arguments["attempt"]))
     try:
         standing = _regroup(task.config)
     except ConfigError as error:
@@ -94,11 +88,11 @@ def work(arguments: dict[str, Any]) -> None:
     if not standing.trains:
         return
     poster = Poster(task.board, dist.get_rank() == 0)
-    poster.post(Started("workers", entered - task.submitted))
+    poster.post(Started("workers", entered - launch.at))
     if standing.spare:
         poster.post(Notice(_spare(standing.spare, task.config.parallel.tp_size)))
     try:
-        _run(task, poster)
+        _run(task, launch, poster)
     except PanthalassaError as error:
         if dist.get_rank() == 0 or not error.agreed:
             poster.fail(Failed(str(error)))
@@ -136,7 +130,7 @@ def _keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def _run(task: Task, poster: Poster) -> None:
+def _run(task: Task, launch: Launch, poster: Poster) -> None:
     def part(name: str) -> AbstractContextManager[None]:
         return _timed(name, poster)
 
@@ -153,7 +147,7 @@ def _run(task: Task, poster: Poster) -> None:
         first_step = commit.step if commit else 0
         with together():
             curriculum = open_curriculum(config, task.manifest, task.run, commit)
-        stream = _open_stream(task, reader, curriculum, mesh, first_step)
+        stream = _open_stream(task, launch, reader, curriculum, mesh, first_step)
         with together():
             ledger = _open_ledger(task, curriculum, mesh, first_step)
         attempt = int(total(ledger.attempt if ledger else 0)[0])
@@ -164,7 +158,7 @@ def _run(task: Task, poster: Poster) -> None:
         model, parameters = _build_model(config, mesh, device)
     with part("meters"), together():
         meter = _meter(config, device)
-        peak = task.peak_flops or peak_flops(config.cluster.peak_flops, device)
+        peak = launch.peak_flops or peak_flops(config.cluster.peak_flops, device)
     run = TrainingRun(
         config=config,
         manifest=task.manifest,
@@ -191,7 +185,7 @@ def _run(task: Task, poster: Poster) -> None:
         with part("compile"):
             warm_up(run.model, mesh, config.train, device)
     poster.post(_ready(run, parameters, meter))
-    checkpoints = Checkpoints(task.between_failures)
+    checkpoints = Checkpoints(launch.between_failures)
     around = [
         watchdog,
         callbacks.Energy(meter),
@@ -235,14 +229,19 @@ def open_curriculum(
 
 
 def _open_stream(
-    task: Task, reader: ShardReader, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
+    task: Task,
+    launch: Launch,
+    reader: ShardReader,
+    curriculum: Curriculum,
+    mesh: DeviceMesh,
+    first_step: int,
 ) -> Iterator[Batch]:
     """The batches of the steps that are left; empty on ranks that do not read."""
     if mesh["tp"].get_local_rank() != 0:
         return iter(())
     pieces = list(curriculum.pieces(range(first_step, task.config.train.steps)))
     partition = mesh["dp"].size(), mesh["dp"].get_local_rank()
-    return open_stream(reader, pieces, *partition, task.config.stream, task.silent_nodes)
+    return open_stream(reader, pieces, *partition, task.config.stream, launch.silent_nodes)
 
 
 def _open_ledger(

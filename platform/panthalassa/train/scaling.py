@@ -1,0 +1,40 @@
+"""Where Ray Train puts the ranks of an attempt, also when that is not known yet.
+
+Ray Train's controller is a process of its own, which takes seconds to start and import. So that a run
+need not wait for that when a node dies, the controller of its next attempt is started ahead. It gets
+its scaling configuration pickled, and to unpickle it is to wait for the launch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train.torch  # the controller needs it, too, and shall not import it after its wait
+from ray.train import ScalingConfig
+
+from panthalassa.config import Cluster
+from panthalassa.train.placement import per_rank
+
+UNKNOWN = 1 << 20
+"""Ranks of an attempt before its launch: more than there are, so that nobody starts them by mistake."""
+
+
+class OnceLaunched(ScalingConfig):
+    """One rank on each node of an attempt's launch, which the process that unpickles it waits for."""
+
+    def __init__(self, board: Any, attempt: int, cluster: Cluster) -> None:
+        self._arguments = board, attempt, cluster
+        super().__init__(num_workers=UNKNOWN, use_gpu=bool(cluster.gpus_per_worker))
+
+    def __reduce__(self) -> tuple[Callable[..., ScalingConfig], tuple[Any, ...]]:
+        return _when_launched, self._arguments
+
+
+def _when_launched(board: Any, attempt: int, cluster: Cluster) -> ScalingConfig:
+    nodes = ray.get(board.launch.remote(attempt)).nodes
+    return ScalingConfig(
+        num_workers=len(nodes),
+        use_gpu=bool(cluster.gpus_per_worker),
+        resources_per_worker=per_rank(cluster),
+        label_selector=[{"ray.io/node-id": node} for node in nodes],  # type: ignore[call-arg]
+    )
