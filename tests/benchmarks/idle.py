@@ -1,28 +1,21 @@
 """What elasticity costs while nothing happens: the same run with its machinery at work and at rest.
 
-`make bench-idle`. Two ranks train on two raylets of this host. Every WINDOW steps the driver's watch
-over the cluster, its looks for requests to stop, the ranks' comparison of their speed and their clock
-for snapshots are put to rest, or to work again. Each pair of windows gives a ratio of median step times.
+`make bench-idle`. Two ranks train on two raylets of this host. In every other window of steps the
+driver's watch over the cluster, its looks for requests to stop, the ranks' comparison of their speed and
+their clock for snapshots are put to rest.
 """
 
 import argparse
-import itertools
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import windows
+from windows import Windows, at_work
 
-WINDOW = 40
 TARGET = 1.01
-
-
-def at_work(step: int) -> bool:
-    return step // WINDOW % 2 == 0
 
 
 def toggling_work(arguments: dict[str, Any]) -> None:
@@ -45,38 +38,7 @@ def toggling_work(arguments: dict[str, Any]) -> None:
     work(arguments)
 
 
-class Enough(Exception):
-    """All windows are through: ends the run."""
-
-
-class Windows:
-    """Step times in seconds by window; also tells the driver's side when to rest."""
-
-    def __init__(self, count: int) -> None:
-        self.seconds: list[list[float]] = [[] for _ in range(count)]
-        self.step = 0
-
-    def take(self, event: Any) -> None:
-        from panthalassa.train.events import Step
-
-        if not isinstance(event, Step):
-            return
-        self.step = event.step
-        window = event.step // WINDOW - 1  # the first one warms up
-        if window >= len(self.seconds):
-            raise Enough
-        if window >= 0:
-            self.seconds[window].append(event.seconds)
-
-    def sometimes(self, function: Callable[..., Any], otherwise: Any) -> Callable[..., Any]:
-        def toggled(*arguments: Any) -> Any:
-            return function(*arguments) if at_work(self.step) else otherwise
-
-        return toggled
-
-
-def measure(pairs: int) -> list[float]:
-    """Ratios of the median step at work to that at rest."""
+def measure(pairs: int) -> Windows:
     from conftest import prepare_small_corpus, tree  # sets the environment, before Ray reads it
     from nodes import cluster_of, elastic
     from ray import cloudpickle
@@ -85,13 +47,13 @@ def measure(pairs: int) -> list[float]:
     from panthalassa.config_file import build
     from panthalassa.train import elastic as driver
     from panthalassa.train import stop, trainer
-    from panthalassa.train.run import pretrain
 
-    windows = Windows(2 * pairs)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    found = Windows(pairs)
+    for module in (sys.modules[__name__], windows):
+        cloudpickle.register_pickle_by_value(module)
     trainer.work = toggling_work
-    driver._Watch.look = windows.sometimes(driver._Watch.look, None)  # type: ignore[method-assign]
-    stop.StopRequests.__call__ = windows.sometimes(stop.StopRequests.__call__, False)  # type: ignore[method-assign]
+    driver._Watch.look = found.sometimes(driver._Watch.look, None)  # type: ignore[method-assign]
+    stop.StopRequests.__call__ = found.sometimes(stop.StopRequests.__call__, False)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(prefix="idle-") as folder:
         corpus = prepare_small_corpus(Path(folder))
         with cluster_of(1, 1) as (nodes, _):
@@ -102,26 +64,14 @@ def measure(pairs: int) -> list[float]:
                 *("train.steps=1000000", "train.global_batch=32", "evaluation.every=1000000"),
                 "checkpoint.every=1000000",
             ]
-            config = build(tree(corpus, Path(folder)), overrides, "idle", Config)
-            with suppress(Enough):
-                pretrain(config, windows.take)
-    medians = [statistics.median(seconds) for seconds in windows.seconds]
-    print(f"median step: {statistics.median(medians):.3f} s")
-    return [
-        (first / second) if at_work((number + 1) * WINDOW) else (second / first)
-        for number, (first, second) in enumerate(itertools.pairwise(medians))
-    ]
+            found.run(build(tree(corpus, Path(folder)), overrides, "idle", Config))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=8)
-    ratios = sorted(measure(parser.parse_args().pairs))
-    low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
-    print(
-        f"a step with elasticity at work takes {statistics.median(ratios):.4f} times as long as at rest "
-        f"(quartiles {low:.4f} and {high:.4f}); target at most {TARGET}"
-    )
+    measure(parser.parse_args().pairs).tell("elasticity", TARGET)
 
 
 if __name__ == "__main__":
