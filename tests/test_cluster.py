@@ -79,6 +79,20 @@ WORKER_HANGS_AT_EXIT = """
 """
 
 
+NOBODY_LISTENS = """
+    import sys
+    from panthalassa.cluster import connected
+    from panthalassa.config_file import load
+    from panthalassa.errors import PanthalassaError
+
+    try:
+        with connected(load(sys.argv[1], ["cluster.address=127.0.0.1:1"]).cluster):
+            pass
+    except PanthalassaError as error:
+        print(error)
+"""
+
+
 def run(script: str, config: Config, folder: Path) -> tuple[str, list[psutil.Process]]:
     """What the script prints, and the processes that it leaves."""
     path, mark = folder / "small.yaml", uuid.uuid4().hex
@@ -125,4 +139,12 @@ def test_a_worker_that_hangs_at_its_exit_is_ended(
 ) -> None:
     printed, left = run(WORKER_HANGS_AT_EXIT, configure(tmp_path), tmp_path)
     assert printed.strip() == "left"
+    assert left == []
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    printed, left = run(NOBODY_LISTENS, configure(tmp_path), tmp_path)
+    assert printed.startswith("no Ray at 127.0.0.1:1 (key cluster.address)")
     assert left == []

@@ -1,9 +1,11 @@
-"""Ctrl-C in a real terminal: the run ends at a step boundary, and the same command goes on."""
+"""A run is asked to stop, by Ctrl-C or through its folder, and the same command goes on."""
 
 import os
 import re
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +14,11 @@ import pytest
 import yaml
 
 from panthalassa.config import Config
+from panthalassa.errors import PanthalassaError
 from panthalassa.storage import open_storage
 from panthalassa.train.checkpoint import committed
+from panthalassa.train.stop import PATIENCE as STANDS
+from panthalassa.train.stop import REQUEST, StopRequests, request_stop
 
 PATIENCE = 240
 """Seconds after which a hanging command is given up."""
@@ -82,3 +87,32 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
     second.close()
     assert second.exitstatus == 0
     assert not re.search("Traceback", second.before or "")
+
+
+def test_a_request_is_heard_by_a_command_that_starts_behind_it(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    run.write("config.yaml", b"")
+    asking = threading.Thread(target=request_stop, args=(run,))
+    asking.start()
+    while not run.exists(REQUEST):
+        time.sleep(0.01)
+    listening = StopRequests(run)
+    assert listening()
+    asking.join(10)
+    assert not asking.is_alive()
+    assert not listening()
+
+
+def test_a_request_that_nobody_waits_for_any_more_stops_no_later_run(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    run.write(REQUEST, str(time.time() - STANDS).encode())
+    assert not StopRequests(run)()
+    assert not run.exists(REQUEST)
+
+
+def test_a_request_that_nobody_hears_is_taken_back(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    run.write("config.yaml", b"")
+    with pytest.raises(PanthalassaError, match="nothing trains"):
+        request_stop(run, patience=0.2)
+    assert not run.exists(REQUEST)

@@ -17,6 +17,8 @@ from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError, PanthalassaError
 
 OBJECT_STORE = 256 << 20
+ANSWER = 10
+"""Seconds for a cluster to accept a connection."""
 GRACE = 5
 """Seconds that Ray's processes have to end after its shutdown."""
 
@@ -65,6 +67,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                     logging_level=level,
                 )
         else:
+            _check_answer(cluster.address)
             ray.init(address=cluster.address, log_to_driver=debug, logging_level=level)
     except Exception as error:  # Ray has no class for what keeps it from starting
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -163,6 +166,13 @@ def _cpus(cluster: Cluster) -> int:
     """All of this machine's, and at least enough for the ranks and one more that reads for them."""
     needed = int(cluster.workers * cluster.cpus_per_worker) + 1
     return max(os.cpu_count() or 1, needed)
+
+
+def _check_answer(address: str) -> None:
+    """Raises OSError when nothing listens at host:port, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
 
 
 def _check_port(port: int) -> None:

@@ -148,6 +148,21 @@ def test_the_newest_commit_that_can_be_read_is_found_without_reading_files(tmp_p
         checkpoint.newest(run)
 
 
+def test_checkpoints_that_lost_their_commits_are_no_crashed_saves(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    run.write("step-00000001/__0_0.distcp", b"one crashed save")
+    assert checkpoint.newest(run) is None
+    run.write("step-00000002/__0_0.distcp", b"its commit was lost")
+    with pytest.raises(
+        CheckpointError, match=r"step-00000001/checkpoint.json is missing.*left as they"
+    ):
+        checkpoint.newest(run)
+    commit_by_hand(run, 3)
+    found = checkpoint.newest(run)
+    assert found is not None
+    assert found[0] == "step-00000003"
+
+
 def test_another_format_is_refused_and_not_taken_for_corrupt(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     commit_by_hand(run, 1)

@@ -45,6 +45,14 @@ class Hang(Callback):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+class Stuck(Callback):
+    """One rank never comes to a step."""
+
+    def before_step(self, run: TrainingRun) -> None:
+        if run.step == 3 and dist.get_rank() == 1:
+            time.sleep(1000)
+
+
 class Slow(Callback):
     """Takes its time at a few steps: together more than a step may take."""
 
@@ -77,10 +85,19 @@ def test_a_rank_that_waits_for_a_stopped_one_ends_with_its_stacks(
     assert "in _next_input" in stacks, "the main thread waits for the other rank there"
     assert "in _watch" in stacks
     notice = (tmp_path / "notice-0").read_text()
-    assert notice.startswith("rank 0 hung for")
+    assert notice.startswith("rank 0 waited for other ranks for")
     assert f"behind step {step} " in notice
     assert str(tmp_path / "stacks") in notice
     assert not (tmp_path / "notice-1").exists()
+
+
+def test_who_hangs_and_who_waits_is_told_apart(ranks: Any, tmp_path: Path) -> None:
+    config = looping("guard.step_seconds=1.5", "guard.first_step_seconds=1000")
+    with pytest.raises(RankError, match=f"died with exit code {EXIT_CODE}"):
+        ranks(2, watched, config, str(tmp_path), Stuck(), timeout=60)
+    told = [path.read_text() for path in tmp_path.glob("notice-*")]
+    assert all(text.startswith(("rank 0 waited", "rank 1 hung")) for text in told)
+    assert told
 
 
 def test_slow_callbacks_and_a_long_run_are_no_hang(ranks: Any, tmp_path: Path) -> None:
@@ -89,7 +106,7 @@ def test_slow_callbacks_and_a_long_run_are_no_hang(ranks: Any, tmp_path: Path) -
     assert not (tmp_path / "stacks").exists()
 
 
-class Stuck(Notes):
+class Deaf(Notes):
     """A board that never answers."""
 
     def fail(self, event: Event) -> None:
@@ -101,7 +118,7 @@ def stuck(folder: str) -> None:
 
     watchdog.PATIENCE = 0.5
     setting = Guard(first_step_seconds=0.2)
-    Watchdog(setting, open_storage(folder), 3, 7, 0, Stuck())  # type: ignore[arg-type]
+    Watchdog(setting, open_storage(folder), 3, 7, 0, Deaf())  # type: ignore[arg-type]
     time.sleep(1000)
 
 

@@ -45,8 +45,9 @@ class Board:
         self._launched = asyncio.Condition()
 
     async def begin(self, launch: Launch) -> None:
-        """The next attempt begins."""
+        """The next attempt begins; what is still said of the loss of the last one is not its own."""
         self._stopping, self._group = False, None
+        self._events = [event for event in self._events if not isinstance(event, Lost)]
         async with self._launched:
             self._launches.append(launch)
             self._launched.notify_all()

@@ -85,6 +85,18 @@ def torn(run: Storage) -> list[str]:
     return [name for name in run.folders() if name.startswith(PREFIX) and name not in good]
 
 
+def candidates(run: Storage) -> tuple[list[str], list[str]]:
+    """What `committed` and `torn` say of a run that goes on.
+
+    A crash leaves one checkpoint without a commit. Raises CheckpointError when there are several, and
+    none with one: their commits were lost, and to begin anew would remove what they belonged to.
+    """
+    good, without = committed(run), torn(run)
+    if len(without) > 1 and not good:
+        raise all_corrupt(run, [f"{run.uri}/{name}/{COMMIT} is missing" for name in without])
+    return good, without
+
+
 def read_commit(run: Storage, name: str) -> Commit:
     """Raises CorruptError when it is missing or not what was written, else CheckpointError."""
     place = f"{run.uri}/{name}/{COMMIT}"
@@ -115,10 +127,10 @@ def read_commit(run: Storage, name: str) -> Commit:
 def newest(run: Storage) -> tuple[str, Commit] | None:
     """The newest checkpoint with a good commit, its files unread; None when there are none at all.
 
-    Raises CheckpointError when all commits are corrupt.
+    Raises CheckpointError when all commits are corrupt or lost.
     """
     corrupt = []
-    for name in reversed(committed(run)):
+    for name in reversed(candidates(run)[0]):
         try:
             return name, read_commit(run, name)
         except CorruptError as error:

@@ -43,7 +43,6 @@ class Display:
         self.steps = config.train.steps
         self.checkpoint = "none yet"
         self.power = ""
-        self.lost = False
         self.parts: list[Started] | None = []
         self.progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -90,13 +89,16 @@ class Display:
                 )
             case Notice():
                 self._print(event.text)
-            case Launched() if event.nodes > 1 or self.lost:
-                self._print(f"starting {event.workers} ranks on {event.nodes} nodes")
+            case Launched():
+                ranks = f"{event.workers} rank{'s' * (event.workers > 1)}"
+                self._print(f"starting {ranks} on {event.nodes} node{'s' * (event.nodes > 1)}")
             case Lost():
-                self.lost = True
+                self.began, self.parts = time.time(), []
                 if not event.planned:
                     self._print(f"the ranks were lost: {event.reason}")
-            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent():
+            case Waited() if self.parts is not None:
+                self.parts.append(Started("places", event.seconds))
+            case Generated() | Ended() | Failed() | Waited() | Spent():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:

@@ -22,6 +22,7 @@ from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.train import placement
 from panthalassa.train.board import Launch
+from panthalassa.train.checkpoint import newest
 from panthalassa.train.checkpointing import mean_time_between_failures
 from panthalassa.train.events import (
     Ended,
@@ -107,7 +108,9 @@ class Attempt:
     def reason(self) -> str:
         """Why it was lost: ranks that only missed another one's answer are not the cause."""
         causes = [line for line in self.lost if not _is_echo(line)]
-        return (causes or self.lost)[0]
+        if causes:
+            return causes[0]
+        return f"{self.lost[0].partition(':')[0]} lost its connection to another rank"
 
 
 def _is_echo(line: str) -> bool:
@@ -154,7 +157,9 @@ class Elastic:
                     f"allows, at last with: {attempt.reason}. "
                     f"The checkpoints in {self.task.run.uri} stand; --debug shows all."
                 )
-        self.take(Notice("stopped while no ranks were there; the same command goes on"))
+        self.take(Notice("stopped while no ranks were there"))
+        found = newest(self.task.run)
+        self.take(Ended(found[1].step if found else 0, interrupted=True))
 
     def _follow(self, nodes: Sequence[str]) -> Attempt:
         """Launch an attempt on `nodes`, and see to it until it is over."""
@@ -216,8 +221,8 @@ class Elastic:
         try:
             while not self._asked_to_stop():
                 waited = time.monotonic() - began
-                nodes = placement.survey(knock=True)
-                self._silent_nodes = tuple(node.id for node in nodes if node.silent)
+                nodes = placement.survey()
+                self._note_silent([node.id for node in nodes if node.silent])
                 most = placement.plan(placement.whole(nodes, cluster), tp_size, cluster.workers)
                 found = placement.plan(placement.free(nodes, cluster), tp_size, cluster.workers)
                 if len(found) >= least and (len(found) == len(most) or waited > SETTLE):
@@ -237,22 +242,27 @@ class Elastic:
         finally:
             self.take(Waited(time.monotonic() - began))
 
+    def _note_silent(self, nodes: Sequence[str]) -> None:
+        for node in set(nodes) - set(self._silent_nodes):
+            self.take(Notice(f"node {node} does not answer: nothing is started there"))
+        self._silent_nodes = tuple(nodes)
+
     def _refuse_large_groups(self, nodes: Sequence[placement.Node]) -> None:
         cluster, tp_size = self.task.config.cluster, self.task.config.parallel.tp_size
         most = max(placement.whole(nodes, cluster).values(), default=0)
         if 0 < most < tp_size:
             raise ConfigError(
                 f"parallel.tp_size={tp_size} needs that many ranks on one node, and no node of this "
-                f"cluster holds more than {most} of {placement.per_rank(cluster)}. Lower it, or "
+                f"cluster holds more than {most} of {placement.need(cluster)}. Lower it, or "
                 "set cluster.address to a cluster with larger nodes."
             )
 
 
 def _missing(found: int, least: int, cluster: Cluster) -> str:
-    need = ", ".join(f"{amount:g} {name}" for name, amount in placement.per_rank(cluster).items())
+    key = "min_workers" if cluster.min_workers else "workers"
     return (
-        f"{found} of at least {least} ranks have a place (cluster.min_workers, or cluster.workers; a "
-        f"rank needs {need}, and a tensor-parallel group one node)"
+        f"{found} of at least {least} ranks have a place (cluster.{key}; a rank needs "
+        f"{placement.need(cluster)}, and a tensor-parallel group one node)"
     )
 
 
@@ -269,9 +279,9 @@ class _Watch:
         if now < self._looked + WATCH or self._attempt.resizing:
             return
         self._looked = now
-        nodes = {node.id: node for node in placement.survey(knock=False)}
         ours = set(self._attempt.nodes)
-        if dead := ours - set(nodes):
+        nodes = {node.id: node for node in placement.survey(ours)}
+        if dead := ours - {node.id for node in nodes.values() if not node.refuses}:
             self._attempt.lost.append(f"{len(dead)} of {len(ours)} nodes died")
         elif leaving := {node for node in ours if nodes[node].leaving}:
             self._resize(f"{len(leaving)} of {len(ours)} nodes are being drained")
@@ -287,7 +297,7 @@ class _Watch:
             self._room_since = now
         elif now > self._room_since + STEADY:
             self._room_since = None
-            if (room := self._room(placement.survey(knock=True))) > size:
+            if (room := self._room(placement.survey())) > size:
                 self._resize(f"there is room for {room} ranks instead of {size}")
 
     def _room(self, nodes: Iterable[placement.Node]) -> int:

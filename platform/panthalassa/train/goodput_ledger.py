@@ -69,6 +69,7 @@ class GoodputLedger:
     ) -> None:
         self.note(Ended(at=time.time()))
         self._write()
+        self.__dict__.pop("_earlier", None)  # another command may have ended meanwhile
 
     def add(self, event: events.Event) -> None:
         """Enter what an event tells of the time."""

@@ -6,7 +6,7 @@ tensor-parallel groups stay inside nodes and nothing waits for a node that is de
 """
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -32,10 +32,12 @@ class Node:
     """It is being drained: what runs there ends soon, and nothing new starts."""
     silent: bool = False
     """It did not answer when it was asked: it is dead, and Ray does not know yet."""
+    refuses: bool = False
+    """Its machine did, and says that Ray's process is not there."""
 
 
-def survey(knock: bool) -> list[Node]:
-    """The nodes that Ray believes alive. With `knock`, those that do not answer just now are silent."""
+def survey(asked: Container[str] | None = None) -> list[Node]:
+    """The nodes that Ray believes alive, of which those in `asked`, or all, are asked themselves."""
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     nodes = [
         Node(
@@ -46,29 +48,37 @@ def survey(knock: bool) -> list[Node]:
         )
         for found in (*status.active_nodes, *status.idle_nodes)
     ]
-    if not knock:
-        return nodes
     ports = {
         node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
         for node in ray.nodes()  # type: ignore[no-untyped-call]
     }
+
+    def knock(node: Node) -> Node:
+        if asked is not None and node.id not in asked:
+            return node
+        if node.id not in ports:
+            return replace(node, silent=True)
+        try:
+            with socket.create_connection(ports[node.id], timeout=KNOCK_SECONDS):
+                return node
+        except ConnectionRefusedError:
+            return replace(node, silent=True, refuses=True)
+        except OSError:
+            return replace(node, silent=True)
+
     with ThreadPoolExecutor(64) as pool:
-        answers = pool.map(lambda node: node.id in ports and _answers(ports[node.id]), nodes)
-        return [replace(node, silent=not found) for node, found in zip(nodes, answers, strict=True)]
-
-
-def _answers(address: tuple[str, int]) -> bool:
-    try:
-        with socket.create_connection(address, timeout=KNOCK_SECONDS):
-            return True
-    except OSError:
-        return False
+        return list(pool.map(knock, nodes))
 
 
 def per_rank(cluster: Cluster) -> dict[str, float]:
     """What Ray reserves for a rank."""
     gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
     return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def need(cluster: Cluster) -> str:
+    """The same, for people."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in per_rank(cluster).items())
 
 
 def places(

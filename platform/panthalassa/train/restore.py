@@ -68,7 +68,7 @@ def resume(run: Storage, staging: str | None, report: Callable[[str], None]) -> 
     unfinished: list[str] = []
     with together():
         if dist.get_rank() == 0:
-            names, unfinished = checkpoint.committed(run), checkpoint.torn(run)
+            names, unfinished = checkpoint.candidates(run)
     corrupt: dict[str, str] = {}
     found: Verified | None = None
     for name in reversed(everywhere(names)):

@@ -9,15 +9,16 @@ from panthalassa.storage import Storage
 REQUEST = "stop-request"
 INTERVAL = 2.0
 """Seconds between two looks for a request."""
+PATIENCE = 60.0
+"""Seconds after which whoever made a request has given up."""
 
 
 class StopRequests:
-    """The end that listens. Requests that nobody has heard before are forgotten."""
+    """The end that listens. A request of which whoever made it has given up is forgotten."""
 
     def __init__(self, run: Storage) -> None:
         self._run = replace(run, patience=INTERVAL)
-        self._looked = time.monotonic()
-        self._heard()
+        self._looked = -INTERVAL
 
     def __call__(self) -> bool:
         """Whether there is a request; answers it."""
@@ -29,10 +30,11 @@ class StopRequests:
     def _heard(self) -> bool:
         try:
             if self._run.exists(REQUEST):
+                asked = float(self._run.read(REQUEST))
                 self._run.delete(REQUEST)
-                return True
-        except OSError:
-            pass  # storage that fails for a moment; the request waits
+                return time.time() < asked + PATIENCE
+        except (OSError, ValueError):
+            pass  # storage that fails for a moment, or half a request: the next look tells
         return False
 
 
@@ -45,7 +47,7 @@ def request_stop(run: Storage, patience: float = 30.0) -> None:
     try:
         if not run.exists("config.yaml"):
             raise PanthalassaError(f"there is no run at {run.uri}")
-        run.write(REQUEST, b"")
+        run.write(REQUEST, str(time.time()).encode())
         until = time.monotonic() + patience
         while run.exists(REQUEST):
             if time.monotonic() > until:

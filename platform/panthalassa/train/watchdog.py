@@ -9,6 +9,7 @@ own limit.
 
 import faulthandler
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -45,6 +46,7 @@ class Watchdog(Callback):
         self._limit = setting.first_step_seconds
         self._beat = time.monotonic()
         self._closing = threading.Event()
+        self._watched = threading.get_ident()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def beat(self) -> None:
@@ -71,8 +73,9 @@ class Watchdog(Callback):
             faulthandler.dump_traceback(file)
             file.seek(0)
             stacks = file.read()
+        what = "waited for other ranks" if _waits_for_others(self._watched) else "hung"
         notice = Notice(
-            f"rank {self._rank} hung for {self._limit:g} s behind step {self._step} and ends itself; "
+            f"rank {self._rank} {what} for {self._limit:g} s behind step {self._step} and ends itself; "
             f"its stacks are in {self._storage.uri}/{self._file}"
         )
         until = time.monotonic() + PATIENCE
@@ -91,3 +94,13 @@ class Watchdog(Callback):
         found = newest_collectives(self._rank, PATIENCE / 2)
         if found is not None:
             self._storage.write(self._file.replace(".txt", ".flight"), found)
+
+
+def _waits_for_others(thread: int) -> bool:
+    """Whether a thread is in a collective: then another rank is the one that hangs."""
+    frame = sys._current_frames().get(thread)
+    while frame and "panthalassa/train" not in frame.f_code.co_filename:
+        if "torch/distributed" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
