@@ -16,11 +16,14 @@ from panthalassa.train.events import (
     Event,
     Failed,
     Generated,
+    Launched,
+    Lost,
     Notice,
     Ready,
     Saved,
     Started,
     Step,
+    Waited,
 )
 from panthalassa.train.goodput import Began, Steps, account
 from panthalassa.train.run import History, Outcome
@@ -289,6 +292,24 @@ def test_a_restart_of_the_ranks_does_not_count_evaluations_twice() -> None:
     for event in [*events, step_of(2), Evaluated(2, 5.0, 7_000)]:
         history.add(event)
     assert [evaluation.step for evaluation in history.evaluations] == [0, 2]
+
+
+def test_a_recovery_is_told_in_parts_as_the_first_start_was() -> None:
+    start: list[Event] = [Waited(0.1), Launched(2, 1), Started("workers", 3.0), READY, step_of(1)]
+    again: list[Event] = [
+        Lost("rank 1 lost its connection to another rank"),
+        Waited(0.2),
+        Launched(1, 1),
+        Started("workers", 4.0),
+        READY,
+        step_of(2),
+    ]
+    lines = displayed([*start, *again]).splitlines()
+    assert "starting 2 ranks on 1 node" in lines
+    assert "the ranks were lost: rank 1 lost its connection to another rank" in lines
+    first, second = (line.partition("s: ")[2] for line in lines if line.startswith("first step"))
+    assert first == "places 0.1, workers 3.0, first step 0.5"
+    assert second == "places 0.2, workers 4.0, first step 0.5"
 
 
 def test_an_interrupted_run_says_that_the_same_command_goes_on() -> None:
