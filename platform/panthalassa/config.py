@@ -290,6 +290,10 @@ class Tracking(Section):
 class Energy(Section):
     source: Literal["auto", "nvml", "rapl", "none"] = "auto"
     """Where joules are read; `auto` takes NVML for ranks with a GPU and RAPL for the others."""
+    pue: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """Power usage effectiveness of the facility: its kWh are those of the devices times this."""
+    grid_kg_per_kwh: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """kg of CO₂ a kWh of the grid, for the carbon in the account of energy."""
 
 
 class Cluster(Section):

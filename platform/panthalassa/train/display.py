@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from panthalassa.config import Config
+from panthalassa.energy.account import explain as explain_energy
 from panthalassa.train.events import (
     Ended,
     Evaluated,
@@ -19,6 +20,7 @@ from panthalassa.train.events import (
     Generated,
     Launched,
     Lost,
+    Metered,
     Notice,
     Ready,
     Saved,
@@ -96,7 +98,7 @@ class Display:
                 self.lost = True
                 if not event.planned:
                     self._print(f"the ranks were lost: {event.reason}")
-            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent():
+            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent() | Metered():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:
@@ -155,6 +157,8 @@ def summarize(outcome: Outcome, console: Console) -> None:
     if history.steps:
         lines += _speed(outcome).items()
     lines += explain(outcome.goodput)
+    if outcome.energy:
+        lines += explain_energy(outcome.energy)
     if history.saved:
         lines.append(("checkpoint", history.saved.uri))
     lines.append(("MLflow", outcome.tracking_problem or outcome.tracking_uri))
@@ -179,7 +183,7 @@ def _speed(outcome: Outcome) -> dict[str, str]:
     peak = "the matmul peak measured here" if ready and ready.peak_is_measured else "the peak"
     energy = ready.power if ready else ""
     if joules:
-        energy = (
+        energy = (  # of this command; the account is of all
             f"{sum(joules) / len(joules):.1f} J an iteration over {len(joules)} steps ({energy})"
         )
     return {
