@@ -44,6 +44,8 @@ class NvmlDouble:
     """The time that the curves are at; None lets real time run from nvmlInit."""
     since: float | None = None
     """With `seconds` None: real time runs for all processes, from this moment of time.monotonic()."""
+    lines: Path | None = None
+    """A file; the time is as many seconds as it has lines."""
     step: float = 0.0
     """Seconds that each call of `clock` moves the time on by."""
     ticks: int = 0
@@ -57,13 +59,12 @@ class NvmlDouble:
 
     def publish(self) -> None:
         real = "real" if self.since is None else f"since {self.since!r}"
-        lines = [f"clock {real if self.seconds is None else repr(self.seconds)}"]
+        time = real if self.seconds is None else repr(self.seconds)
+        lines = [f"clock lines {self.lines}" if self.lines else f"clock {time}"]
         for uuid, gpu in self.gpus.items():
             points = " ".join(f"{second!r}:{watt!r}" for second, watt in gpu.curve)
             errors = f"{gpu.energy_error} {gpu.power_error} {gpu.field_error} {gpu.limit_error}"
-            lines.append(
-                f"gpu {uuid} {gpu.name} {errors} {gpu.offset_mj} {gpu.refresh!r} {points}"
-            )
+            lines.append(f"gpu {uuid} {gpu.name} {errors} {gpu.offset_mj} {gpu.refresh!r} {points}")
         draft = self.script.with_suffix(".draft")
         with self.lock:  # a meter's thread publishes too, through `clock`
             draft.write_text("\n".join(lines) + "\n")

@@ -3,7 +3,8 @@
  * NVML_DOUBLE names a text file, read again at every call, so that all processes see the same GPUs:
  *
  *     clock 12.5                 the time in seconds; `clock real`: seconds since nvmlInit;
- *                                `clock since 99.5`: the system's monotonic clock less this
+ *                                `clock since 99.5`: the system's monotonic clock less this;
+ *                                `clock lines FILE`: a second for each line that FILE has
  *     gpu GPU-a NVIDIA-A100 0 15 3 0 1000 0.02 0:100 10:300
  *
  * A gpu line holds its UUID and name; what its energy counter, its power, its field values and the
@@ -47,6 +48,14 @@ static double real_seconds(void) {
     return now.tv_sec + now.tv_nsec / 1e9;
 }
 
+static double lines_of(const char *path) {
+    double lines = 0;
+    FILE *file = fopen(path, "r");
+    for (int c; file && (c = getc(file)) != EOF;) lines += c == '\n';
+    if (file) fclose(file);
+    return lines;
+}
+
 static void read_limits(Gpu *gpu) {
     char path[4096], name[UUID_SIZE];
     double since, watt;
@@ -65,7 +74,7 @@ static void read_limits(Gpu *gpu) {
 /* Read the script: the time, how many GPUs there are, and the one called `uuid` or, without a name,
  * the one at `index`. */
 static int script(const char *uuid, int index, double *now, unsigned *count, Gpu *gpu) {
-    static char line[LINE];
+    static char line[LINE], lines[4096];
     char name[UUID_SIZE], word[32];
     int at, used, found = NOT_FOUND, timed = 0;
     double from;
@@ -78,6 +87,7 @@ static int script(const char *uuid, int index, double *now, unsigned *count, Gpu
         if (sscanf(line, "clock %31s", word) == 1) {
             *now = strcmp(word, "real") ? atof(word) : real_seconds() - born;
             if (sscanf(line, "clock since %lf", &from) == 1) *now = real_seconds() - from;
+            if (sscanf(line, "clock lines %4095s", lines) == 1) *now = lines_of(lines);
             timed = 1;
         }
         if (sscanf(line, "gpu %95s%n", name, &at) != 1) continue;

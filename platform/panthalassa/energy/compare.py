@@ -31,12 +31,14 @@ Metric = Literal["j_per_iteration", "j_per_token"]
 CONFIDENCE = 0.95
 WARM_UP = 3
 """Steps behind a start that do not count."""
-FEWEST = 10
+FEWEST = 12
 """Windows of a run that a comparison needs."""
 MOST = 2000
 """Windows that are looked at; of a longer run, neighbours are merged."""
 REPLICATES = 4000
 SEED = 0
+T = (1.96**2 + 1) / 4
+"""How much wider, over the degrees of freedom, the middle 95 % of Student's t are than of a normal."""
 
 Floats = NDArray[np.float64]
 
@@ -192,14 +194,16 @@ def _merged(found: Sample) -> Sample:
 def _replicates(found: Sample, chance: np.random.Generator) -> Floats:
     """The logarithm of the mean of resampled runs. [REPLICATES]"""
     n = len(found.joules)
-    length = block_length(found.joules - found.mean * found.amounts)
+    automatic = block_length(found.joules - found.mean * found.amounts)
+    length = max(automatic, math.ceil(n ** (1 / 3)))  # few windows do not show how they correlate
     blocks = math.ceil(n / length)
     starts = chance.integers(n, size=(REPLICATES, blocks))
     joules, amounts = (_sums(x, length)[starts].sum(1) for x in (found.joules, found.amounts))
-    # Blocks hide the deviation inside them: n - length windows are as free as n would be.
-    free = math.sqrt(n / max(1, n - length))
+    # A few blocks know their own spread badly, and their mean follows them: Student's t instead of a
+    # normal (Cornish-Fisher, first term), and n - length windows instead of n.
+    wider = (1 + T / max(1, blocks - 1)) * math.sqrt(n / max(1, n - length))
     mean = math.log(found.mean)
-    return np.asarray(mean + free * (np.log(joules / amounts) - mean))
+    return np.asarray(mean + wider * (np.log(joules / amounts) - mean))
 
 
 def _sums(values: Floats, length: int) -> Floats:
