@@ -152,6 +152,28 @@ def compare(
     _run(command, debug)
 
 
+@energy.command()
+def tune(
+    run: RunFolder,
+    limits: Annotated[str, typer.Option(help="watts to try, e.g. 200,250,300")] = "",
+    seconds: Annotated[float, typer.Option(help="for which each is tried", min=1.0)] = 60.0,
+    debug: Debug = False,
+) -> None:
+    """Try power limits on the GPUs of a run that trains on this machine; they are put back after it."""
+
+    def command(console: Console) -> None:
+        from panthalassa.energy.tune import explain, tune
+        from panthalassa.storage import open_storage
+
+        try:
+            watts = [float(watt) for watt in limits.split(",") if watt]
+        except ValueError as error:
+            raise PanthalassaError(f"--limits {limits}: expected watts, as 200,250") from error
+        _table(console, explain(tune(open_storage(run), watts, seconds, console.print)))
+
+    _run(command, debug)
+
+
 def _table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     for name, text in rows:
         console.print(f"{name:14} {text}", soft_wrap=True, markup=False)

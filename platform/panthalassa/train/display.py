@@ -44,7 +44,7 @@ class Display:
         self.console = console
         self.steps = config.train.steps
         self.checkpoint = "none yet"
-        self.power = ""
+        self.metered = False
         self.lost = False
         self.parts: list[Started] | None = []
         self.progress = Progress(
@@ -98,12 +98,13 @@ class Display:
                 self.lost = True
                 if not event.planned:
                     self._print(f"the ranks were lost: {event.reason}")
-            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent() | Metered():
+            case Metered():
+                self.metered = True
+            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:
         peak = "measured matmul peak" if event.peak_is_measured else "peak"
-        self.power = event.power
         self._print(
             f"{event.parameters:,} parameters on {event.dp_size} data-parallel x {event.tp_size} "
             f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s"
@@ -121,7 +122,9 @@ class Display:
             listed = ", ".join(f"{part.part} {part.seconds:.1f}" for part in parts)
             self._print(f"first step after {whole:.1f} s: {listed}")
             self.parts = None
-        energy = "no power source" if event.joules is None else f"{event.joules:.1f} J"
+        energy = "energy in sums only" if self.metered else "no power source"
+        if event.joules is not None:
+            energy = f"{event.joules:.1f} J"
         text = (
             f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
             f"{event.tokens_per_second:,.0f} tokens/s  {energy}  checkpoint {self.checkpoint}"
@@ -183,12 +186,13 @@ def _speed(outcome: Outcome) -> dict[str, str]:
     peak = "the matmul peak measured here" if ready and ready.peak_is_measured else "the peak"
     energy = ready.power if ready else ""
     if joules:
-        energy = (  # of this command; the account is of all
+        energy = (
             f"{sum(joules) / len(joules):.1f} J an iteration over {len(joules)} steps ({energy})"
         )
+    energy_row = {} if outcome.energy else {"energy": energy}  # else the account tells
     return {
         "speed": f"{positions / seconds:,.0f} tokens/s, {mfu:.1%} of {peak}; "
         f"{waited:.1%} of the time waiting for data",
-        "energy": energy,
+        **energy_row,
         "time": f"{outcome.seconds:.0f} s in all, {seconds:.0f} s in steps",
     }
