@@ -2,26 +2,32 @@
 
 import ctypes
 import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pynvml  # type: ignore[import-untyped]
 import pytest
 import torch
 from loops import go, looping, open_run
 from ranks import Ranks
+from ray.exceptions import RayError
 from torch import distributed as dist
 
 from panthalassa.config import Config
 from panthalassa.energy.account import account
-from panthalassa.energy.lines import Line, Metering, Rest, Steps, Window
+from panthalassa.energy.lines import Line, Metering, Rest, Steps, StoodBy, Window
 from panthalassa.energy.meters import Absent
+from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError
 from panthalassa.train import energy
 from panthalassa.train.callback import Callback
-from panthalassa.train.energy import Energy, EnergyEnd, claim
+from panthalassa.train.energy import Claim, Energy, EnergyEnd, claim, count_standby
 from panthalassa.train.events import Metered, Notice, Step
 from panthalassa.train.loop import TrainingRun
+
+if TYPE_CHECKING:
+    from conftest import NvmlDouble
 
 A, B, C = "GPU-0a", "GPU-0b", "GPU-0c"
 WATTS = {A: 100, B: 30, C: 7}
@@ -81,6 +87,28 @@ def test_a_device_is_measured_by_the_lowest_rank_that_sees_it(
     assert not any(rank["blind"] for rank in found)
     if not measured[1]:
         assert found[1]["power"] == "other ranks measure the devices that this one sees"
+
+
+def test_a_rank_that_stands_by_tells_what_its_gpu_takes(
+    nvml: "NvmlDouble", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.add(A, [(0, 60)])
+    monkeypatch.setattr(energy, "WINDOW", 0.01)
+    told: list[StoodBy] = []
+    done = threading.Event()
+
+    def post(events: list[Any]) -> None:
+        told.extend(event.line for event in events)
+        nvml.go_to(nvml.seconds + 1)  # type: ignore[operator]
+        if len(told) == 3:
+            done.set()
+            raise RayError("the board is gone")
+
+    meter = choose("nvml", [A])
+    count_standby(Claim(meter, (A,), 0.0, lambda: meter), post)
+    assert done.wait(60)
+    assert [(line.device, line.joules) for line in told] == [(A, 0), (A, 60), (A, 60)]
+    assert account(told).joules_by_phase["standby"] == pytest.approx(120)
 
 
 class Script(Callback):
@@ -168,7 +196,7 @@ def test_the_sums_of_all_ranks_are_under_the_names_of_what_they_were_spent_on(
     assert found.joules == pytest.approx(130 * whole)
     assert set(figures) == {None}, "the script stands still while the counter is watched: too short"
     assert sum("gets no figure of its own" in text for text in told) == 1
-    assert any("2 devices" in text for text in told)
+    assert any("2 devices in all" in text for text in told)
 
 
 def test_a_gpu_that_is_lost_leaves_steps_without_joules_and_the_run_goes_on(

@@ -37,7 +37,7 @@ class EnergyLedger:
     Nothing here raises. A line that can not be written is tried again with the next one.
     """
 
-    def __init__(self, run: Storage, setting: Energy, began: float) -> None:
+    def __init__(self, run: Storage, energy: Energy, began: float) -> None:
         """began: when the command did, in seconds since 1970."""
         self._folder = replace(run.below(FOLDER), patience=PATIENCE)
         self._number = int(began * 1000)  # higher than that of any command before
@@ -45,7 +45,7 @@ class EnergyLedger:
         self._lines: list[Line] = []
         self._steps: Steps | None = None
         """To be merged with those that follow."""
-        self.note(Began(at=began, pue=setting.pue, grid_kg_per_kwh=setting.grid_kg_per_kwh))
+        self.note(Began(at=began, pue=energy.pue, grid_kg_per_kwh=energy.grid_kg_per_kwh))
 
     def __enter__(self) -> "EnergyLedger":
         return self

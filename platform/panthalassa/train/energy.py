@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import ray
 import torch
+from ray.exceptions import RayError
 from torch import distributed as dist
 
 from panthalassa.config import Config
@@ -35,7 +35,7 @@ from panthalassa.energy.lines import (
     Waited,
     Window,
 )
-from panthalassa.energy.meters import PERIODS, Absent, Meter, bound
+from panthalassa.energy.meters import PERIODS, SENSOR, Absent, Meter, bound
 from panthalassa.energy.sources import Source, choose
 from panthalassa.energy.windows import Reading, Windows
 from panthalassa.errors import PanthalassaError
@@ -72,8 +72,8 @@ class Claim:
             return self.meter.reason
         devices = len(self.meter.devices)
         return (
-            f"{self.meter.source} of {devices} device{'s' * (devices > 1)} on this rank; each window "
-            f"±{bound(0, 1):.0%} and 2 x {self.meter.refresh * 1e3:.3g} ms of its length"
+            f"{self.meter.source} of {devices} device{'s' * (devices > 1)} on the first rank; relative "
+            f"error of a window: {SENSOR:.0%} + 2 x {self.meter.refresh * 1e3:.3g} ms / its length"
         )
 
 
@@ -189,7 +189,7 @@ class Energy(Callback):
         blind = f"; {line.blind} ranks have no power source" if line.blind else ""
         run.poster.post(
             Notice(
-                f"energy: {line.source} of {len(line.devices)} devices, renewed every "
+                f"energy: {line.source} of {len(line.devices)} devices in all, renewed every "
                 f"{self.refresh * 1e3:.3g} ms: ±{bound(self.refresh, WINDOW):.1%} of a window of "
                 f"{WINDOW:g} s{blind}"
             )
@@ -355,8 +355,9 @@ def _known(joules: float) -> float | None:
     return None if math.isnan(joules) else round(joules, 3)
 
 
-def count_standby(claim: Claim, board: Any) -> None:
-    """Have a rank that trains nothing tell what its devices take, from a thread that ends with it."""
+def count_standby(claim: Claim, post: Callable[[list[events.Event]], object]) -> None:
+    """Have a rank that trains nothing tell what its devices take, from a thread that ends with it, or
+    when `post` fails because nobody is there any more."""
     if isinstance(claim.meter, Absent):
         return
     windows = Windows(claim.meter, claim.renew)
@@ -372,7 +373,10 @@ def count_standby(claim: Claim, board: Any) -> None:
                 StoodBy(at=time.time(), device=name, seconds=measured.seconds, joules=joules)
                 for name, joules in zip(claim.names, each, strict=True)
             ]
-            ray.get(board.post.remote([Metered(line) for line in lines]))
+            try:
+                post([Metered(line) for line in lines])
+            except RayError:
+                return
             before = now
 
     threading.Thread(target=tell, daemon=True, name="standby energy").start()

@@ -87,7 +87,7 @@ def work(arguments: dict[str, Any]) -> None:
         Poster(task.board, False).fail(Failed(str(error)))
         return  # as all other ranks
     if not standing.trains:
-        count_standby(claimed, task.board)
+        count_standby(claimed, lambda events: ray.get(task.board.post.remote(events)))
         return
     poster = Poster(task.board, dist.get_rank() == 0)
     poster.post(Started("workers", entered - launch.at))
