@@ -22,7 +22,8 @@ from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError
 from panthalassa.train import energy
 from panthalassa.train.callback import Callback
-from panthalassa.train.energy import Claim, Energy, EnergyEnd, claim, count_standby
+from panthalassa.train.claim import Claim, claim
+from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Metered, Notice, Step
 from panthalassa.train.loop import TrainingRun
 

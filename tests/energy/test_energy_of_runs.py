@@ -160,7 +160,10 @@ def test_a_comparison_of_two_runs_that_differ_by_22_percent_says_so(
 ) -> None:
     """The script's time is the ledger of samples: each step takes a second, whatever it takes here."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library.parent))
-    settings = ("train.steps=120", "train.global_batch=4", "evaluation.every=1000")
+    settings = (
+        "train.steps=120", "train.global_batch=4", "train.optimizer.learning_rate=1e-4",
+        "evaluation.every=1000",
+    )  # fmt: skip
     runs = []
     for name, scale in (("before", 1.0), ("after", 0.78)):
         config = configure(

@@ -179,8 +179,9 @@ def difference(a: Sample, b: Sample) -> tuple[float, float, float]:
     log = math.log(b.mean / a.mean)
     spread = logs[1] - logs[0]
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(spread, [tail, 1 - tail])
-    return tuple(100 * math.expm1(log + by) for by in (0.0, -high, -low))  # type: ignore[return-value]
+    low, high = np.quantile(log - spread, [tail, 1 - tail])
+    percent, least, most = (100 * math.expm1(value) for value in (log, low, high))
+    return percent, least, most
 
 
 def _merged(found: Sample) -> Sample:

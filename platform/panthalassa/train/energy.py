@@ -1,26 +1,21 @@
 """Energy of a training run: each rank reads its own devices, and the ledger gets the sums.
 
-A device that several ranks see is claimed by the lowest of them. The callback reads the meter twice a
-step, without a wait for the device, and books what came since under what the rank was at. The sums over
-the ranks travel with those of the step; the detail by device is gathered every reporting window. So the
-energy of each step is known on the driver as soon as the step is, and a death loses none that was told.
+Each device is claimed by one rank (`claim`). The callback reads the meter twice a step, without a wait
+for the device, and books what came since under what the rank was at. The sums over the ranks travel with
+those of the step; the detail by device is gathered every reporting window. So the energy of each step is
+known on the driver as soon as the step is, and a death loses none that was told.
 """
 
 import math
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import torch
 from ray.exceptions import RayError
 from torch import distributed as dist
 
-from panthalassa.config import Config
 from panthalassa.energy.account import PEAK
 from panthalassa.energy.lines import (
     Device,
@@ -35,13 +30,12 @@ from panthalassa.energy.lines import (
     Waited,
     Window,
 )
-from panthalassa.energy.meters import PERIODS, SENSOR, Absent, Meter, bound
-from panthalassa.energy.sources import Source, choose
+from panthalassa.energy.meters import PERIODS, Absent, bound
 from panthalassa.energy.windows import Reading, Windows
-from panthalassa.errors import PanthalassaError
 from panthalassa.train import events
-from panthalassa.train.agreement import everywhere, together, total
+from panthalassa.train.agreement import everywhere, total
 from panthalassa.train.callback import Callback
+from panthalassa.train.claim import Claim
 from panthalassa.train.events import Metered, Notice
 from panthalassa.train.loop import TrainingRun
 
@@ -49,80 +43,6 @@ WINDOW = 10.0
 """Seconds of a reporting window."""
 PHASES: tuple[Phase, ...] = get_args(Phase)
 WITHIN: tuple[Phase, ...] = ("step", "data_wait")
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What this rank measures: each device is measured by one rank."""
-
-    meter: Meter | Absent
-    names: tuple[str, ...]
-    """The ledger's names of its devices."""
-    opened: float
-    """When, in seconds since 1970."""
-    renew: Callable[[], Meter | Absent]
-    blind: bool = False
-    """Whether it has no power source that it should have."""
-
-    @property
-    def power(self) -> str:
-        """The source of power, or why there is none."""
-        if isinstance(self.meter, Absent):
-            return self.meter.reason
-        devices = len(self.meter.devices)
-        return (
-            f"{self.meter.source} of {devices} device{'s' * (devices > 1)} on the first rank; relative "
-            f"error of a window: {SENSOR:.0%} + 2 x {self.meter.refresh * 1e3:.3g} ms / its length"
-        )
-
-
-def claim(config: Config, device: torch.device) -> Claim:
-    """Open this rank's meter; every rank calls it, those that will stand by included.
-
-    Raises PanthalassaError, on all ranks, for a source that was asked for and can not be read.
-    """
-    uuids = None
-    if device.type == "cuda":
-        uuids = [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
-    source = config.energy.source
-    with together():
-        meter = choose(source, uuids)
-    opened = time.time()
-    devices = () if isinstance(meter, Absent) else meter.devices
-    keys = [_key(meter, name) for name in devices]
-    owners: dict[str, int] = {}
-    for rank, key in everywhere([(dist.get_rank(), key) for key in keys]):
-        owners.setdefault(key, rank)
-    mine = [name for name, key in zip(devices, keys, strict=True) if owners[key] == dist.get_rank()]
-    if isinstance(meter, Absent) or not mine:
-        if not isinstance(meter, Absent):
-            meter.close()
-            meter = Absent("other ranks measure the devices that this one sees")
-            return Claim(meter, (), opened, lambda: meter)
-        return Claim(meter, (), opened, lambda: meter, blind=source != "none")
-    renew = partial(_reopen, source, uuids if len(mine) == len(devices) else mine)
-    if len(mine) < len(devices):
-        meter.close()
-        meter = renew()
-    return Claim(meter, tuple(_name(meter, name) for name in mine), opened, renew)
-
-
-def _reopen(source: Source, uuids: Sequence[str] | None) -> Meter | Absent:
-    try:
-        return choose(source, uuids)
-    except PanthalassaError as error:
-        return Absent(str(error))
-
-
-def _key(meter: Meter | Absent, device: str) -> str:
-    """What a device is told from all others by: GPUs by UUID, RAPL zones by the boot of their host."""
-    of_gpu = device.startswith(("GPU-", "MIG-"))
-    return device if of_gpu else f"{BOOT.read_text().strip()}/{device}"
-
-
-def _name(meter: Meter | Absent, device: str) -> str:
-    return device if device.startswith(("GPU-", "MIG-")) else f"{socket.gethostname()}/{device}"
 
 
 class Energy(Callback):

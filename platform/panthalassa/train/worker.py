@@ -42,7 +42,8 @@ from panthalassa.train.audit import keep_manifest
 from panthalassa.train.board import Launch, Poster
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.checkpointing import Checkpoints
-from panthalassa.train.energy import Claim, Energy, EnergyEnd, claim, count_standby
+from panthalassa.train.claim import Claim, claim
+from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
 from panthalassa.train.restore import resume
