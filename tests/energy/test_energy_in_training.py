@@ -146,14 +146,17 @@ class Script(Callback):
             self.forward(4.0)
 
 
-def trained(library: str, folder: str, lost_at: int, window: float) -> Any:
-    """What rank 0 posts of a run of ten steps on two ranks, of which each sees a GPU."""
+def trained(library: str, folder: str, lost_at: int, window: float, periods: float) -> Any:
+    """What rank 0 posts of a run of ten steps on two ranks, of which each sees a GPU.
+
+    periods: how many a step has to last for a figure of its own.
+    """
     script = f"{folder}/script"
     if dist.get_rank() == 0:
         publish(script, 0.0)
     dist.barrier()
     use_double(library, script, [A, B])
-    energy.WINDOW = window
+    energy.WINDOW, energy.PERIODS = window, periods  # type: ignore[assignment]
     config: Config = looping("train.steps=10", "energy.source=nvml", "checkpoint.every=1000")
     measured = Energy(claim(config, torch.device("cpu")))
     run = open_run(config, folder)
@@ -163,16 +166,19 @@ def trained(library: str, folder: str, lost_at: int, window: float) -> Any:
     return [event.line for event in events if isinstance(event, Metered)], told, steps
 
 
-def run_of(ranks: Ranks, library: Path, folder: Path, lost_at: int, window: float) -> Any:
+def run_of(
+    ranks: Ranks, library: Path, folder: Path, lost_at: int, window: float, periods: float
+) -> Any:
     lines: list[Line]
-    (lines, told, steps), _ = ranks(2, trained, str(library), str(folder), lost_at, window)
+    arguments = (str(library), str(folder), lost_at, window, periods)
+    (lines, told, steps), _ = ranks(2, trained, *arguments)
     return lines, told, steps
 
 
 def test_the_sums_of_all_ranks_are_under_the_names_of_what_they_were_spent_on(
     ranks: Ranks, nvml_library: Path, tmp_path: Path
 ) -> None:
-    lines, told, figures = run_of(ranks, nvml_library, tmp_path, 0, 1e9)
+    lines, told, figures = run_of(ranks, nvml_library, tmp_path, 0, 1e9, periods=1e9)
     (metering,) = (line for line in lines if isinstance(line, Metering))
     assert metering.devices == {A: 5.0, B: 5.0}, "joules that they had counted before"
     steps = [line for line in lines if isinstance(line, Steps)]
@@ -195,7 +201,7 @@ def test_the_sums_of_all_ranks_are_under_the_names_of_what_they_were_spent_on(
         assert device.counter == pytest.approx(5 + WATTS[name] * whole)
     found = account(lines)
     assert found.joules == pytest.approx(130 * whole)
-    assert set(figures) == {None}, "the script stands still while the counter is watched: too short"
+    assert set(figures) == {None}, "each step is too short for a figure of its own; the sums stand"
     assert sum("gets no figure of its own" in text for text in told) == 1
     assert any("2 devices in all" in text for text in told)
 
@@ -203,7 +209,9 @@ def test_the_sums_of_all_ranks_are_under_the_names_of_what_they_were_spent_on(
 def test_a_gpu_that_is_lost_leaves_steps_without_joules_and_the_run_goes_on(
     ranks: Ranks, nvml_library: Path, tmp_path: Path
 ) -> None:
-    lines, told, _ = run_of(ranks, nvml_library, tmp_path, 4, 0.0)
+    lines, told, figures = run_of(ranks, nvml_library, tmp_path, 4, 0.0, periods=0)
+    assert figures[1:3] == [pytest.approx(162.5)] * 2
+    assert figures[3:] == [None] * 7
     steps = [line for line in lines if isinstance(line, Steps)]
     assert [line.joules[0] is None for line in steps] == [False] * 3 + [True] * 7
     assert sum("energy of GPU-0b is not known" in text for text in told) == 1
