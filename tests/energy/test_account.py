@@ -23,6 +23,7 @@ from panthalassa.energy.lines import (
     StoodBy,
     Waited,
     Window,
+    merged,
 )
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import open_storage
@@ -192,6 +193,10 @@ class Job:
     kept: list[float] = field(default_factory=list)
     """Seconds of each step that stands."""
 
+    late: bool = False
+    """Whether windows are entered as the ledger does: merged, at the end of their attempt."""
+    window: Window | None = None
+
     watts = 30.0, 70.0
 
     def counters(self) -> dict[str, float | None]:
@@ -223,10 +228,17 @@ class Job:
                          peak_watts=None, counter=self.counters()[name])
             for name, watt in zip((A, B), self.watts, strict=True)
         }  # fmt: skip
-        self.lines.append(Window(at=T + self.now, refresh=0.02, devices=devices))
+        window = Window(at=T + self.now, refresh=0.02, devices=devices)
+        if self.late:
+            self.window = merged(self.window, window) if self.window else window
+        else:
+            self.lines.append(window)
 
     def die(self, unseen: float, gap: float, rolled_back: int) -> None:
         self.now += unseen + gap
+        if self.window:
+            self.lines.append(self.window)
+            self.window = None
         self.lines.append(Lost(at=T + self.now, planned=False))
         back = min(rolled_back, len(self.kept))
         self.lost += unseen + gap + sum(self.kept[len(self.kept) - back :])
@@ -242,12 +254,13 @@ SECONDS = st.floats(0.01, 20)
         st.tuples(SECONDS, st.lists(SECONDS, min_size=1, max_size=12), st.integers(1, 5),
                   SECONDS, SECONDS, st.integers(0, 15)),
         min_size=1, max_size=6,
-    )
+    ),
+    st.booleans(),
 )  # fmt: skip
 def test_no_joule_is_counted_twice_or_missed_whatever_dies_when(
-    attempts: list[tuple[float, list[float], int, float, float, int]],
+    attempts: list[tuple[float, list[float], int, float, float, int]], late: bool
 ) -> None:
-    job = Job()
+    job = Job(late=late)
     for number, (start, seconds, every, unseen, gap, back) in enumerate(attempts):
         job.attempt(start, seconds, every, again=number > 0)
         if number < len(attempts) - 1:
@@ -267,15 +280,20 @@ def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) 
             ledger.note(metering(1, a=0.0))
             for step in range(first, first + 20):
                 ledger.note(steps_of(step, step, [10.0]))
+            half = Device(rank=0, seconds=10, joules={"step": 100}, mean_watts=10, peak_watts=None,
+                          counter=100.0)  # fmt: skip
+            ledger.note(Window(at=T + 98, refresh=0.02, devices={A: half}))
             ledger.note(steps_of(99, first + 20, [7.0], before={"checkpoint": 3.0}))
-            device = Device(rank=0, seconds=20, joules={"step": 200}, mean_watts=10, peak_watts=None,
-                            counter=200.0)  # fmt: skip
-            ledger.note(Window(at=T + 99, refresh=0.02, devices={A: device}))
+            rest = half.model_copy(update={"counter": 200.0})
+            ledger.note(Window(at=T + 99, refresh=0.02, devices={A: rest}))
             assert ledger.account().pue == 1.1
     found = account(read(run))
     assert found.joules == pytest.approx(2 * (20 * 10 + 7 + 3)), "a step twice"
-    merged = [line for line in read(run) if isinstance(line, Steps)]
-    assert max(len(line.seconds) for line in merged) == 5, "lines of some seconds"
+    steps = [line for line in read(run) if isinstance(line, Steps)]
+    assert max(len(line.seconds) for line in steps) == 5, "lines of some seconds"
+    windows = [line for line in read(run) if isinstance(line, Window)]
+    assert [window.devices[A].seconds for window in windows] == [20, 20], "two, merged, a command"
+    assert windows[0].devices[A].counter == 200
     assert "GPU-0a,0,40.0,400.0" in (tmp_path / FOLDER / DETAIL).read_text()
 
 

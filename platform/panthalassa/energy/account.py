@@ -6,6 +6,7 @@ its name, except that starting again after a death is part of what the death cos
 nobody reads; a counter that runs since the driver was loaded still tells what its device took.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ class _Walk:
             case Steps():
                 self._train(line)
             case Rest():
-                self._spend(line.joules)
+                self._spend(line.at, line.joules)
             case Window():
                 self.refresh = max(self.refresh, line.refresh)
                 self._readings.renew(line)
@@ -212,16 +213,17 @@ class _Walk:
         self.joules["start" if lost.planned else "lost"] += joules * (1 - waited)
         self.uncovered += seconds * (1 - share)
 
-    def _spend(self, joules: Joules) -> None:
+    def _spend(self, at: float, joules: Joules) -> None:
         for phase, spent in joules.items():
+            self._readings.note(at, spent or 0.0)
             name = {"start": self._start, "step": "other", "data_wait": "other"}.get(phase, phase)
             self.joules[name] += spent or 0.0
-            self._readings.spent += spent or 0.0
 
     def _train(self, line: Steps) -> None:
         while self.steps and self.steps[-1].step >= line.first:
             self.joules["lost"] += self.steps.pop().joules or 0.0
-        self._spend(line.before)
+        self._spend(line.at, line.before)
+        self._readings.note(line.at, sum(joules or 0.0 for joules in line.joules))
         if line.before or not self.steps or self.steps[-1].step != line.first - 1:
             self._span += 1
             self._run = (0.0, 0.0)
@@ -241,7 +243,6 @@ class _Walk:
             self.uncovered += step.seconds
             self._run = (0.0, 0.0)
             return
-        self._readings.spent += step.joules
         self.step_joules += step.joules
         self.step_seconds += step.seconds
         joules, seconds = self._run
@@ -258,14 +259,21 @@ class _Readings:
         self._counters = dict(counters or {})
         self._took: dict[str, float] = {}
         """Joules of each device so far."""
-        self.spent = 0.0
-        """Joules of all devices that lines have told of since."""
+        self._spent: list[tuple[float, float]] = []
+        """Joules of all devices that lines have told of since, and when."""
+        self._at = -math.inf
+        """When the counters were read."""
+
+    def note(self, at: float, joules: float) -> None:
+        if at > self._at:
+            self._spent.append((at, joules))
 
     def renew(self, window: Window) -> None:
         for name, device in window.devices.items():
             self._counters[name] = device.counter
             self._took[name] = self._took.get(name, 0.0) + sum(device.joules.values())
-        self.spent = 0.0
+        self._at = window.at
+        self._spent = [spent for spent in self._spent if spent[0] > window.at]
 
     def since(self, counters: Mapping[str, float | None]) -> tuple[float, float]:
         """Joules until these counters were read that no line tells of, and the share of the devices
@@ -278,9 +286,10 @@ class _Readings:
         if not gains:
             return 0.0, 0.0
         of_devices = len(gains) / len(self._counters)
+        spent = sum(joules for _, joules in self._spent)
         took = sum(self._took.values())
         share = sum(self._took.get(name, 0.0) for name in gains) / took if took else of_devices
-        return max(0.0, sum(gains.values()) - self.spent * share), of_devices
+        return max(0.0, sum(gains.values()) - spent * share), of_devices
 
 
 def by_device(lines: Iterable[Line]) -> Iterator[dict[str, str | int | float | None]]:

@@ -1,7 +1,8 @@
 """The energy ledger: what the ranks measured, one line each, below `energy/` of the run.
 
 Each command writes a journal of its own. Consecutive steps are merged into a line of some seconds, in
-which each keeps its joules. `account` tells from these lines what the energy went to.
+which each keeps its joules; reporting windows, which list every device, into a line an hour. `account`
+tells from these lines what the energy went to.
 """
 
 import csv
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from panthalassa.config import Energy
 from panthalassa.energy.account import Account, account, by_device
-from panthalassa.energy.lines import LINE, Began, Ended, Line, Steps
+from panthalassa.energy.lines import LINE, Began, Ended, Line, Steps, Window, merged
 from panthalassa.errors import PanthalassaError
 from panthalassa.journal import Journal, journals
 from panthalassa.storage import Storage
@@ -27,6 +28,8 @@ FOLDER = "energy"
 DETAIL = "devices.csv"
 MERGED = 5.0
 """Seconds of steps in one line, when nothing comes between them."""
+DETAILED = 3600.0
+"""Seconds of reporting windows in one line: with 512 devices it has 90 kB."""
 PATIENCE = 1.0
 """Seconds for which a write to object storage is tried again: the driver has more to do meanwhile."""
 
@@ -45,6 +48,8 @@ class EnergyLedger:
         self._lines: list[Line] = []
         self._steps: Steps | None = None
         """To be merged with those that follow."""
+        self._window: Window | None = None
+        """The same of windows."""
         self.note(Began(at=began, pue=energy.pue, grid_kg_per_kwh=energy.grid_kg_per_kwh))
 
     def __enter__(self) -> "EnergyLedger":
@@ -63,15 +68,24 @@ class EnergyLedger:
                 self._folder.write(DETAIL, detail.encode())
 
     def note(self, line: Line) -> None:
-        if isinstance(line, Steps):
-            self._merge(line)
-        else:
-            self._enter_steps()
-            self._enter(line)
+        match line:
+            case Steps():
+                self._merge(line)
+            case Window():
+                self._enter_steps()  # a line of steps lies before the window's end, or behind it
+                self._window = merged(self._window, line) if self._window else line
+                seconds = (device.seconds for device in self._window.devices.values())
+                if max(seconds, default=0.0) >= DETAILED:
+                    self._enter_window()
+            case _:
+                self._enter_steps()
+                self._enter_window()
+                self._enter(line)
 
     def account(self) -> Account:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""
         self._enter_steps()
+        self._enter_window()
         return account(self._all())
 
     def _all(self) -> list[Line]:
@@ -107,6 +121,11 @@ class EnergyLedger:
         if self._steps:
             self._enter(self._steps)
             self._steps = None
+
+    def _enter_window(self) -> None:
+        if self._window:
+            self._enter(self._window)
+            self._window = None
 
     def _enter(self, line: Line) -> None:
         self._lines.append(line)

@@ -116,6 +116,31 @@ class Window(_Line):
     devices: dict[str, Device]
 
 
+def merged(first: Window, second: Window) -> Window:
+    """One window over two of the same devices that follow each other."""
+    devices = dict(first.devices)
+    for name, after in second.devices.items():
+        before = devices.get(name)
+        devices[name] = _merged(before, after) if before else after
+    return Window(at=second.at, refresh=max(first.refresh, second.refresh), devices=devices)
+
+
+def _merged(before: Device, after: Device) -> Device:
+    phases = dict.fromkeys([*before.joules, *after.joules])
+    joules = {p: round(before.joules.get(p, 0.0) + after.joules.get(p, 0.0), 3) for p in phases}
+    seconds = before.seconds + after.seconds
+    peaks = [watts for watts in (before.peak_watts, after.peak_watts) if watts is not None]
+    return Device(
+        rank=after.rank,
+        seconds=round(seconds, 6),
+        joules=joules,
+        mean_watts=round(sum(joules.values()) / seconds, 3) if seconds > 0 else None,
+        peak_watts=max(peaks, default=None),
+        counter=after.counter,
+        problem=before.problem or after.problem,
+    )
+
+
 class StoodBy(_Line):
     """A device of a rank that trains nothing, since the last such line."""
 

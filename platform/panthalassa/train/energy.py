@@ -180,31 +180,33 @@ class Energy(Callback):
         if sums["energy_due"]:
             self.report(run)
 
-    def report(self, run: TrainingRun) -> None:
-        """Gather the detail of the reporting window; every rank calls it."""
+    def report(self, run: TrainingRun) -> float:
+        """Gather the detail of the reporting window, and say when it ended; every rank calls it."""
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         self._book(self._sample())
+        at = time.time()
         refresh = self.windows.meter.refresh if self.windows else 0.0
         told = everywhere([(self._devices(), refresh)])
         self._forget()
         self.refresh = max(refresh for _, refresh in told)
         devices = {name: device for found, _ in told for name, device in found.items()}
-        run.poster.post(Metered(Window(at=time.time(), refresh=self.refresh, devices=devices)))
+        run.poster.post(Metered(Window(at=at, refresh=self.refresh, devices=devices)))
         for name, device in devices.items():
             if device.problem and device.problem not in self.problems:
                 self.problems.add(device.problem)
                 run.poster.post(Notice(f"energy of {name} is not known: {device.problem}"))
+        return at
 
     def finish(self, run: TrainingRun) -> None:
         """The attempt ends in order; every rank calls it."""
         if not self.metered:
             return
-        self.report(run)
+        at = self.report(run)
         sums = total(*(self.spent.get(phase, 0.0) for phase in PHASES))
         spent: Joules = {phase: _known(joules) for phase, joules in zip(PHASES, sums, strict=True)}
         spent = {phase: joules for phase, joules in spent.items() if joules != 0}
-        run.poster.post(Metered(Rest(at=time.time(), joules=spent)))
+        run.poster.post(Metered(Rest(at=at, joules=spent)))
 
     def close(self) -> None:
         if self.windows:
