@@ -2,10 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ BEGAN = time.time()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
+energy = typer.Typer(no_args_is_help=True)
+app.add_typer(energy, name="energy", help="What a run's energy went to, and how two runs compare.")
+
 ConfigFile = Annotated[Path, typer.Argument(help="configuration of the run, YAML")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="overrides such as train.steps=50", metavar="KEY=VALUE…")
@@ -23,6 +26,7 @@ Overrides = Annotated[
 RunFolder = Annotated[
     str, typer.Argument(help="a run's folder or s3:// URI, e.g. runs/laptop", metavar="RUN")
 ]
+Metric = Literal["j_per_iteration", "j_per_token"]
 Debug = Annotated[
     bool, typer.Option("--debug", help="show tracebacks and the logs of all processes")
 ]
@@ -109,10 +113,70 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
         from panthalassa.train.goodput import account, explain
         from panthalassa.train.goodput_ledger import read
 
-        for name, text in explain(account(read(open_storage(run)))):
-            console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
+        _table(console, explain(account(read(open_storage(run)))))
 
     _run(command, debug)
+
+
+@energy.command()
+def show(run: RunFolder, debug: Debug = False) -> None:
+    """Tell what every joule of a run went to so far, restarts and repeated steps included."""
+
+    def command(console: Console) -> None:
+        from panthalassa.energy.account import account, explain
+        from panthalassa.energy.ledger import read
+        from panthalassa.storage import open_storage
+
+        _table(console, explain(account(read(open_storage(run)))))
+
+    _run(command, debug)
+
+
+@energy.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="folder or s3:// URI of the run to compare with")],
+    run_b: Annotated[str, typer.Argument(help="that of the run that is compared")],
+    metric: Annotated[Metric, typer.Option(help="what is compared")] = "j_per_iteration",
+    allow: Annotated[bool, typer.Option("--allow", help="also runs that are not alike")] = False,
+    debug: Debug = False,
+) -> None:
+    """By how many percent run B takes more or less energy than run A, with a confidence interval."""
+
+    def command(console: Console) -> None:
+        from panthalassa.energy.compare import compare, explain, open_run
+        from panthalassa.storage import open_storage
+
+        a, b = (open_run(open_storage(run)) for run in (run_a, run_b))
+        _table(console, explain(compare(a, b, metric, allow)))
+
+    _run(command, debug)
+
+
+@energy.command()
+def tune(
+    run: RunFolder,
+    limits: Annotated[str, typer.Option(help="watts to try, e.g. 200,250,300")] = "",
+    seconds: Annotated[float, typer.Option(help="for which each is tried", min=1.0)] = 60.0,
+    debug: Debug = False,
+) -> None:
+    """Try power limits on the GPUs of a run that trains on this machine; they are put back after it."""
+
+    def command(console: Console) -> None:
+        from panthalassa.energy.tune import explain, tune
+        from panthalassa.storage import open_storage
+
+        try:
+            watts = [float(watt) for watt in limits.split(",") if watt]
+        except ValueError as error:
+            raise PanthalassaError(f"--limits {limits}: expected watts, as 200,250") from error
+        _table(console, explain(tune(open_storage(run), watts, seconds, console.print)))
+
+    _run(command, debug)
+
+
+def _table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    for name, text in rows:
+        console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
 
 
 def _run(command: Callable[[Console], None], debug: bool) -> None:

@@ -25,7 +25,13 @@ class Gpu:
     curve: Curve
     energy_error: int = 0
     power_error: int = 0
+    field_error: int = pynvml.NVML_ERROR_NOT_SUPPORTED
+    """Of the power of the moment, which old drivers do not tell."""
+    limit_error: int = 0
     offset_mj: int = 1_000_000
+    refresh: float = 0.0
+    """Seconds between two values of the counter."""
+    name: str = "NVIDIA-A100"
 
 
 @dataclass
@@ -36,6 +42,10 @@ class NvmlDouble:
     gpus: dict[str, Gpu] = field(default_factory=dict)
     seconds: float | None = 0.0
     """The time that the curves are at; None lets real time run from nvmlInit."""
+    since: float | None = None
+    """With `seconds` None: real time runs for all processes, from this moment of time.monotonic()."""
+    lines: Path | None = None
+    """A file; the time is as many seconds as it has lines."""
     step: float = 0.0
     """Seconds that each call of `clock` moves the time on by."""
     ticks: int = 0
@@ -48,11 +58,13 @@ class NvmlDouble:
         return self.gpus[uuid]
 
     def publish(self) -> None:
-        lines = ["clock real" if self.seconds is None else f"clock {self.seconds!r}"]
+        real = "real" if self.since is None else f"since {self.since!r}"
+        time = real if self.seconds is None else repr(self.seconds)
+        lines = [f"clock lines {self.lines}" if self.lines else f"clock {time}"]
         for uuid, gpu in self.gpus.items():
             points = " ".join(f"{second!r}:{watt!r}" for second, watt in gpu.curve)
-            fields = f"{gpu.energy_error} {gpu.power_error} {gpu.offset_mj}"
-            lines.append(f"gpu {uuid} {fields} {points}")
+            errors = f"{gpu.energy_error} {gpu.power_error} {gpu.field_error} {gpu.limit_error}"
+            lines.append(f"gpu {uuid} {gpu.name} {errors} {gpu.offset_mj} {gpu.refresh!r} {points}")
         draft = self.script.with_suffix(".draft")
         with self.lock:  # a meter's thread publishes too, through `clock`
             draft.write_text("\n".join(lines) + "\n")
@@ -78,7 +90,8 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the stand-in for NVML needs a C compiler (`cc`), which is not on the PATH")
     library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
-    subprocess.run([compiler, *options, str(SOURCE), "-o", str(library)], check=True, timeout=60)
+    command = [compiler, *options, str(SOURCE), "-o", str(library), "-lm"]
+    subprocess.run(command, check=True, timeout=60)
     return library
 
 

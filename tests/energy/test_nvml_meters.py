@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import pynvml  # type: ignore[import-untyped]
 import pytest
 
-from panthalassa.energy.meters import Absent, MeterLost, NvmlCounter, NvmlPower, choose
+from panthalassa.energy.meters import Absent, MeterLost
+from panthalassa.energy.nvml import NvmlCounter, NvmlPower
+from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -261,7 +263,7 @@ def test_the_library_is_found_as_the_drivers_is(
     program = tmp_path / "program.py"
     program.write_text(
         "import pathlib, sys\n"
-        "from panthalassa.energy.meters import choose\n"
+        "from panthalassa.energy.sources import choose\n"
         "script = pathlib.Path(sys.argv[1])\n"
         f"meter = choose('auto', ['{A}'])\n"
         "script.write_text(script.read_text().replace('clock 0.0', 'clock 8.0'))\n"

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from panthalassa.energy.meters import Absent, MeterLost, Rapl, choose
+from panthalassa.energy.meters import Absent, MeterLost
+from panthalassa.energy.rapl import Rapl
+from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError
 
 if TYPE_CHECKING:

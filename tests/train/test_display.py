@@ -9,6 +9,10 @@ from rich.console import Console
 from panthalassa.config import Config
 from panthalassa.config_file import build
 from panthalassa.corpus.manifest import Manifest
+from panthalassa.energy import lines as spent
+from panthalassa.energy.account import Account
+from panthalassa.energy.account import account as spent_on
+from panthalassa.energy.lines import Metering
 from panthalassa.train.display import Display, summarize
 from panthalassa.train.events import (
     Ended,
@@ -18,6 +22,7 @@ from panthalassa.train.events import (
     Generated,
     Launched,
     Lost,
+    Metered,
     Notice,
     Ready,
     Saved,
@@ -136,14 +141,18 @@ def displayed(events: list[Event], steps: int = 40, terminal: bool = False) -> s
 
 
 def summarized(
-    events: list[Event], uri: str = STORE, problem: str | None = None, steps: int = 40
+    events: list[Event],
+    uri: str = STORE,
+    problem: str | None = None,
+    steps: int = 40,
+    energy: Account | None = None,
 ) -> str:
     history = History()
     for event in events:
         history.add(event)
     target, goodput = console(), account(TIMES)
     manifest = manifest_of()
-    outcome = Outcome(config_of(steps), manifest, history, goodput, 61.4, uri, problem)
+    outcome = Outcome(config_of(steps), manifest, history, goodput, 61.4, uri, problem, energy)
     summarize(outcome, target)
     return written(target)
 
@@ -189,6 +198,19 @@ def test_a_meter_that_reads_nothing_at_all_is_no_source_of_zeros() -> None:
     summary = summarized(whole_run(joules=None, power="RAPL"))
     assert "0.0 J" not in summary
     assert "J an iteration" not in summary
+
+
+def test_steps_too_short_for_a_figure_are_not_called_unpowered_and_the_account_is_shown() -> None:
+    metering = Metering(at=BEGAN, source="nvml counter", refresh=0.1, devices={"GPU-0": None})
+    steps = spent.Steps(at=BEGAN + 60, first=1, seconds=[0.5] * 40, tokens=[512] * 40,
+                        joules=[50.0] * 40, data_wait=[None] * 40)  # fmt: skip
+    run = whole_run(power="nvml counter")
+    text = displayed([*run[:4], Metered(metering), *run[4:]])
+    assert "energy in sums only  checkpoint" in text
+    assert "no power source" not in text
+    summary = summarized(run, energy=spent_on([metering, steps]))
+    assert line_of(summary, "energy").startswith("2,000.0 J = 0.0005556 kWh of 1 device")
+    assert line_of(summary, "J/iteration").startswith("50.00 ± 6.0% over 40 steps")
 
 
 def test_the_summary_of_a_complete_run() -> None:

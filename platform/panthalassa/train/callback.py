@@ -20,6 +20,9 @@ class Callback:
     def before_step(self, run: "TrainingRun") -> None:
         """The clock of a step has started; its samples are not there yet."""
 
+    def after_input(self, run: "TrainingRun") -> None:
+        """The samples of the step are there, on every rank."""
+
     def measure(self, run: "TrainingRun") -> dict[str, float]:
         """Numbers of this rank for the step that has just run.
 

@@ -1,55 +1,16 @@
-"""The callbacks of a pre-training run: energy, evaluation, continuations."""
-
-import math
-import time
+"""The callbacks of a pre-training run: evaluation, continuations."""
 
 import torch
 
 from panthalassa.corpus.tokenizer import Tokenizer
-from panthalassa.energy.meters import Absent, Meter, MeterLost
 from panthalassa.model.generate import generate
 from panthalassa.stream.order import evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.train.agreement import together, total
 from panthalassa.train.callback import Callback
-from panthalassa.train.events import Evaluated, Generated, Notice, Spent, Step
+from panthalassa.train.events import Evaluated, Generated, Step
 from panthalassa.train.loop import TrainingRun
 from panthalassa.train.step import loss_context, micro_batches
-
-
-class Energy(Callback):
-    """Joules of each step, summed over the meters of all ranks.
-
-    Without any meter the metric is absent. When a meter is lost, the steps it missed have none.
-    """
-
-    def __init__(self, meter: Meter | Absent) -> None:
-        self.meter = meter
-        self.metered = False
-        self.before = 0.0
-
-    def on_start(self, run: TrainingRun) -> None:
-        self.metered = total(not isinstance(self.meter, Absent))[0] > 0
-
-    def before_step(self, run: TrainingRun) -> None:
-        self.before = self._read(run)
-
-    def measure(self, run: TrainingRun) -> dict[str, float]:
-        return {"joules": self._read(run) - self.before} if self.metered else {}
-
-    def _read(self, run: TrainingRun) -> float:
-        if isinstance(self.meter, Absent):
-            return 0.0  # other ranks measure what this one does not
-        try:
-            return self.meter.read()
-        except MeterLost as error:
-            if not math.isnan(self.before):
-                run.poster.post(Notice(f"energy is no longer measured: {error}"))
-            return math.nan
-
-    def close(self) -> None:
-        if not isinstance(self.meter, Absent):
-            self.meter.close()
 
 
 class Evaluation(Callback):
@@ -68,9 +29,14 @@ class Evaluation(Callback):
         if not run.interrupted and run.step not in known:
             self._evaluate(run)
 
-    @torch.no_grad()
     def _evaluate(self, run: TrainingRun) -> None:
-        start = time.perf_counter()
+        with run.spending("evaluation"):
+            evaluated = self._held_out(run)
+        run.evaluations.append(evaluated)
+        run.poster.post(evaluated)
+
+    @torch.no_grad()
+    def _held_out(self, run: TrainingRun) -> Evaluated:
         train = run.config.train
         where = evenly(
             run.manifest, "held_out", train.sequence_length, run.config.evaluation.samples
@@ -90,10 +56,7 @@ class Evaluation(Callback):
                     batch.tokens, batch.documents, batch.labels, train.loss_chunk
                 ).item()
         loss_sum, token_sum = total(loss * run.reads, samples.targets * run.reads)
-        evaluated = Evaluated(run.step, loss_sum / token_sum, int(token_sum))
-        run.evaluations.append(evaluated)
-        run.poster.post(evaluated)
-        run.poster.post(Spent("evaluation", time.perf_counter() - start))
+        return Evaluated(run.step, loss_sum / token_sum, int(token_sum))
 
 
 class Continuations(Callback):

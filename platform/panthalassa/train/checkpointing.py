@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpoint import Commit, clean, folder
-from panthalassa.train.events import Notice, Saved, Spent, Step
+from panthalassa.train.events import Notice, Saved, Step
 from panthalassa.train.loop import TrainingRun
 from panthalassa.train.snapshot import Place, Saving, Snapshots
 
@@ -119,9 +119,11 @@ class Checkpoints(Callback):
             self._take(run)
 
     def on_end(self, run: TrainingRun) -> None:
+        before = run.enter_phase("checkpoint")
         self.settle(run)
         if self.taken_at != run.step:
             self.save(run)
+        run.enter_phase(before)
 
     def save(self, run: TrainingRun) -> None:
         """Save at this step, and return when it is committed."""
@@ -129,6 +131,10 @@ class Checkpoints(Callback):
         self.settle(run)
 
     def _take(self, run: TrainingRun, last: bool = False) -> None:
+        with run.spending("checkpoint"):
+            self._snapshot(run, last)
+
+    def _snapshot(self, run: TrainingRun, last: bool) -> None:
         start = time.perf_counter()
         self.settle(run)
         self.taken_at, self.began, self.slowed = run.step, time.perf_counter(), 0.0
@@ -153,7 +159,6 @@ class Checkpoints(Callback):
                 clean(run.storage, run.config.checkpoint.keep)
 
         self.snapshots.take(commit, committed)
-        run.poster.post(Spent("checkpoint", time.perf_counter() - start))
 
     def settle(self, run: TrainingRun) -> None:
         """Wait for the snapshot in flight, and fit the interval to what it has cost."""

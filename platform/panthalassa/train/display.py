@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from panthalassa.config import Config
+from panthalassa.energy.account import explain as explain_energy
 from panthalassa.train.events import (
     Ended,
     Evaluated,
@@ -19,6 +20,7 @@ from panthalassa.train.events import (
     Generated,
     Launched,
     Lost,
+    Metered,
     Notice,
     Ready,
     Saved,
@@ -42,7 +44,7 @@ class Display:
         self.console = console
         self.steps = config.train.steps
         self.checkpoint = "none yet"
-        self.power = ""
+        self.metered = False
         self.parts: list[Started] | None = []
         self.progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -98,12 +100,13 @@ class Display:
                     self._print(f"the ranks were lost: {event.reason}")
             case Waited() if self.parts is not None:
                 self.parts.append(Started("places", event.seconds))
+            case Metered():
+                self.metered = True
             case Generated() | Ended() | Failed() | Waited() | Spent():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:
         peak = "measured matmul peak" if event.peak_is_measured else "peak"
-        self.power = event.power
         self._print(
             f"{event.parameters:,} parameters on {event.dp_size} data-parallel x {event.tp_size} "
             f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s"
@@ -121,7 +124,9 @@ class Display:
             listed = ", ".join(f"{part.part} {part.seconds:.1f}" for part in parts)
             self._print(f"first step after {whole:.1f} s: {listed}")
             self.parts = None
-        energy = "no power source" if event.joules is None else f"{event.joules:.1f} J"
+        energy = "energy in sums only" if self.metered else "no power source"
+        if event.joules is not None:
+            energy = f"{event.joules:.1f} J"
         text = (
             f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
             f"{event.tokens_per_second:,.0f} tokens/s  {energy}  checkpoint {self.checkpoint}"
@@ -157,6 +162,8 @@ def summarize(outcome: Outcome, console: Console) -> None:
     if history.steps:
         lines += _speed(outcome).items()
     lines += explain(outcome.goodput)
+    if outcome.energy:
+        lines += explain_energy(outcome.energy)
     if history.saved:
         lines.append(("checkpoint", history.saved.uri))
     lines.append(("MLflow", outcome.tracking_problem or outcome.tracking_uri))
@@ -184,9 +191,10 @@ def _speed(outcome: Outcome) -> dict[str, str]:
         energy = (
             f"{sum(joules) / len(joules):.1f} J an iteration over {len(joules)} steps ({energy})"
         )
+    energy_row = {} if outcome.energy else {"energy": energy}  # else the account tells
     return {
         "speed": f"{positions / seconds:,.0f} tokens/s, {mfu:.1%} of {peak}; "
         f"{waited:.1%} of the time waiting for data",
-        "energy": energy,
+        **energy_row,
         "time": f"{outcome.seconds:.0f} s in all, {seconds:.0f} s in steps",
     }

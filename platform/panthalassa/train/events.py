@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from panthalassa.energy.lines import Line
+
 
 @dataclass(frozen=True)
 class Started:
@@ -138,6 +140,13 @@ class Spent:
     """When it was over, in seconds since 1970."""
 
 
+@dataclass(frozen=True)
+class Metered:
+    """A line for the energy ledger."""
+
+    line: Line
+
+
 Event = (
     Started
     | Ready
@@ -152,4 +161,5 @@ Event = (
     | Launched
     | Lost
     | Spent
+    | Metered
 )

@@ -7,7 +7,9 @@ and one behind it (loss, energy, and which samples were trained).
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
+from panthalassa.energy.lines import Phase as Use
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.model.flops import flops_per_token
 from panthalassa.model.transformer import Transformer
@@ -28,7 +31,7 @@ from panthalassa.train.agreement import everywhere, raise_together, total
 from panthalassa.train.board import Poster
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpoint import State
-from panthalassa.train.events import Evaluated, Notice, Started, Step
+from panthalassa.train.events import Evaluated, Notice, Spent, Started, Step
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import MicroBatch, micro_batches, train_step
 
@@ -70,6 +73,8 @@ class TrainingRun:
     """Of the step at hand, in which this rank waited for no other."""
     beat: Callable[[], None] = field(default=lambda: None)
     """A sign of life for the watchdog."""
+    enter_phase: Callable[[Use], Use] = field(default=lambda use: use)
+    """Tells what energy is used for from now on; returns what it was used for before."""
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +89,14 @@ class TrainingRun:
     def partition(self) -> Partition:
         dp = self.mesh["dp"]
         return Partition(self.phase.global_batch, dp.size(), dp.get_local_rank())
+
+    @contextmanager
+    def spending(self, what: Literal["evaluation", "checkpoint"]) -> Iterator[None]:
+        """A block for which training stands still."""
+        start, before = time.perf_counter(), self.enter_phase(what)
+        yield
+        self.enter_phase(before)
+        self.poster.post(Spent(what, time.perf_counter() - start))
 
     @property
     def reads(self) -> bool:
@@ -157,6 +170,8 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
         )
     if tokens == 0 or unread:
         raise_together(error)
+    for callback in callbacks:
+        callback.after_input(run)
     return Input(batch, int(tokens), stopping > 0, began, seconds)
 
 

@@ -17,6 +17,8 @@ import ray
 from panthalassa.cluster import connected
 from panthalassa.config import Config, sequence_lengths
 from panthalassa.corpus.manifest import Manifest, read_manifest
+from panthalassa.energy.account import Account
+from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
 from panthalassa.redact import without_secrets
@@ -25,6 +27,7 @@ from panthalassa.tracking.mlflow_tracker import Tracker, flatten
 from panthalassa.train import board as boards
 from panthalassa.train.checkpoint import newest
 from panthalassa.train.elastic import Elastic
+from panthalassa.train.energy import entry
 from panthalassa.train.events import (
     Ended,
     Evaluated,
@@ -33,6 +36,7 @@ from panthalassa.train.events import (
     Generated,
     Launched,
     Lost,
+    Metered,
     Notice,
     Ready,
     Saved,
@@ -79,7 +83,7 @@ class History:
                 self.ended = event
             case Failed():
                 self.failed = self.failed or event.message
-            case Started() | Spent() | Notice() | Waited() | Launched() | Lost():
+            case Started() | Spent() | Notice() | Waited() | Launched() | Lost() | Metered():
                 pass
 
     @property
@@ -102,6 +106,8 @@ class Outcome:
     seconds: float
     tracking_uri: str
     tracking_problem: str | None
+    energy: Account | None = None
+    """The same of its energy; None when nothing was measured."""
 
 
 def check(config: Config) -> Manifest:
@@ -166,13 +172,19 @@ def pretrain(
     history = History()
     parts = [Started("program", time.time() - began)]
     before_ray = time.time()
-    with GoodputLedger(run, began) as ledger, connected(config.cluster, debug):
+    with (
+        GoodputLedger(run, began) as ledger,
+        EnergyLedger(run, config.energy, began) as energy,
+        connected(config.cluster, debug),
+    ):
         parts.append(Started("Ray", time.time() - before_ray))
         tracker = Tracker(config, run, flatten(config.model_dump(mode="json")))
 
         def take(event: Event) -> None:
             history.add(event)
             ledger.add(event)
+            if line := entry(event):
+                energy.note(line)
             show(event)
             track(tracker, event)
 
@@ -186,6 +198,7 @@ def pretrain(
             tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
+    spent = energy.account()
     return Outcome(
         config=config,
         manifest=manifest,
@@ -194,6 +207,7 @@ def pretrain(
         seconds=time.time() - began,
         tracking_uri=tracker.uri,
         tracking_problem=tracker.problem,
+        energy=spent if spent.source else None,
     )
 
 

@@ -26,8 +26,7 @@ from panthalassa.cluster import compute
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
-from panthalassa.energy.meters import Absent, Meter, choose
-from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.errors import PanthalassaError
 from panthalassa.model.flops import peak_flops
 from panthalassa.model.transformer import Transformer, count_parameters
 from panthalassa.parallel.mesh import Standing, build_mesh, regroup
@@ -43,6 +42,8 @@ from panthalassa.train.audit import keep_manifest
 from panthalassa.train.board import Launch, Poster
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.checkpointing import Checkpoints
+from panthalassa.train.claim import Claim, claim
+from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
 from panthalassa.train.restore import resume
@@ -81,18 +82,20 @@ def work(arguments: dict[str, Any]) -> None:
     task.board.sit.remote(ray.util.get_current_placement_group())
     launch = ray.get(task.board.launch.remote(arguments["attempt"]))
     try:
+        claimed = claim(task.config, ray.train.torch.get_device())
         standing = _regroup(task.config)
-    except ConfigError as error:
+    except PanthalassaError as error:
         Poster(task.board, False).fail(Failed(str(error)))
         return  # as all other ranks
     if not standing.trains:
+        count_standby(claimed, lambda events: ray.get(task.board.post.remote(events)))
         return
     poster = Poster(task.board, dist.get_rank() == 0)
     poster.post(Started("workers", entered - launch.at))
     if standing.spare:
         poster.post(Notice(_spare(standing.spare, task.config.parallel.tp_size)))
     try:
-        _run(task, launch, poster)
+        _run(task, launch, poster, claimed)
     except PanthalassaError as error:
         if dist.get_rank() == 0 or not error.agreed:
             poster.fail(Failed(str(error)))
@@ -130,7 +133,7 @@ def _keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def _run(task: Task, launch: Launch, poster: Poster) -> None:
+def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
     def part(name: str) -> AbstractContextManager[None]:
         return _timed(name, poster)
 
@@ -139,6 +142,7 @@ def _run(task: Task, launch: Launch, poster: Poster) -> None:
 
     config = task.config
     device = ray.train.torch.get_device()
+    energy = Energy(claimed)
     mesh = build_mesh(device.type, config.parallel.tp_size, config.parallel.replicas)
     reader = _reader(task)
     with part("data"):
@@ -156,8 +160,7 @@ def _run(task: Task, launch: Launch, poster: Poster) -> None:
             tokenizer = read_tokenizer(task.corpus, task.manifest)
     with part("model"):
         model, parameters = _build_model(config, mesh, device)
-    with part("meters"), together():
-        meter = _meter(config, device)
+    with part("peak"), together():
         peak = launch.peak_flops or peak_flops(config.cluster.peak_flops, device)
     run = TrainingRun(
         config=config,
@@ -184,16 +187,17 @@ def _run(task: Task, launch: Launch, poster: Poster) -> None:
     if config.parallel.compile:
         with part("compile"):
             warm_up(run.model, mesh, config.train, device)
-    poster.post(_ready(run, parameters, meter))
+    poster.post(_ready(run, parameters, claimed.power))
     checkpoints = Checkpoints(launch.between_failures)
     around = [
         watchdog,
-        callbacks.Energy(meter),
+        energy,
         Straggler(),
         Rollback(checkpoints),
         callbacks.Evaluation(),
         checkpoints,
         callbacks.Continuations(tokenizer),
+        EnergyEnd(energy),
     ]
     train(run, stream, around)
     poster.post(Ended(run.step, run.interrupted))
@@ -271,17 +275,7 @@ def _build_model(config: Config, mesh: DeviceMesh, device: torch.device) -> tupl
     return model, parameters
 
 
-def _meter(config: Config, device: torch.device) -> Meter | Absent:
-    """This rank's meter: its GPU, or on the first rank of a host without GPUs the host's RAPL."""
-    uuids = []
-    if device.type == "cuda":
-        uuids = [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
-    elif ray.train.get_context().get_local_rank() != 0:
-        return Absent("the first rank of this host measures for all")
-    return choose(config.energy.source, uuids)
-
-
-def _ready(run: TrainingRun, parameters: int, meter: Meter | Absent) -> Ready:
+def _ready(run: TrainingRun, parameters: int, power: str) -> Ready:
     return Ready(
         parameters=parameters,
         dp_size=run.mesh["dp"].size(),
@@ -290,5 +284,5 @@ def _ready(run: TrainingRun, parameters: int, meter: Meter | Absent) -> Ready:
         peak_is_measured=run.config.cluster.peak_flops == "auto" and run.device.type == "cpu",
         first_step=run.step,
         evaluations=tuple(run.evaluations),
-        power=meter.reason if isinstance(meter, Absent) else meter.source,
+        power=power,
     )

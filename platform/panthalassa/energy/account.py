@@ -1,0 +1,367 @@
+"""The account of a run's energy: what its joules went to, over all attempts and commands.
+
+What comes in are the lines of the energy ledger, in order. `account` walks through them: steps stand
+until they are trained again, and then their energy counts as lost; what was spent between steps keeps
+its name, except that starting again after a death is part of what the death cost. Between two attempts
+nobody reads; a counter that runs since the driver was loaded still tells what its device took.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from panthalassa.energy.lines import (
+    Began,
+    Ended,
+    Joules,
+    Line,
+    Lost,
+    Metering,
+    Rest,
+    Steps,
+    StoodBy,
+    Waited,
+    Window,
+)
+from panthalassa.energy.meters import PERIODS, bound
+
+PHASES = (
+    "productive", "data_wait", "lost", "start", "evaluation", "checkpoint", "standby", "other",
+)  # fmt: skip
+PEAK = 1.0
+"""Seconds over which a peak of power is a mean, at least."""
+KWH = 3.6e6
+"""Joules."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that stands."""
+
+    step: int
+    seconds: float
+    tokens: int
+    joules: float | None
+    data_wait: float
+    since_start: int
+    """Steps of the same attempt before it."""
+    disturbed: bool
+    """Whether something else (an evaluation, a checkpoint) came right before it."""
+    span: int
+    """Which stretch of steps with nothing in between."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the energy of a run went to. Joules are those of the devices that were measured."""
+
+    joules: float
+    joules_by_phase: Mapping[str, float]
+    """Of all PHASES: `lost` is what restarts cost, repeated steps included."""
+    steps: int
+    """That stand and have joules."""
+    j_per_iteration: float | None
+    """Over these steps, waiting for samples included; None without any."""
+    j_per_token: float | None
+    """The same for each position that was processed."""
+    bound: float | None
+    """Relative error of these two."""
+    source: str | None
+    refresh: float
+    """Seconds between two values of the slowest device."""
+    devices: int
+    """In the newest attempt."""
+    mean_watts: float | None
+    """Over all steps, repeated ones included."""
+    peak_watts: float | None
+    """The highest mean over a second or more of steps."""
+    pue: float | None
+    grid_kg_per_kwh: float | None
+    uncovered_seconds: float
+    """In which steps or restarts took energy that is not known."""
+    marked: Mapping[str, int]
+    """Why windows have no joules, and how many."""
+
+    @property
+    def kwh(self) -> float:
+        return self.joules / KWH
+
+    @property
+    def facility_kwh(self) -> float | None:
+        """With everything around the devices: kwh x PUE."""
+        return None if self.pue is None else self.kwh * self.pue
+
+    @property
+    def carbon_kg(self) -> float | None:
+        """kg of CO₂: the facility's kWh, or the devices' without a PUE, x the grid's intensity."""
+        if self.grid_kg_per_kwh is None:
+            return None
+        return (self.facility_kwh or self.kwh) * self.grid_kg_per_kwh
+
+
+def account(lines: Iterable[Line]) -> Account:
+    """Tell from the lines of all commands, in order, what the energy went to."""
+    walk = _walk(lines)
+    known = [step for step in walk.steps if step.joules is not None]
+    joules = sum(step.joules or 0.0 for step in known)
+    seconds, tokens = sum(s.seconds for s in known), sum(s.tokens for s in known)
+    waited = sum(step.data_wait for step in known)
+    phases = walk.joules | {"productive": joules - waited, "data_wait": waited}
+    spans = len({step.span for step in known})
+    return Account(
+        joules=sum(phases.values()),
+        joules_by_phase=phases,
+        steps=len(known),
+        j_per_iteration=joules / len(known) if known else None,
+        j_per_token=joules / tokens if tokens else None,
+        bound=bound(walk.refresh, seconds, spans) if known else None,
+        source=walk.source,
+        refresh=walk.refresh,
+        devices=walk.devices,
+        mean_watts=walk.step_joules / walk.step_seconds if walk.step_seconds else None,
+        peak_watts=walk.peak,
+        pue=walk.began.pue if walk.began else None,
+        grid_kg_per_kwh=walk.began.grid_kg_per_kwh if walk.began else None,
+        uncovered_seconds=walk.uncovered,
+        marked=walk.marked,
+    )
+
+
+def standing(lines: Iterable[Line]) -> list[Step]:
+    """The steps that stand, in order."""
+    return _walk(lines).steps
+
+
+def _walk(lines: Iterable[Line]) -> "_Walk":
+    walk = _Walk()
+    for line in lines:
+        walk.take(line)
+    return walk
+
+
+class _Walk:
+    """The walk of `account` through the lines."""
+
+    def __init__(self) -> None:
+        self.joules = dict.fromkeys(PHASES, 0.0)
+        self.steps: list[Step] = []
+        """Those that stand so far."""
+        self.source: str | None = None
+        self.refresh = 0.0
+        self.devices = 0
+        self.began: Began | None = None
+        self.step_joules = self.step_seconds = self.uncovered = 0.0
+        self.peak: float | None = None
+        self.marked: Counter[str] = Counter()
+        self._span = self._since_start = 0
+        self._start = "start"
+        """What the start of this attempt counts as."""
+        self._lost: Lost | None = None
+        """The end of the attempt before, as long as no other one measures."""
+        self._waited = self._alive = 0.0
+        self._readings = _Readings()
+        self._run = (0.0, 0.0)
+        """Joules and seconds of the newest steps, for the peak."""
+
+    def take(self, line: Line) -> None:
+        match line:
+            case Began():
+                self.began, self._lost, self._readings = line, None, _Readings()
+                self._start = "start"
+            case Waited():
+                self._waited += line.seconds
+            case Metering():
+                self._meter(line)
+            case Steps():
+                self._train(line)
+            case Rest():
+                self._spend(line.at, line.joules)
+            case Window():
+                self.refresh = max(self.refresh, line.refresh)
+                self._readings.renew(line)
+                problems = (device.problem for device in line.devices.values())
+                self.marked.update(problem for problem in problems if problem)
+            case StoodBy():
+                self.joules["standby"] += line.joules or 0.0
+                self.uncovered += line.seconds if line.joules is None else 0.0
+            case Lost():
+                self._lost, self._start = line, "start" if line.planned else "lost"
+            case Ended():
+                if self._lost and self.source:
+                    self.uncovered += max(0.0, line.at - self._alive)
+        if isinstance(line, Metering | Steps | Rest | Window):
+            self._alive = line.at
+
+    def _meter(self, line: Metering) -> None:
+        if self._lost:
+            self._bridge(line, self._lost)
+        self.source, self.refresh = line.source, max(self.refresh, line.refresh)
+        self.devices = len(line.devices)
+        if line.blind:
+            self.marked[f"{line.blind} ranks can not measure"] += 1
+        self._readings = _Readings(line.devices)
+        self._lost, self._waited, self._since_start = None, 0.0, 0
+        self._span += 1
+
+    def _bridge(self, line: Metering, lost: Lost) -> None:
+        """Count what the devices took between two attempts, as far as their counters tell."""
+        seconds = max(0.0, line.at - self._alive)
+        joules, share = self._readings.since(line.devices)
+        waited = min(1.0, self._waited / seconds) if seconds else 0.0
+        self.joules["standby"] += joules * waited
+        self.joules["start" if lost.planned else "lost"] += joules * (1 - waited)
+        self.uncovered += seconds * (1 - share)
+
+    def _spend(self, at: float, joules: Joules) -> None:
+        for phase, spent in joules.items():
+            self._readings.note(at, spent or 0.0)
+            name = {"start": self._start, "step": "other", "data_wait": "other"}.get(phase, phase)
+            self.joules[name] += spent or 0.0
+
+    def _train(self, line: Steps) -> None:
+        while self.steps and self.steps[-1].step >= line.first:
+            self.joules["lost"] += self.steps.pop().joules or 0.0
+        self._spend(line.at, line.before)
+        self._readings.note(line.at, sum(joules or 0.0 for joules in line.joules))
+        if line.before or not self.steps or self.steps[-1].step != line.first - 1:
+            self._span += 1
+            self._run = (0.0, 0.0)
+        each = zip(line.seconds, line.tokens, line.joules, line.data_wait, strict=True)
+        for number, (seconds, tokens, joules, waited) in enumerate(each):
+            disturbed = number == 0 and bool(line.before)
+            step = Step(
+                line.first + number, seconds, tokens, joules, waited or 0.0,
+                self._since_start, disturbed, self._span,
+            )  # fmt: skip
+            self.steps.append(step)
+            self._since_start += 1
+            self._power(step)
+
+    def _power(self, step: Step) -> None:
+        if step.joules is None:
+            self.uncovered += step.seconds
+            self._run = (0.0, 0.0)
+            return
+        self.step_joules += step.joules
+        self.step_seconds += step.seconds
+        joules, seconds = self._run
+        self._run = joules + step.joules, seconds + step.seconds
+        if self._run[1] >= max(PEAK, PERIODS * self.refresh):
+            self.peak = max(self.peak or 0.0, self._run[0] / self._run[1])
+            self._run = (0.0, 0.0)
+
+
+class _Readings:
+    """What the counters of an attempt's devices last showed, and what is known of the time since."""
+
+    def __init__(self, counters: Mapping[str, float | None] | None = None) -> None:
+        self._counters = dict(counters or {})
+        self._took: dict[str, float] = {}
+        """Joules of each device so far."""
+        self._spent: list[tuple[float, float]] = []
+        """Joules of all devices that lines have told of since, and when."""
+        self._at = -math.inf
+        """When the counters were read."""
+
+    def note(self, at: float, joules: float) -> None:
+        if at > self._at:
+            self._spent.append((at, joules))
+
+    def renew(self, window: Window) -> None:
+        for name, device in window.devices.items():
+            self._counters[name] = device.counter
+            self._took[name] = self._took.get(name, 0.0) + sum(device.joules.values())
+        self._at = window.at
+        self._spent = [spent for spent in self._spent if spent[0] > window.at]
+
+    def since(self, counters: Mapping[str, float | None]) -> tuple[float, float]:
+        """Joules until these counters were read that no line tells of, and the share of the devices
+        whose counters tell. Of lines, a device that is gone took its share."""
+        gains = {}
+        for name, before in self._counters.items():
+            after = counters.get(name)
+            if before is not None and after is not None and after >= before:
+                gains[name] = after - before
+        if not gains:
+            return 0.0, 0.0
+        of_devices = len(gains) / len(self._counters)
+        spent = sum(joules for _, joules in self._spent)
+        took = sum(self._took.values())
+        share = sum(self._took.get(name, 0.0) for name in gains) / took if took else of_devices
+        return max(0.0, sum(gains.values()) - spent * share), of_devices
+
+
+def by_device(lines: Iterable[Line]) -> Iterator[dict[str, str | int | float | None]]:
+    """A row for each device and the rank that read it, in the order in which they came."""
+    totals: dict[tuple[str, int], dict[str, float]] = {}
+    peaks: dict[tuple[str, int], float] = {}
+    for window in lines:
+        for name, device in window.devices.items() if isinstance(window, Window) else ():
+            row = totals.setdefault((name, device.rank), {"seconds": 0.0})
+            row["seconds"] += device.seconds
+            for phase, joules in device.joules.items():
+                row[phase] = row.get(phase, 0.0) + joules
+            if device.peak_watts is not None:
+                known = peaks.get((name, device.rank), 0.0)
+                peaks[name, device.rank] = max(known, device.peak_watts)
+    phases = list(dict.fromkeys(key for row in totals.values() for key in row if key != "seconds"))
+    for (name, rank), row in totals.items():
+        joules = sum(row.get(phase, 0.0) for phase in phases)
+        yield {
+            "device": name,
+            "rank": rank,
+            "seconds": round(row["seconds"], 3),
+            "joules": round(joules, 3),
+            **{f"joules_{phase}": round(row.get(phase, 0.0), 3) for phase in phases},
+            "mean_watts": round(joules / row["seconds"], 3) if row["seconds"] else None,
+            "peak_watts": peaks.get((name, rank)),
+        }
+
+
+def explain(account: Account) -> Iterator[tuple[str, str]]:
+    """A table for people: names and what stands beside them."""
+    if account.source is None:
+        yield "energy", "not measured: no rank had a power source"
+        return
+    yield (
+        "energy",
+        f"{account.joules:,.1f} J = {account.kwh:.4g} kWh of {account.devices} "
+        f"device{'s' * (account.devices != 1)} ({account.source}), all attempts and commands",
+    )
+    for phase, joules in sorted(account.joules_by_phase.items(), key=lambda item: -item[1]):
+        if joules > 0:
+            share = joules / account.joules
+            yield f"  {phase.replace('_', ' ')}", f"{joules:12,.1f} J {share:6.1%}"
+    if account.j_per_iteration is not None and account.j_per_token is not None:
+        yield (
+            "J/iteration",
+            f"{account.j_per_iteration:,.2f} ± {account.bound:.1%} over {account.steps:,} steps; "
+            f"{account.j_per_token:.4g} J a token",
+        )
+    if account.mean_watts is not None:
+        peak = f", {account.peak_watts:,.1f} W at most over a second" if account.peak_watts else ""
+        yield "power", f"{account.mean_watts:,.1f} W on average while it trained{peak}"
+    yield from _beyond(account)
+    if account.uncovered_seconds > 0:
+        yield "not covered", f"{account.uncovered_seconds:.1f} s, in which energy is not known"
+    for reason, count in account.marked.items():
+        yield "marked", f"{count} window{'s' * (count > 1)}: {reason}"
+
+
+def _beyond(account: Account) -> Iterator[tuple[str, str]]:
+    """What the meters do not see, with the convention."""
+    if account.pue is None:
+        yield "facility", "not counted: hosts, network and cooling (energy.pue is not set)"
+    else:
+        yield (
+            "facility",
+            f"{account.facility_kwh:.4g} kWh = devices' kWh x energy.pue {account.pue:g}",
+        )
+    if account.carbon_kg is not None:
+        of = "facility's" if account.pue is not None else "devices'"
+        yield (
+            "carbon",
+            f"{account.carbon_kg:.4g} kg CO₂ = {of} kWh x energy.grid_kg_per_kwh "
+            f"{account.grid_kg_per_kwh:g}",
+        )

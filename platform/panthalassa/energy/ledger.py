@@ -1,0 +1,173 @@
+"""The energy ledger: what the ranks measured, one line each, below `energy/` of the run.
+
+Each command writes a journal of its own. Consecutive steps are merged into a line of some seconds, in
+which each keeps its joules; reporting windows, which list every device, into a line an hour. `account`
+tells from these lines what the energy went to.
+"""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from panthalassa.config import Energy
+from panthalassa.energy.account import Account, account, by_device
+from panthalassa.energy.lines import LINE, Began, Ended, Line, Steps, Window, merged
+from panthalassa.errors import PanthalassaError
+from panthalassa.journal import Journal, journals
+from panthalassa.storage import Storage
+
+FOLDER = "energy"
+DETAIL = "devices.csv"
+MERGED = 5.0
+"""Seconds of steps in one line, when nothing comes between them."""
+DETAILED = 3600.0
+"""Seconds of reporting windows in one line: with 512 devices it has 90 kB."""
+PATIENCE = 1.0
+"""Seconds for which a write to object storage is tried again: the driver has more to do meanwhile."""
+
+
+class EnergyLedger:
+    """Writes the lines of one command; as a context, also that it ended.
+
+    Nothing here raises. A line that can not be written is tried again with the next one.
+    """
+
+    def __init__(self, run: Storage, energy: Energy, began: float) -> None:
+        """began: when the command did, in seconds since 1970."""
+        self._folder = replace(run.below(FOLDER), patience=PATIENCE)
+        self._number = int(began * 1000)  # higher than that of any command before
+        self._journal = Journal(self._folder, self._number)
+        self._lines: list[Line] = []
+        self._steps: Steps | None = None
+        """To be merged with those that follow."""
+        self._window: Window | None = None
+        """The same of windows."""
+        self.note(Began(at=began, pue=energy.pue, grid_kg_per_kwh=energy.grid_kg_per_kwh))
+
+    def __enter__(self) -> "EnergyLedger":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.note(Ended(at=time.time()))
+        with suppress(OSError):
+            self._journal.write()
+            if detail := _table(self._all()):
+                self._folder.write(DETAIL, detail.encode())
+
+    def note(self, line: Line) -> None:
+        match line:
+            case Steps():
+                self._merge(line)
+            case Window():
+                self._enter_steps()  # a line of steps lies before the window's end, or behind it
+                self._window = merged(self._window, line) if self._window else line
+                seconds = (device.seconds for device in self._window.devices.values())
+                if max(seconds, default=0.0) >= DETAILED:
+                    self._enter_window()
+            case _:
+                self._enter_steps()
+                self._enter_window()
+                self._enter(line)
+
+    def account(self) -> Account:
+        """Of the run so far, or of this command alone when the earlier ones can not be read."""
+        self._enter_steps()
+        self._enter_window()
+        return account(self._all())
+
+    def _all(self) -> list[Line]:
+        earlier: list[Line] = []
+        with suppress(PanthalassaError):
+            earlier = self._earlier
+        return [*earlier, *self._lines]
+
+    @cached_property
+    def _earlier(self) -> list[Line]:
+        """The lines of the commands before this one. Raises PanthalassaError."""
+        return list(_read(self._folder, self._number))
+
+    def _merge(self, steps: Steps) -> None:
+        before = self._steps
+        if before and before.last + 1 == steps.first and not steps.before:
+            steps = Steps(
+                at=steps.at,
+                first=before.first,
+                seconds=before.seconds + steps.seconds,
+                tokens=before.tokens + steps.tokens,
+                joules=before.joules + steps.joules,
+                data_wait=before.data_wait + steps.data_wait,
+                before=before.before,
+            )
+        else:
+            self._enter_steps()
+        self._steps = steps
+        if sum(steps.seconds) >= MERGED:
+            self._enter_steps()
+
+    def _enter_steps(self) -> None:
+        if self._steps:
+            self._enter(self._steps)
+            self._steps = None
+
+    def _enter_window(self) -> None:
+        if self._window:
+            self._enter(self._window)
+            self._window = None
+
+    def _enter(self, line: Line) -> None:
+        self._lines.append(line)
+        self._journal.add(line.model_dump_json())
+        if self._journal.due:
+            with suppress(OSError):
+                self._journal.write()
+
+
+def read(run: Storage) -> list[Line]:
+    """The lines of all commands of a run, in order; a last one that was cut off is left out.
+
+    Raises PanthalassaError when there are none, or they are not what was written.
+    """
+    lines = list(_read(run.below(FOLDER)))
+    if not lines:
+        raise PanthalassaError(f"no run with an account of its energy at {run.uri}")
+    return lines
+
+
+def _read(folder: Storage, before: float = math.inf) -> Iterator[Line]:
+    try:
+        for where, lines in journals(folder, before):
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield LINE.validate_json(line)
+                except ValidationError as error:
+                    raise PanthalassaError(
+                        f"{where}: line {number} is none of a run's account of its energy. Restore it "
+                        "from a copy, or delete the file, and the account leaves out that command."
+                    ) from error
+    except OSError as error:
+        raise PanthalassaError(f"{folder.uri} can not be read: {error}") from error
+
+
+def _table(lines: list[Line]) -> str:
+    """The detail by device, for whoever wants to look into it; empty when nothing was measured."""
+    rows = list(by_device(lines))
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,309 @@
+"""The account of a run's energy: known answers, and simulated histories in which each joule is known."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panthalassa.config import Energy
+from panthalassa.energy.account import Account, account, by_device, explain, standing
+from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
+from panthalassa.energy.lines import (
+    Began,
+    Device,
+    Ended,
+    Joules,
+    Line,
+    Lost,
+    Metering,
+    Rest,
+    Steps,
+    StoodBy,
+    Waited,
+    Window,
+    merged,
+)
+from panthalassa.errors import PanthalassaError
+from panthalassa.storage import open_storage
+
+T = 1_700_000_000.0
+A, B = "GPU-0a", "GPU-0b"
+
+
+def steps_of(
+    at: float, first: int, joules: list[float | None], before: Joules | None = None
+) -> Steps:
+    """Steps of a second and ten tokens each."""
+    count = len(joules)
+    return Steps(
+        at=T + at,
+        first=first,
+        seconds=[1.0] * count,
+        tokens=[10] * count,
+        joules=joules,
+        data_wait=[0.0] * count,
+        before=before or {},
+    )
+
+
+def metering(at: float, **counters: float | None) -> Metering:
+    devices = {f"GPU-{name}": value for name, value in counters.items()}
+    return Metering(at=T + at, source="nvml counter", refresh=0.02, devices=devices)
+
+
+def text_of(found: Account) -> str:
+    return "\n".join(f"{name} {text}" for name, text in explain(found))
+
+
+def test_an_undisturbed_run_has_its_energy_by_phase() -> None:
+    lines = [
+        Began(at=T, pue=1.5, grid_kg_per_kwh=0.4),
+        metering(1, a=0.0),
+        steps_of(14, 1, [100.0] * 10, before={"start": 40.0, "evaluation": 30.0, "other": 1.0}),
+        steps_of(25, 11, [110.0] * 10, before={"checkpoint": 20.0, "other": 0.0}),
+        Rest(at=T + 27, joules={"evaluation": 5.0, "checkpoint": 4.0}),
+        Ended(at=T + 28),
+    ]
+    found = account(lines)
+    assert found.joules == pytest.approx(2200)
+    assert {phase: joules for phase, joules in found.joules_by_phase.items() if joules} == {
+        "productive": 2100, "start": 40, "evaluation": 35, "checkpoint": 24, "other": 1,
+    }  # fmt: skip
+    assert (found.j_per_iteration, found.j_per_token) == (105, 10.5)
+    assert (found.mean_watts, found.peak_watts) == (105, 110)
+    assert found.bound == pytest.approx(0.05 + 2 * 0.02 * 2 / 20), "two stretches of steps"
+    assert found.kwh == pytest.approx(2200 / 3.6e6)
+    assert found.facility_kwh == pytest.approx(1.5 * found.kwh)
+    assert found.carbon_kg == pytest.approx(0.4 * 1.5 * found.kwh)
+    assert found.uncovered_seconds == 0
+    told = text_of(found)
+    assert "energy.pue 1.5" in told
+    assert "energy.grid_kg_per_kwh 0.4" in told
+    assert "105.00 ± 5.4%" in told
+
+
+def test_without_a_power_source_nothing_is_claimed() -> None:
+    found = account([Began(at=T), Ended(at=T + 9)])
+    assert (found.j_per_iteration, found.source, found.mean_watts) == (None, None, None)
+    assert text_of(found) == "energy not measured: no rank had a power source"
+
+
+def test_repeated_steps_and_what_the_counters_saw_between_attempts_are_lost() -> None:
+    lines = [
+        Began(at=T),
+        metering(1, a=500.0),
+        steps_of(11, 1, [100.0] * 8, before={"start": 20.0}),
+        Lost(at=T + 14, planned=False),
+        metering(20, a=500 + 20 + 800 + 150.0),
+        steps_of(27, 5, [100.0] * 6, before={"start": 30.0}),
+        Rest(at=T + 28, joules={}),
+    ]
+    found = account(lines)
+    assert [step.step for step in standing(lines)] == list(range(1, 11))
+    assert found.joules_by_phase["productive"] == 1000
+    assert found.joules_by_phase["lost"] == pytest.approx(400 + 150 + 30)
+    assert found.joules_by_phase["start"] == 20
+    assert found.uncovered_seconds == 0
+
+
+def test_a_device_that_is_gone_leaves_seconds_that_are_not_covered() -> None:
+    lines = [
+        metering(1, a=0.0, b=0.0),
+        steps_of(11, 1, [100.0] * 10),
+        Lost(at=T + 12, planned=False),
+        metering(21, a=500 + 60.0),
+        steps_of(31, 11, [50.0] * 10),
+    ]
+    found = account(lines)
+    assert found.joules_by_phase["lost"] == pytest.approx(60), "of the one that is still there"
+    assert found.uncovered_seconds == pytest.approx(5), "half of ten seconds"
+    assert "5.0 s, in which energy is not known" in text_of(found)
+
+
+def test_a_counter_that_was_reset_between_attempts_tells_nothing() -> None:
+    lines = [
+        metering(1, a=900.0),
+        steps_of(11, 1, [100.0] * 10),
+        Lost(at=T + 12, planned=False),
+        metering(21, a=50.0),
+        steps_of(31, 11, [50.0] * 10),
+    ]
+    found = account(lines)
+    assert found.joules == pytest.approx(1500)
+    assert found.uncovered_seconds == pytest.approx(10)
+
+
+def test_a_planned_restart_is_a_start_and_waiting_for_nodes_is_standing_by() -> None:
+    lines = [
+        metering(1, a=0.0),
+        steps_of(11, 1, [100.0] * 10),
+        Lost(at=T + 11, planned=True),
+        Waited(at=T + 17, seconds=6.0),
+        metering(21, a=1000 + 500.0),
+        steps_of(31, 11, [50.0] * 10, before={"start": 8.0}),
+        StoodBy(at=T + 31, device=B, seconds=10.0, joules=70.0),
+    ]
+    phases = account(lines).joules_by_phase
+    assert phases["standby"] == pytest.approx(300 + 70)
+    assert phases["start"] == pytest.approx(200 + 8)
+    assert phases["lost"] == 0
+
+
+def test_between_two_commands_others_may_have_used_the_devices() -> None:
+    lines = [
+        Began(at=T),
+        metering(1, a=0.0),
+        steps_of(11, 1, [100.0] * 10),
+        Began(at=T + 9000),
+        metering(9001, a=1e6),
+        steps_of(9011, 11, [100.0] * 10),
+    ]
+    assert account(lines).joules == pytest.approx(2000)
+
+
+def test_steps_without_joules_are_left_out_of_the_figures_and_counted() -> None:
+    problem = "GPU-0a: the energy counter fell"
+    device = Device(
+        rank=0, seconds=8, joules={"step": 800}, mean_watts=100, peak_watts=101, counter=None,
+        problem=problem,
+    )  # fmt: skip
+    lines = [
+        metering(1, a=0.0),
+        steps_of(11, 1, [100.0, None, None, *[100.0] * 7]),
+        Window(at=T + 11, refresh=0.02, devices={A: device}),
+    ]
+    found = account(lines)
+    assert (found.j_per_iteration, found.steps) == (100, 8)
+    assert found.uncovered_seconds == 2
+    assert found.marked == {problem: 1}
+    (row,) = by_device(lines)
+    assert (row["device"], row["joules"], row["peak_watts"]) == (A, 800, 101)
+
+
+@dataclass
+class Job:
+    """A simulated run on two devices that take 30 and 70 W all the time."""
+
+    now: float = 0.0
+    lines: list[Line] = field(default_factory=list)
+    lost: float = 0.0
+    """Seconds."""
+    kept: list[float] = field(default_factory=list)
+    """Seconds of each step that stands."""
+
+    late: bool = False
+    """Whether windows are entered as the ledger does: merged, at the end of their attempt."""
+    window: Window | None = None
+
+    watts = 30.0, 70.0
+
+    def counters(self) -> dict[str, float | None]:
+        return {name: 5 + watt * self.now for name, watt in zip((A, B), self.watts, strict=True)}
+
+    def attempt(self, start: float, seconds: list[float], every: int, again: bool) -> None:
+        self.lines.append(
+            Metering(at=T + self.now, source="x", refresh=0.02, devices=self.counters())
+        )
+        self.now += start
+        self.lost += start * again
+        window = self.now - start
+        for number, spent in enumerate(seconds):
+            self.now += spent
+            before: Joules = {"start": 100 * start} if number == 0 else {}
+            first = len(self.kept) + 1
+            self.lines.append(
+                Steps(at=T + self.now, first=first, seconds=[spent], tokens=[1],
+                      joules=[100 * spent], data_wait=[None], before=before)
+            )  # fmt: skip
+            self.kept.append(spent)
+            if number % every == every - 1:
+                self.report(self.now - window)
+                window = self.now
+
+    def report(self, seconds: float) -> None:
+        devices = {
+            name: Device(rank=0, seconds=seconds, joules={"step": watt * seconds}, mean_watts=watt,
+                         peak_watts=None, counter=self.counters()[name])
+            for name, watt in zip((A, B), self.watts, strict=True)
+        }  # fmt: skip
+        window = Window(at=T + self.now, refresh=0.02, devices=devices)
+        if self.late:
+            self.window = merged(self.window, window) if self.window else window
+        else:
+            self.lines.append(window)
+
+    def die(self, unseen: float, gap: float, rolled_back: int) -> None:
+        self.now += unseen + gap
+        if self.window:
+            self.lines.append(self.window)
+            self.window = None
+        self.lines.append(Lost(at=T + self.now, planned=False))
+        back = min(rolled_back, len(self.kept))
+        self.lost += unseen + gap + sum(self.kept[len(self.kept) - back :])
+        del self.kept[len(self.kept) - back :]
+
+
+SECONDS = st.floats(0.01, 20)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(SECONDS, st.lists(SECONDS, min_size=1, max_size=12), st.integers(1, 5),
+                  SECONDS, SECONDS, st.integers(0, 15)),
+        min_size=1, max_size=6,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_no_joule_is_counted_twice_or_missed_whatever_dies_when(
+    attempts: list[tuple[float, list[float], int, float, float, int]], late: bool
+) -> None:
+    job = Job(late=late)
+    for number, (start, seconds, every, unseen, gap, back) in enumerate(attempts):
+        job.attempt(start, seconds, every, again=number > 0)
+        if number < len(attempts) - 1:
+            job.die(unseen, gap, min(back, len(attempts[number + 1][1])))
+    found = account(job.lines)
+    assert found.joules == pytest.approx(100 * job.now)
+    assert found.joules_by_phase["productive"] == pytest.approx(100 * sum(job.kept))
+    assert found.joules_by_phase["lost"] == pytest.approx(100 * job.lost, abs=1e-6)
+    assert found.joules_by_phase["start"] == pytest.approx(100 * attempts[0][0])
+    assert found.uncovered_seconds == 0
+
+
+def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    for began, first in ((T, 1), (T + 100, 21)):
+        with EnergyLedger(run, Energy(pue=1.1), began) as ledger:
+            ledger.note(metering(1, a=0.0))
+            for step in range(first, first + 20):
+                ledger.note(steps_of(step, step, [10.0]))
+            half = Device(rank=0, seconds=10, joules={"step": 100}, mean_watts=10, peak_watts=None,
+                          counter=100.0)  # fmt: skip
+            ledger.note(Window(at=T + 98, refresh=0.02, devices={A: half}))
+            ledger.note(steps_of(99, first + 20, [7.0], before={"checkpoint": 3.0}))
+            rest = half.model_copy(update={"counter": 200.0})
+            ledger.note(Window(at=T + 99, refresh=0.02, devices={A: rest}))
+            assert ledger.account().pue == 1.1
+    found = account(read(run))
+    assert found.joules == pytest.approx(2 * (20 * 10 + 7 + 3)), "a step twice"
+    steps = [line for line in read(run) if isinstance(line, Steps)]
+    assert max(len(line.seconds) for line in steps) == 5, "lines of some seconds"
+    windows = [line for line in read(run) if isinstance(line, Window)]
+    assert [window.devices[A].seconds for window in windows] == [20, 20], "two, merged, a command"
+    assert windows[0].devices[A].counter == 200
+    assert "GPU-0a,0,40.0,400.0" in (tmp_path / FOLDER / DETAIL).read_text()
+
+
+def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    with pytest.raises(PanthalassaError, match="no run with an account of its energy"):
+        read(run)
+    with EnergyLedger(run, Energy(), T):
+        pass
+    (journal,) = (tmp_path / FOLDER).glob("*.jsonl")
+    journal.write_text(journal.read_text() + '{"kind": "began"}\n')
+    with pytest.raises(PanthalassaError, match="line 3 is none of a run's account"):
+        read(run)
