@@ -41,7 +41,7 @@ class Run(Section):
 class Corpus(Section):
     directory: Place
     """Where the prepared corpus is: a local folder or `s3://bucket/prefix`."""
-    sources: list[str] = []
+    sources: list[str] = Field(default_factory=list)
     """Folders of .txt, .jsonl or .parquet; `python-reference` is the one that Python carries."""
     sequence_length: Length = 256
     """Tokens in a packed sample."""
@@ -139,7 +139,7 @@ class Stream(Section):
     """Domains are mixed by samples**(1/temperature): above 1 the small ones are seen more often."""
     weights: Weights | None = None
     """Domains are mixed in these proportions instead; one that is not named is left out."""
-    phases: list[LaterPhase] = []
+    phases: list[LaterPhase] = Field(default_factory=list)
     """The curriculum: what changes at later steps."""
     on_bad_shard: Literal["stop", "quarantine"] = "stop"
     """When a shard is missing or rotten: stop with a checkpoint, or go on without its samples, which
@@ -235,7 +235,7 @@ class Evaluation(Section):
     """Steps between evaluations; before the first and after the last step there is always one."""
     samples: Positive = 128
     """Held-out samples that are read, or all when there are fewer."""
-    prompts: list[str] = []
+    prompts: list[str] = Field(default_factory=list)
     """Prompts that are continued at the end of the run."""
     new_tokens: Positive = 40
     """Tokens in a continuation."""

@@ -13,7 +13,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from panthalassa.config import Cluster, Config, Corpus, Section
+from panthalassa.config import Cluster, Config, Corpus
+from panthalassa.config_values import Section
 from panthalassa.errors import ConfigError
 
 
