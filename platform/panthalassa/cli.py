@@ -15,6 +15,8 @@ from panthalassa.errors import PanthalassaError
 BEGAN = time.time()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
+app.add_typer(tracking, name="track")
 
 ConfigFile = Annotated[Path, typer.Argument(help="configuration of the run, YAML")]
 Overrides = Annotated[
@@ -111,6 +113,30 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
 
         for name, text in explain(account(read(open_storage(run)))):
             console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
+
+    _run(command, debug)
+
+
+@tracking.command()
+def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Send to MLflow what it does not have of a run; can be repeated, and goes on where it was."""
+
+    def command(console: Console) -> None:
+        from rich.progress import Progress
+
+        from panthalassa.storage import open_storage
+        from panthalassa.tracking.replay import configuration, replay
+
+        folder = open_storage(run)
+        config = configuration(folder, overrides or [])
+        with Progress(console=console) as progress:
+            task = progress.add_task("sending", total=None)
+            left_out = replay(
+                config, folder, lambda sent, all: progress.update(task, completed=sent, total=all)
+            )
+        for line in left_out:
+            console.print(line, soft_wrap=True, markup=False)
+        console.print(f"MLflow has all metrics of {run}", soft_wrap=True, markup=False)
 
     _run(command, debug)
 

@@ -19,6 +19,7 @@ from panthalassa.train.events import (
     Generated,
     Launched,
     Lost,
+    NodeLoad,
     Notice,
     Ready,
     Saved,
@@ -96,7 +97,7 @@ class Display:
                 self.lost = True
                 if not event.planned:
                     self._print(f"the ranks were lost: {event.reason}")
-            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent():
+            case Generated() | Ended() | Failed() | Launched() | Waited() | Spent() | NodeLoad():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:

@@ -5,6 +5,7 @@ nats a token.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,6 +79,8 @@ class Saved:
     """Bytes."""
     stall_seconds: float = 0.0
     """For which the training loop stood still."""
+    sha256: str = ""
+    """Of the commit, which holds those of all files."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,16 @@ class Spent:
     """When it was over, in seconds since 1970."""
 
 
+@dataclass(frozen=True)
+class NodeLoad:
+    """How busy a node is that holds ranks."""
+
+    node: str
+    hardware: str
+    load: Mapping[str, float]
+    """By MLflow's names of system metrics."""
+
+
 Event = (
     Started
     | Ready
@@ -152,4 +165,5 @@ Event = (
     | Launched
     | Lost
     | Spent
+    | NodeLoad
 )

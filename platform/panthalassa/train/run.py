@@ -21,7 +21,8 @@ from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
 from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import Tracker, flatten
+from panthalassa.tracking.prometheus import Gauges
+from panthalassa.tracking.tracker import Tracker
 from panthalassa.train import board as boards
 from panthalassa.train.checkpoint import newest
 from panthalassa.train.elastic import Elastic
@@ -33,6 +34,7 @@ from panthalassa.train.events import (
     Generated,
     Launched,
     Lost,
+    NodeLoad,
     Notice,
     Ready,
     Saved,
@@ -79,7 +81,7 @@ class History:
                 self.ended = event
             case Failed():
                 self.failed = self.failed or event.message
-            case Started() | Spent() | Notice() | Waited() | Launched() | Lost():
+            case Started() | Spent() | Notice() | Waited() | Launched() | Lost() | NodeLoad():
                 pass
 
     @property
@@ -168,13 +170,21 @@ def pretrain(
     before_ray = time.time()
     with GoodputLedger(run, began) as ledger, connected(config.cluster, debug):
         parts.append(Started("Ray", time.time() - before_ray))
-        tracker = Tracker(config, run, flatten(config.model_dump(mode="json")))
+        tracker, gauges = Tracker(config, run, manifest.fingerprint), Gauges(config.run.name)
 
         def take(event: Event) -> None:
             history.add(event)
             ledger.add(event)
             show(event)
-            track(tracker, event)
+            match event:
+                case Step():
+                    _set(gauges, event)
+                case Saved():
+                    now, goodput = time.time(), ledger.goodput().fraction
+                    gauges.set(checkpoint_timestamp_seconds=now, goodput_ratio=goodput)
+                case NodeLoad():
+                    step = history.steps[-1].step if history.steps else 0
+                    tracker.node(step, event.node, event.hardware, event.load)
 
         try:
             for part in parts:
@@ -194,6 +204,18 @@ def pretrain(
         seconds=time.time() - began,
         tracking_uri=tracker.uri,
         tracking_problem=tracker.problem,
+    )
+
+
+def _set(gauges: Gauges, step: Step) -> None:
+    gauges.set(
+        step=step.step,
+        loss=step.loss,
+        step_seconds=step.seconds,
+        data_wait_seconds=step.data_seconds,
+        tokens_per_second=step.tokens_per_second,
+        mfu_ratio=step.mfu,
+        joules_per_iteration=step.joules,
     )
 
 
@@ -240,31 +262,6 @@ def _signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iterat
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def track(tracker: Tracker, event: Event) -> None:
-    """The metrics of an event, under the names that MLflow shows."""
-    match event:
-        case Step():
-            metrics = {
-                "loss": event.loss,
-                "grad_norm": event.grad_norm,
-                "learning_rate": event.learning_rate,
-                "tokens_per_second": event.tokens_per_second,
-                "mfu": event.mfu,
-                "step_seconds": event.seconds,
-                "data_seconds": event.data_seconds,
-            }
-            if event.joules is not None:
-                metrics["joules"] = event.joules
-            tracker.log(event.step, metrics)
-        case Evaluated():
-            tracker.log(event.step, {"held_out_loss": event.loss})
-        case Saved():
-            seconds = {"checkpoint_seconds": event.seconds, "stall_seconds": event.stall_seconds}
-            tracker.log(event.step, seconds, {"checkpoint": event.uri})
-        case Ready():
-            tracker.log(event.first_step, {}, {"power": event.power})
 
 
 def _without_secrets(config: Config) -> Config:

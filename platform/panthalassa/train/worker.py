@@ -45,10 +45,12 @@ from panthalassa.train.checkpoint import Commit
 from panthalassa.train.checkpointing import Checkpoints
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
+from panthalassa.train.node_watch import watching_node
 from panthalassa.train.restore import resume
 from panthalassa.train.rollback import Rollback
 from panthalassa.train.step import build_optimizer, warm_up
 from panthalassa.train.straggler import Straggler
+from panthalassa.train.tracked import open_spool
 from panthalassa.train.watchdog import Watchdog
 
 # From glibc's malloc.h.
@@ -151,6 +153,8 @@ def _run(task: Task, launch: Launch, poster: Poster) -> None:
         with together():
             ledger = _open_ledger(task, curriculum, mesh, first_step)
         attempt = int(total(ledger.attempt if ledger else 0)[0])
+        if ledger:
+            poster.spool = open_spool(task.run, ledger.entry)
         watchdog = Watchdog(config.guard, task.run, attempt, dist.get_rank(), first_step, poster)
         with together():
             tokenizer = read_tokenizer(task.corpus, task.manifest)
@@ -195,7 +199,8 @@ def _run(task: Task, launch: Launch, poster: Poster) -> None:
         checkpoints,
         callbacks.Continuations(tokenizer),
     ]
-    train(run, stream, around)
+    with watching_node(task.board):
+        train(run, stream, around)
     poster.post(Ended(run.step, run.interrupted))
 
 
