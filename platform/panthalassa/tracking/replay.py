@@ -16,8 +16,8 @@ from panthalassa.tracking.mlflow_store import first_line
 from panthalassa.tracking.sender import POINTER, Acknowledged, Sender
 from panthalassa.tracking.spool import DRIVER, RANKS
 
-PAUSES = 0.5, 1.0, 2.0
-"""Seconds between tries."""
+PAUSES = 0.5, 1.0, 2.0, 4.0, 8.0
+"""Seconds between tries without progress."""
 
 
 def configuration(run: Storage, overrides: list[str]) -> Config:
@@ -58,20 +58,28 @@ def replay(config: Config, run: Storage, show: Callable[[int, int], None]) -> li
         raise PanthalassaError(f"the run at {run.uri} can not be read: {error}") from error
     if not sizes:
         raise PanthalassaError(f"no run with metrics at {run.uri}")
-    sender = Sender(config, run, tell=lambda sent: show(sent, sum(sizes)))
-    for pause in (*PAUSES, None):
+    sent = 0
+
+    def tell(now: int) -> None:
+        nonlocal sent
+        sent = now
+        show(sent, sum(sizes))
+
+    sender, tries = Sender(config, run, tell=tell), iter(PAUSES)
+    while True:
+        before = sent
         try:
             sender.send()
-            break
+            return sender.damaged
         except Exception as error:
-            if pause is None:
+            tries = iter(PAUSES) if sent > before else tries
+            if (pause := next(tries, None)) is None:
                 reason = without_secrets(first_line(error))
                 raise PanthalassaError(
                     f"MLflow at {sender.uri} does not take the metrics: {reason}. When it is back, the "
                     "same command goes on where this one was; tracking.uri=… names another store."
                 ) from error
             time.sleep(pause)
-    return sender.damaged
 
 
 def _sizes(folder: Storage) -> list[int]:

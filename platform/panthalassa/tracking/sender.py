@@ -33,6 +33,8 @@ NOTE = 2.0
 PATIENCE = 5.0
 """Seconds for which storage is asked again; the next look asks it anyway."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+SMALLEST = 50
+"""Metrics in a request, at least: after a failure they are halved, for a server that takes too long."""
 FAILING, SILENT = 5.0, 60.0
 """Seconds without progress after which the end of a run waits no longer: when MLflow fails, and when it
 just does not answer (making a new sqlite file takes many)."""
@@ -103,6 +105,8 @@ class Sender:
         self._store: MlflowStore | None = None
         self._state = self._written = Acknowledged(uri=self.uri)
         self._noted = self._progress = time.monotonic()
+        self._most = BATCH
+        """Metrics in the next request."""
         self._done = self._abandoned = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True, name="MLflow")
@@ -157,6 +161,9 @@ class Sender:
                 self._pass_on(store, batch)
                 if self._abandoned:
                     return
+        except Exception:
+            self._most = max(SMALLEST, self._most // 2)
+            raise
         finally:
             self._note()
 
@@ -187,7 +194,7 @@ class Sender:
                     record = self._decode(line, f"{folder}/{number:06d}", offset)
                     offset += len(line)
                     if record and (record.kind != "status" or number == last):
-                        if len(batch.values) + len(record.values) > BATCH:
+                        if len(batch.values) + len(record.values) > self._most:
                             yield batch
                             batch = self._batch()
                         batch.add(record)
@@ -220,6 +227,7 @@ class Sender:
             else:
                 store.set_status(values["status"], int(record.at * 1000))
         self._state = batch.after
+        self._most = min(BATCH, 2 * self._most)
         self._progress = time.monotonic()
         self._tell(_bytes(self._state))
         if self._progress > self._noted + NOTE:

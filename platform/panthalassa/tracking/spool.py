@@ -64,8 +64,8 @@ def encode(record: Record) -> str:
 
 def decode(line: bytes) -> Record:
     """The record of a line. Raises ValueError when it is not what was written."""
-    checksum, text = line[:CHECKSUM], line[CHECKSUM + 1 :].rstrip(b"\n")
-    if checksum != b"%08x" % zlib.crc32(text):
+    start, text = line[: CHECKSUM + 1], line[CHECKSUM + 1 :].rstrip(b"\n")
+    if start != b"%08x " % zlib.crc32(text):
         raise ValueError("is not what was written there")
     try:
         return _RECORD.validate_json(text)
