@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -58,7 +58,7 @@ _RECORD = TypeAdapter(Record)
 
 def encode(record: Record) -> str:
     """The line of a record, without its end."""
-    text = json.dumps(asdict(record), separators=(",", ":"))
+    text = json.dumps(vars(record), separators=(",", ":"))
     return f"{zlib.crc32(text.encode()):08x} {text}"
 
 
