@@ -2,20 +2,20 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow_server import (
     MlflowServer,
     assert_whole,
     config_of,
     folder,
-    mlflow_server,
     points,
     tracked,
 )
@@ -195,18 +195,17 @@ def test_a_sender_that_is_killed_anywhere_sends_nothing_twice_and_leaves_nothing
     assert len(run.inputs.dataset_inputs) == 1
 
 
-@pytest.mark.parametrize("most", [1, 300])
 def test_a_server_that_is_too_slow_for_large_requests_gets_smaller_ones(
-    tmp_path: Path, mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch, most: int
+    tmp_path: Path, mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure(tmp_path, mlflow, f"slow-{most}")
+    config = configure(tmp_path, mlflow, "slow")
     whole_spool(config, 400)
     log, sizes = MlflowStore.log_metrics, list[int]()
 
     def slow(store: MlflowStore, values: list[mlflow_store.Value]) -> None:
         log(store, values)
         sizes.append(len(values))
-        if len(values) > max(most, sender.SMALLEST):
+        if len(values) > 300:
             raise TimeoutError("it arrived, and the answer did not")
 
     monkeypatch.setattr(MlflowStore, "log_metrics", slow)
@@ -246,23 +245,32 @@ def test_a_lost_note_of_what_was_sent_costs_time_only(tmp_path: Path, mlflow: Ml
     assert len(points(config, assert_whole(config), "loss")) == 1200
 
 
-@pytest.fixture
-def another(tmp_path: Path) -> Iterator[MlflowServer]:
-    with mlflow_server(tmp_path / "another") as server:
-        yield server
-
-
-def test_another_server_gets_everything(
-    tmp_path: Path, mlflow: MlflowServer, another: MlflowServer
-) -> None:
+def test_another_store_gets_everything(tmp_path: Path, mlflow: MlflowServer) -> None:
+    """And the first one nothing twice, when the run goes back to it."""
     config = configure(tmp_path, mlflow, "moved")
     whole_spool(config, 10)
-    send_all(config)
-    moved = configuration(folder(config), [f"tracking.uri={another.uri}"])
-    send_all(moved)
-    send_all(config)
-    for found in (config, moved):
-        assert len(points(found, assert_whole(found), "loss")) == 10
+    shutil.copy(mlflow.folder / "server.db", tmp_path / "another.db")  # without this run
+    moved = configuration(folder(config), [f"tracking.uri=sqlite:///{tmp_path}/another.db"])
+    for store in (config, moved, config):
+        send_all(store)
+    for store in (config, moved):
+        assert len(points(store, assert_whole(store), "loss")) == 10
+
+
+def test_a_run_that_somebody_deletes_is_told_anew(tmp_path: Path, mlflow: MlflowServer) -> None:
+    config = configure(tmp_path, mlflow, "deleted")
+    ranks, sending = spool_of(config), Sender(config, folder(config))
+    ranks.log(metrics(1))
+    ranks.flush()
+    sending.send()
+    (run,) = tracked(config)
+    MlflowClient(mlflow.uri).delete_run(run.info.run_id)
+    ranks.log(metrics(2))
+    ranks.close()
+    sending.start()
+    sending.close()
+    assert sending.problem is None
+    assert len(points(config, assert_whole(config), "loss")) == 2
 
 
 def test_steps_that_are_repeated_appear_once(tmp_path: Path, mlflow: MlflowServer) -> None:

@@ -126,7 +126,7 @@ class Sender:
     @property
     def problem(self) -> str | None:
         """Why MLflow does not have all, and what sends the rest; None when it has."""
-        if self._error is None and not self._abandoned:
+        if self._done or (self._error is None and not self._abandoned):
             return None
         reason = without_secrets(first_line(self._error)) if self._error else "no answer"
         return (
@@ -163,6 +163,7 @@ class Sender:
                     return
         except Exception:
             self._most = max(SMALLEST, self._most // 2)
+            self._store = None  # perhaps somebody has deleted the run
             raise
         finally:
             self._note()
@@ -227,7 +228,7 @@ class Sender:
             else:
                 store.set_status(values["status"], int(record.at * 1000))
         self._state = batch.after
-        self._most = min(BATCH, 2 * self._most)
+        self._most = min(BATCH, self._most + SMALLEST)
         self._progress = time.monotonic()
         self._tell(_bytes(self._state))
         if self._progress > self._noted + NOTE:
