@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mlflow_server import (
     points,
     tracked,
 )
+from nodes import Command
 from s3 import BUCKET
 
 from panthalassa.config import Config
@@ -27,7 +29,8 @@ from panthalassa.tracking import mlflow_store, sender
 from panthalassa.tracking.mlflow_store import MlflowStore
 from panthalassa.tracking.replay import configuration, replay
 from panthalassa.tracking.sender import POINTER, Sender
-from panthalassa.tracking.spool import DRIVER, RANKS, Record, Spool
+from panthalassa.tracking.spool import DRIVER, RANKS, Record, Spool, series
+from panthalassa.train.checkpoint import committed, step_of
 
 FINGERPRINT = "0123456789abcdef" * 4
 
@@ -40,7 +43,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "LONGEST_PAUSE", 1.0)
 
 
-def configure(tmp_path: Path, mlflow: MlflowServer, name: str) -> Config:
+def config_for(tmp_path: Path, mlflow: MlflowServer, name: str) -> Config:
     config = config_of(tmp_path, name, mlflow.uri)
     folder(config).write("config.yaml", config.dump().encode())
     return config
@@ -78,7 +81,7 @@ def send_all(config: Config) -> None:
 def test_a_server_that_goes_and_comes_back_leaves_no_gap(
     tmp_path: Path, mlflow: MlflowServer, outage: str
 ) -> None:
-    config = configure(tmp_path, mlflow, outage)
+    config = config_for(tmp_path, mlflow, outage)
     ranks, sending = spool_of(config), Sender(config, folder(config))
     sending.start()
 
@@ -109,7 +112,7 @@ def test_a_server_that_is_away_for_the_whole_run_is_filled_later(
     tmp_path: Path, mlflow: MlflowServer
 ) -> None:
     """The command that the summary names goes on where it was interrupted, and can be repeated."""
-    config = configure(tmp_path, mlflow, "later")
+    config = config_for(tmp_path, mlflow, "later")
     mlflow.kill()
     sending = Sender(config, folder(config))
     sending.start()
@@ -181,7 +184,7 @@ def test_a_sender_that_is_killed_anywhere_sends_nothing_twice_and_leaves_nothing
     tmp_path: Path, mlflow: MlflowServer
 ) -> None:
     """Each next one is killed at its first, second, third … call, before or behind its effect."""
-    config = configure(tmp_path, mlflow, "killed-anywhere")
+    config = config_for(tmp_path, mlflow, "killed-anywhere")
     whole_spool(config, 1200)
     command = [sys.executable, "-c", KILLED, folder(config).root]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -198,7 +201,7 @@ def test_a_sender_that_is_killed_anywhere_sends_nothing_twice_and_leaves_nothing
 def test_a_server_that_is_too_slow_for_large_requests_gets_smaller_ones(
     tmp_path: Path, mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure(tmp_path, mlflow, "slow")
+    config = config_for(tmp_path, mlflow, "slow")
     whole_spool(config, 400)
     log, sizes = MlflowStore.log_metrics, list[int]()
 
@@ -214,10 +217,35 @@ def test_a_server_that_is_too_slow_for_large_requests_gets_smaller_ones(
     assert len(sizes) > 3
 
 
+def test_a_command_that_is_killed_leaves_no_gap_for_another_to_go_on(
+    configure: Callable[..., Config], tmp_path: Path, mlflow: MlflowServer
+) -> None:
+    """What a checkpoint covers is not trained again, and so its metrics have to be there before it."""
+    settings = "train.steps=60", "checkpoint.every=5", "evaluation.every=1000"
+    config = configure(tmp_path, f"tracking.uri={mlflow.uri}", *settings)
+    run, first = folder(config), Command(config, tmp_path, "first")
+    try:
+        first.wait_for(lambda text: committed(run)[-1:] >= ["step-00000020"], "checkpoint")
+    finally:
+        first.close()
+    newest = step_of(committed(run)[-1])
+    assert newest < 60, "it was over before it was killed"
+    assert [step for step, *_ in series(run)["loss"]][:newest] == list(range(1, newest + 1))
+    again = Command(config, tmp_path, "again")
+    try:
+        assert "complete, after step 60" in again.wait()
+    finally:
+        again.close()
+    (tracked_run,) = tracked(config)
+    steps = [step for step, _ in points(config, tracked_run, "loss")]
+    assert steps == [step for step, *_ in series(run)["loss"]] == list(range(1, 61))
+    assert tracked_run.info.status == "FINISHED"
+
+
 def test_what_was_sent_is_not_read_again(
     tmp_path: Path, mlflow: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure(tmp_path, mlflow, "offset")
+    config = config_for(tmp_path, mlflow, "offset")
     whole_spool(config, 10)
     send_all(config)
     later = spool_of(config, attempt=2, first_step=10)
@@ -235,7 +263,7 @@ def test_what_was_sent_is_not_read_again(
 
 def test_a_lost_note_of_what_was_sent_costs_time_only(tmp_path: Path, mlflow: MlflowServer) -> None:
     """The MLflow run has a mark of the run, and equal values are one to MLflow."""
-    config = configure(tmp_path, mlflow, "forgotten")
+    config = config_for(tmp_path, mlflow, "forgotten")
     whole_spool(config, 1200)
     send_all(config)
     state = sender.Acknowledged.model_validate_json(folder(config).read(POINTER))
@@ -247,7 +275,7 @@ def test_a_lost_note_of_what_was_sent_costs_time_only(tmp_path: Path, mlflow: Ml
 
 def test_another_store_gets_everything(tmp_path: Path, mlflow: MlflowServer) -> None:
     """And the first one nothing twice, when the run goes back to it."""
-    config = configure(tmp_path, mlflow, "moved")
+    config = config_for(tmp_path, mlflow, "moved")
     whole_spool(config, 10)
     shutil.copy(mlflow.folder / "server.db", tmp_path / "another.db")  # without this run
     moved = configuration(folder(config), [f"tracking.uri=sqlite:///{tmp_path}/another.db"])
@@ -258,7 +286,7 @@ def test_another_store_gets_everything(tmp_path: Path, mlflow: MlflowServer) -> 
 
 
 def test_a_run_that_somebody_deletes_is_told_anew(tmp_path: Path, mlflow: MlflowServer) -> None:
-    config = configure(tmp_path, mlflow, "deleted")
+    config = config_for(tmp_path, mlflow, "deleted")
     ranks, sending = spool_of(config), Sender(config, folder(config))
     ranks.log(metrics(1))
     ranks.flush()
@@ -275,7 +303,7 @@ def test_a_run_that_somebody_deletes_is_told_anew(tmp_path: Path, mlflow: Mlflow
 
 def test_steps_that_are_repeated_appear_once(tmp_path: Path, mlflow: MlflowServer) -> None:
     """As they were first: MLflow's histories only grow."""
-    config = configure(tmp_path, mlflow, "repeated")
+    config = config_for(tmp_path, mlflow, "repeated")
     for attempt, first, loss in ((1, 0, 1.0), (2, 5, 2.0)):
         ranks = spool_of(config, attempt, first)
         for step in range(first + 1, first + 11):
@@ -290,7 +318,7 @@ def test_steps_that_are_repeated_appear_once(tmp_path: Path, mlflow: MlflowServe
 def test_a_line_that_was_changed_is_named_and_left_out(
     tmp_path: Path, mlflow: MlflowServer
 ) -> None:
-    config = configure(tmp_path, mlflow, "rotten")
+    config = config_for(tmp_path, mlflow, "rotten")
     whole_spool(config, 10)
     path = Path(folder(config).root) / RANKS / "000001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -327,7 +355,7 @@ def test_replay_wants_a_run_with_metrics_and_a_store_that_it_may_enter(
 ) -> None:
     with pytest.raises(PanthalassaError, match="no run at"):
         configuration(folder(config_of(tmp_path, "absent")), [])
-    config = configure(tmp_path, mlflow, "empty")
+    config = config_for(tmp_path, mlflow, "empty")
     with pytest.raises(PanthalassaError, match="no run with metrics at"):
         send_all(config)
     folder(config).write(POINTER, b'{"uri": "http://***@host:1"}')
