@@ -5,6 +5,7 @@ before the checkpoint is that covers it. The driver adds where the run comes fro
 and how it ended.
 """
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -31,9 +32,11 @@ class Tracker:
         self._spool = Spool(folder, Record("status", time.time(), 0, {"status": "RUNNING"}))
         self._sender = Sender(config, run, self._spool.number)
         self._add("parameters", parameters(config))
-        self.tag(provenance())
         corpus = config.corpus.directory
         self._add("dataset", {"name": corpus[-200:], "uri": corpus, "sha256": fingerprint})
+        # git may take its time
+        self._asking = threading.Thread(target=lambda: self.tag(provenance()), daemon=True)
+        self._asking.start()
         self._hardware: dict[str, str] = {}
         """By the names of nodes."""
         self._sender.start()
@@ -68,6 +71,7 @@ class Tracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """Wait until all is sent, or MLflow makes no progress; `status` is how it shall show the run."""
+        self._asking.join()
         self._add("status", {"status": status})
         self._spool.close()
         self._sender.close()
