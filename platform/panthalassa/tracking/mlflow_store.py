@@ -65,15 +65,20 @@ class MlflowStore:
             return True
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._create_experiment()
-        query = f"tags.`{MARK}` = '{mark}'"
-        marked = list(self._client.search_runs([experiment], query, max_results=1))
-        run = (
-            marked[0]
-            if marked
-            else self._client.create_run(experiment, run_name=self._name, tags={MARK: mark})
-        )
-        self.run_id = str(run.info.run_id)
+        if not (marked := self._marked(experiment, mark)):
+            tags = {MARK: mark}
+            own = self._client.create_run(experiment, run_name=self._name, tags=tags).info.run_id
+            marked = self._marked(experiment, mark)
+            if marked[0] != own:  # another command was as fast
+                self._client.delete_run(own)
+        self.run_id = marked[0]
         return False
+
+    def _marked(self, experiment: str, mark: str) -> list[str]:
+        """The ids of the runs that bear a mark, in an order that all agree on."""
+        found = self._client.search_runs([experiment], f"tags.`{MARK}` = '{mark}'")
+        ordered = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+        return [str(run.info.run_id) for run in ordered]
 
     def _create_experiment(self) -> str:
         from mlflow.exceptions import MlflowException

@@ -25,7 +25,7 @@ from panthalassa.storage import Storage
 from panthalassa.tracking.mlflow_store import BATCH, MlflowStore, Value, first_line, store_uri
 from panthalassa.tracking.spool import DRIVER, RANKS, Record, decode
 
-POINTER = "mlflow.json"
+POINTER, MARK = "mlflow.json", "metrics/mark"
 LOOK = 1.0
 """Seconds between two looks for new records on a local disk."""
 NOTE = 2.0
@@ -177,13 +177,19 @@ class Sender:
         if self._state.uri != self.uri:  # another store may have nothing yet
             self._state = Acknowledged(uri=self.uri, mark=self._state.mark)
         if not self._state.mark:
-            self._state.mark = uuid.uuid4().hex
+            self._state.mark = self._mark()
             self._write_state()
         if not store.open(self._state.run_id, self._state.mark):
             self._state = Acknowledged(uri=self.uri, mark=self._state.mark, run_id=store.run_id)
             self._write_state()
         self._progress = time.monotonic()
         return store
+
+    def _mark(self) -> str:
+        """The mark of this run, the same for all who ask at once."""
+        with suppress(FileExistsError):
+            self._run.create(MARK, uuid.uuid4().hex.encode())
+        return self._run.read(MARK).decode()
 
     def _batches(self, last: int) -> Iterator[_Batch]:
         """What is not acknowledged, in order; of how the run ended, the last command's word."""
