@@ -99,9 +99,12 @@ def cluster_of(*places: int) -> Iterator[tuple[Nodes, list[Any]]]:
 
 
 def tracked_losses(database: Path) -> dict[int, float]:
-    """The loss of each step, as MLflow has it."""
+    """The loss of each step, as MLflow has it: once."""
     with closing(sqlite3.connect(database)) as store:
-        return dict(store.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall())
+        found = store.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall()
+    losses = dict(found)
+    assert len(losses) == len(found), "steps that are there twice"
+    return losses
 
 
 def elastic(address: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from s3 import BUCKET
 
 from panthalassa import journal
-from panthalassa.journal import Journal, journals, next_number
+from panthalassa.journal import Journal, journals, next_number, unread
 from panthalassa.storage import Storage, open_storage
 
 
@@ -53,3 +53,32 @@ def test_journals_come_by_their_numbers(folder: Storage) -> None:
     assert [lines for _, lines in journals(folder)] == [["2"], ["10"], ["1000000"]]
     assert [lines for _, lines in journals(folder, before=10)] == [["2"]]
     assert next_number(folder) == 1_000_001
+
+
+def test_a_reader_follows_what_grows(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in small pieces, across parts, and beside another writer: each line once, and whole."""
+    monkeypatch.setattr(journal, "PIECE", 100)
+    writers = {number: Journal(folder, number) for number in (1, 2)}
+    read: dict[int, int] = {}
+    found: dict[int, bytes] = {1: b"", 2: b""}
+    for turn in range(15):
+        for number, writer in writers.items():
+            for line in range(turn % 7):
+                writer.add(f"{number} {turn} {line}" + "x" * turn)
+            writer.write()
+        for number, before, piece in unread(folder, read):
+            assert before == len(found[number])
+            assert piece.endswith(b"\n")
+            found[number] += piece
+            read[number] = before + len(piece)
+    whole = ["\n".join([*lines, ""]).encode() for _, lines in journals(folder)]
+    assert [found[1], found[2]] == whole
+
+
+def test_a_reader_leaves_a_line_that_is_not_whole(tmp_path: Path) -> None:
+    (tmp_path / "000001.jsonl").write_bytes(b"one\ntw")
+    folder = open_storage(str(tmp_path))
+    assert list(unread(folder, {})) == [(1, 0, b"one\n")]
+    assert list(unread(folder, {1: 4})) == []
+    (tmp_path / "000001.jsonl").write_bytes(b"one\ntwo\n")
+    assert list(unread(folder, {1: 4})) == [(1, 4, b"two\n")]

@@ -15,6 +15,8 @@ from panthalassa.errors import PanthalassaError
 BEGAN = time.time()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
+app.add_typer(tracking, name="track")
 
 energy = typer.Typer(no_args_is_help=True)
 app.add_typer(energy, name="energy", help="What a run's energy went to, and how two runs compare.")
@@ -114,6 +116,30 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
         from panthalassa.train.goodput_ledger import read
 
         _table(console, explain(account(read(open_storage(run)))))
+
+    _run(command, debug)
+
+
+@tracking.command()
+def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Send to MLflow what it does not have of a run; can be repeated, and goes on where it was."""
+
+    def command(console: Console) -> None:
+        from rich.progress import Progress
+
+        from panthalassa.storage import open_storage
+        from panthalassa.tracking.replay import configuration, replay
+
+        folder = open_storage(run)
+        config = configuration(folder, overrides or [])
+        with Progress(console=console) as progress:
+            task = progress.add_task("sending", total=None)
+            left_out = replay(
+                config, folder, lambda sent, all: progress.update(task, completed=sent, total=all)
+            )
+        for line in left_out:
+            console.print(line, soft_wrap=True, markup=False)
+        console.print(f"MLflow has all metrics of {run}", soft_wrap=True, markup=False)
 
     _run(command, debug)
 

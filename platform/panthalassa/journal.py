@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from panthalassa.storage import Storage
@@ -19,6 +19,8 @@ INTERVAL = 5.0
 """Seconds between two writes to object storage."""
 FULL = 1 << 16
 """Bytes of a part that is followed by another: few enough to write, and a long run has few parts."""
+PIECE = 1 << 22
+"""Bytes that are read of a file at a time; more than any line has."""
 
 
 class Journal:
@@ -29,7 +31,7 @@ class Journal:
 
     def __init__(self, folder: Storage, number: int) -> None:
         self._folder = folder
-        self._number = number
+        self.number = number
         self._part = 0
         self._lines: list[str] = []
         """Of the part, or on a local disk those that are not written."""
@@ -72,7 +74,7 @@ class Journal:
 
     @property
     def _file(self) -> str:
-        return _file(self._folder, self._number, self._part)
+        return _file(self._folder, self.number, self._part)
 
     def _append(self, file: str, data: bytes) -> None:
         _append_whole(Path(self._folder.path(file)), data)
@@ -85,7 +87,7 @@ class Journal:
 
     def follows(self) -> bool:
         """Whether there is a journal with the next number. Raises OSError."""
-        return self._folder.exists(_file(self._folder, self._number + 1, 0))
+        return self._folder.exists(_file(self._folder, self.number + 1, 0))
 
 
 def _file(folder: Storage, number: int, part: int) -> str:
@@ -118,17 +120,48 @@ def journals(folder: Storage, before: float = math.inf) -> Iterator[tuple[str, l
     for number, files in sorted(_parts(folder).items()):
         if number >= before:
             break
-        where = f"{folder.uri}/{files[0] if len(files) == 1 else f'{number:06d}'}"
-        whole = b"".join(folder.read(file) for file in files).decode(errors="replace")
+        names = [file for file, _ in files]
+        where = f"{folder.uri}/{names[0] if len(names) == 1 else f'{number:06d}'}"
+        whole = b"".join(folder.read(file) for file in names).decode(errors="replace")
         yield where, whole.split("\n")[:-1]
 
 
-def _parts(folder: Storage) -> dict[int, list[str]]:
-    """The files of each journal by its number, in order."""
-    found: dict[int, list[str]] = {}
-    for file, _ in folder.files() if folder.exists("") else []:
+def unread(folder: Storage, read: Mapping[int, int]) -> Iterator[tuple[int, int, bytes]]:
+    """The whole lines behind the first `read[number]` bytes of each journal, in pieces: the number of
+    the journal, the bytes before the piece, and the piece. Raises OSError.
+    """
+    for number, files in sorted(_parts(folder).items()):
+        offset, start = read.get(number, 0), 0
+        for file, size in files:
+            if start + size > offset:
+                for piece in _pieces(folder, file, offset - start):
+                    yield number, offset, piece
+                    offset += len(piece)
+            start += size
+
+
+def _pieces(folder: Storage, file: str, offset: int) -> Iterator[bytes]:
+    """Whole lines of a file from a line's beginning on."""
+    if not folder.is_local:  # a part, and so small
+        yield _whole_lines(folder.read(file)[offset:])
+        return
+    with open(folder.path(file), "rb") as stream:
+        stream.seek(offset)
+        while piece := _whole_lines(stream.read(PIECE)):
+            yield piece
+            stream.seek(offset := offset + len(piece))
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _parts(folder: Storage) -> dict[int, list[tuple[str, int]]]:
+    """The files of each journal by its number, in order, with their bytes."""
+    found: dict[int, list[tuple[str, int]]] = {}
+    for file, size in folder.files() if folder.exists("") else []:
         name, _, suffix = file.partition(".")
         number = name.partition("-")[0]
         if suffix == "jsonl" and number.isdigit():
-            found.setdefault(int(number), []).append(file)
+            found.setdefault(int(number), []).append((file, size))
     return found

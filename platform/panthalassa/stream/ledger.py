@@ -116,7 +116,7 @@ class Ledger:
 
     def __init__(self, run: Storage, attempt: Attempt) -> None:
         self._uri = run.below(FOLDER).uri
-        self.attempt = attempt.attempt
+        self.entry, self.attempt = attempt, attempt.attempt
         self._journal = Journal(run.below(FOLDER), attempt.attempt)
         self._chain = ""
         self._append(attempt)

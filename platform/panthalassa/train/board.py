@@ -12,7 +12,9 @@ from typing import Any
 
 import ray
 
+from panthalassa.tracking.spool import Spool
 from panthalassa.train.events import Event, Failed, Lost, Notice
+from panthalassa.train.tracked import records
 
 INTERVAL = 1.0
 """Seconds between two exchanges."""
@@ -91,8 +93,11 @@ def create() -> Any:
 class Poster:
     """A rank's end: posts in the background, and knows whether the run shall stop.
 
-    Only rank 0 `speaks`; the others are heard when they fail.
+    Only rank 0 `speaks`; the others are heard when they fail. What it posts is spooled, too, from when
+    there is a `spool`.
     """
+
+    spool: Spool | None = None
 
     def __init__(self, board: Any, speaks: bool) -> None:
         self.stopping = False
@@ -109,6 +114,9 @@ class Poster:
         """Have the event sent within the interval."""
         if self._speaks:
             self._events.put(event)
+        if self.spool:
+            for record in records(event):
+                self.spool.log(record)
 
     def fail(self, event: Failed | Lost | Notice) -> None:
         """Send at once why this rank ends, from any rank."""
@@ -116,9 +124,12 @@ class Poster:
         self._send()
 
     def flush(self) -> None:
-        """Return when everything that was posted is on the board, and so outlives this process."""
+        """Return when everything that was posted is on the board and in the spool, which outlive this
+        process."""
         if self._speaks:
             self._send()
+        if self.spool:
+            self.spool.flush()
 
     def _send(self) -> None:
         with self._lock:
@@ -130,8 +141,10 @@ class Poster:
         if self._speaks:
             self._closing.set()
             self._thread.join()
-            self.flush()
+            if self.spool:
+                self.spool.close()
+            self._send()
 
     def _exchange_until_closed(self) -> None:
         while not self._closing.wait(INTERVAL):
-            self.flush()
+            self._send()

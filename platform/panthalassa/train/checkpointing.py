@@ -155,7 +155,15 @@ class Checkpoints(Callback):
             if dist.get_rank() == 0:
                 uri = run.storage.below(folder(saving.commit.step)).uri
                 stall = saving.seconds if last else waited + saving.stall
-                run.poster.post(Saved(saving.commit.step, uri, saving.seconds, saving.size, stall))
+                saved = Saved(
+                    saving.commit.step,
+                    uri,
+                    saving.seconds,
+                    saving.size,
+                    stall,
+                    saving.commit.digest(),
+                )
+                run.poster.post(saved)
                 clean(run.storage, run.config.checkpoint.keep)
 
         self.snapshots.take(commit, committed)

@@ -21,6 +21,7 @@ from panthalassa.train.events import (
     Launched,
     Lost,
     Metered,
+    NodeLoad,
     Notice,
     Ready,
     Saved,
@@ -102,7 +103,7 @@ class Display:
                 self.parts.append(Started("places", event.seconds))
             case Metered():
                 self.metered = True
-            case Generated() | Ended() | Failed() | Waited() | Spent():
+            case Generated() | Ended() | Failed() | Waited() | Spent() | NodeLoad():
                 pass  # in the summary
 
     def _ready(self, event: Ready) -> None:

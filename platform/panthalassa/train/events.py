@@ -5,6 +5,7 @@ nats a token.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,6 +81,8 @@ class Saved:
     """Bytes."""
     stall_seconds: float = 0.0
     """For which the training loop stood still."""
+    sha256: str = ""
+    """Of the commit, which holds those of all files."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,16 @@ class Metered:
     line: Line
 
 
+@dataclass(frozen=True)
+class NodeLoad:
+    """How busy a node is that holds ranks."""
+
+    node: str
+    hardware: str
+    load: Mapping[str, float]
+    """By MLflow's names of system metrics."""
+
+
 Event = (
     Started
     | Ready
@@ -162,4 +175,5 @@ Event = (
     | Lost
     | Spent
     | Metered
+    | NodeLoad
 )

@@ -23,7 +23,8 @@ from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
 from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import Tracker, flatten
+from panthalassa.tracking.prometheus import Gauges
+from panthalassa.tracking.tracker import Tracker
 from panthalassa.train import board as boards
 from panthalassa.train.checkpoint import newest
 from panthalassa.train.elastic import Elastic
@@ -37,6 +38,7 @@ from panthalassa.train.events import (
     Launched,
     Lost,
     Metered,
+    NodeLoad,
     Notice,
     Ready,
     Saved,
@@ -83,7 +85,9 @@ class History:
                 self.ended = event
             case Failed():
                 self.failed = self.failed or event.message
-            case Started() | Spent() | Notice() | Waited() | Launched() | Lost() | Metered():
+            case Started() | Spent() | Notice() | Waited() | Launched() | Lost():
+                pass
+            case Metered() | NodeLoad():
                 pass
 
     @property
@@ -178,7 +182,8 @@ def pretrain(
         connected(config.cluster, debug),
     ):
         parts.append(Started("Ray", time.time() - before_ray))
-        tracker = Tracker(config, run, flatten(config.model_dump(mode="json")))
+        tracker = Tracker(config, run, manifest.fingerprint)
+        publish = _Publisher(tracker, Gauges(config.run.name))
 
         def take(event: Event) -> None:
             history.add(event)
@@ -186,7 +191,7 @@ def pretrain(
             if line := entry(event):
                 energy.note(line)
             show(event)
-            track(tracker, event)
+            publish(event, history, ledger.goodput)
 
         try:
             for part in parts:
@@ -209,6 +214,34 @@ def pretrain(
         tracking_problem=tracker.problem,
         energy=spent if spent.source else None,
     )
+
+
+@dataclass(frozen=True)
+class _Publisher:
+    """Hands to Prometheus and to MLflow what the driver knows; the ranks spool the rest themselves."""
+
+    tracker: Tracker
+    gauges: Gauges
+
+    def __call__(self, event: Event, history: History, goodput: Callable[[], Goodput]) -> None:
+        match event:
+            case Step():
+                self.gauges.set(
+                    step=event.step,
+                    loss=event.loss,
+                    step_seconds=event.seconds,
+                    data_wait_seconds=event.data_seconds,
+                    tokens_per_second=event.tokens_per_second,
+                    mfu_ratio=event.mfu,
+                    joules_per_iteration=event.joules,
+                )
+            case Saved():
+                self.gauges.set(
+                    checkpoint_timestamp_seconds=time.time(), goodput_ratio=goodput().fraction
+                )
+            case NodeLoad():
+                step = history.steps[-1].step if history.steps else 0
+                self.tracker.node(step, event.node, event.hardware, event.load)
 
 
 def _fit(
@@ -254,31 +287,6 @@ def _signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iterat
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def track(tracker: Tracker, event: Event) -> None:
-    """The metrics of an event, under the names that MLflow shows."""
-    match event:
-        case Step():
-            metrics = {
-                "loss": event.loss,
-                "grad_norm": event.grad_norm,
-                "learning_rate": event.learning_rate,
-                "tokens_per_second": event.tokens_per_second,
-                "mfu": event.mfu,
-                "step_seconds": event.seconds,
-                "data_seconds": event.data_seconds,
-            }
-            if event.joules is not None:
-                metrics["joules"] = event.joules
-            tracker.log(event.step, metrics)
-        case Evaluated():
-            tracker.log(event.step, {"held_out_loss": event.loss})
-        case Saved():
-            seconds = {"checkpoint_seconds": event.seconds, "stall_seconds": event.stall_seconds}
-            tracker.log(event.step, seconds, {"checkpoint": event.uri})
-        case Ready():
-            tracker.log(event.first_step, {}, {"power": event.power})
 
 
 def _without_secrets(config: Config) -> Config:

@@ -46,10 +46,12 @@ from panthalassa.train.claim import Claim, claim
 from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import TrainingRun, train
+from panthalassa.train.node_watch import watching_node
 from panthalassa.train.restore import resume
 from panthalassa.train.rollback import Rollback
 from panthalassa.train.step import build_optimizer, warm_up
 from panthalassa.train.straggler import Straggler
+from panthalassa.train.tracked import open_spool
 from panthalassa.train.watchdog import Watchdog
 
 # From glibc's malloc.h.
@@ -155,6 +157,8 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         with together():
             ledger = _open_ledger(task, curriculum, mesh, first_step)
         attempt = int(total(ledger.attempt if ledger else 0)[0])
+        if ledger:
+            poster.spool = open_spool(task.run, ledger.entry)
         watchdog = Watchdog(config.guard, task.run, attempt, dist.get_rank(), first_step, poster)
         with together():
             tokenizer = read_tokenizer(task.corpus, task.manifest)
@@ -199,7 +203,8 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         callbacks.Continuations(tokenizer),
         EnergyEnd(energy),
     ]
-    train(run, stream, around)
+    with watching_node(task.board):
+        train(run, stream, around)
     poster.post(Ended(run.step, run.interrupted))
 
 

@@ -1,40 +1,36 @@
 """Tracking in a real MLflow store, and without one: training goes on, and no secret is shown."""
 
 import base64
+import re
 import socket
+import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow_server import assert_whole, config_of, folder, points, tracked
 
 from panthalassa.config import Config
-from panthalassa.config_file import build
 from panthalassa.redact import without_secrets
-from panthalassa.storage import Storage, open_storage
-from panthalassa.tracking.mlflow_tracker import POINTER, Tracker, store_uri
+from panthalassa.tracking import sender
+from panthalassa.tracking.mlflow_store import store_uri
+from panthalassa.tracking.sender import POINTER
+from panthalassa.tracking.spool import RANKS, Record, Spool, series
+from panthalassa.tracking.tracker import Tracker
 
 SECRET = "hunter2"
+FINGERPRINT = "0123456789abcdef" * 4
 
 
-def config_of(directory: Path | str, name: str = "first", uri: str | None = None) -> Config:
-    tree = {
-        "run": {"name": name, "directory": str(directory)},
-        "corpus": {"directory": "data/x"},
-        "model": {"preset": "laptop"},
-        "train": {"steps": 100, "global_batch": 8, "micro_batch": 4, "sequence_length": 64},
-        "tracking": {"uri": uri},
-    }
-    return build(tree, [], "test", Config)
+def tracker_of(config: Config) -> Tracker:
+    return Tracker(config, folder(config), FINGERPRINT)
 
 
-def folder(config: Config) -> Storage:
-    return open_storage(config.run.directory).below(config.run.name)
-
-
-def tracker_of(config: Config, **parameters: object) -> Tracker:
-    return Tracker(config, folder(config), parameters or {"train.steps": 100})
+def ranks_of(config: Config, attempt: int, first_step: int = 0) -> Spool:
+    """What the ranks of an attempt write."""
+    began = Record("attempt", 0.0, first_step, {})
+    return Spool(folder(config).below(RANKS), began, attempt)
 
 
 @pytest.fixture(autouse=True)
@@ -48,100 +44,80 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def tracked(config: Config) -> list[Run]:
-    """All runs of the name in the store beside the runs."""
-    client = MlflowClient(f"sqlite:///{config.run.directory}/mlflow.db")
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
-    assert experiment
-    query = f"attributes.run_name = '{config.run.name}'"
-    return list(client.search_runs([experiment.experiment_id], query))
-
-
-def points(config: Config, run: Run, metric: str) -> list[tuple[int, float]]:
-    client = MlflowClient(f"sqlite:///{config.run.directory}/mlflow.db")
-    history = client.get_metric_history(run.info.run_id, metric)
-    return sorted((point.step, point.value) for point in history)
-
-
 def log_steps(tracker: Tracker, steps: range, extra: Mapping[str, float] | None = None) -> None:
     for step in steps:
         tracker.log(step, {"loss": 5 - step / 10, **(extra or {})})
 
 
-def test_parameters_metrics_and_tags_arrive(runs: Path) -> None:
+def test_a_run_says_what_it_is(runs: Path) -> None:
+    """Its configuration, corpus, code, packages, nodes, checkpoints and metrics."""
     config = config_of(runs, "arrives")
-    tracker = tracker_of(config, **{"train.steps": 100, "model.preset": None, "prompts": ["Θ"]})
-    tracker.log(0, {"held_out_loss": 8.5})
-    log_steps(tracker, range(1, 4), {"mfu": 0.25})
-    tracker.log(3, {"checkpoint_seconds": 1.5}, {"checkpoint": "runs/arrives/step-3"})
-    tracker.log(4, {}, {"power": "no power source"})
+    tracker = tracker_of(config)
+    ranks = ranks_of(config, 1)
+    ranks.log(Record("metrics", 100.5, 1, {"loss": 4.5, "mfu": 0.25}))
+    ranks.log(Record("metrics", 101.5, 2, {"loss": 4.25, "mfu": 0.5}))
+    checkpoint = {"name": "checkpoint", "uri": "runs/arrives/step-2", "sha256": "ab" * 32}
+    ranks.log(Record("artifact", 102, 2, checkpoint))
+    ranks.close()
+    tracker.log(2, {"goodput": 0.75})
+    for name in ("a", "b"):
+        tracker.node(2, name, "8 x CPU, 1 x GPU", {"cpu_utilization_percentage": 50.0})
     tracker.close()
 
     assert tracker.problem is None
     (run,) = tracked(config)
-    assert run.data.params == {"train.steps": "100", "model.preset": "None", "prompts": "['Θ']"}
-    assert run.data.tags["checkpoint"] == "runs/arrives/step-3"
-    assert run.data.tags["power"] == "no power source"
+    assert run.data.params["train.steps"] == "100"
+    assert run.data.params["evaluation.prompts"] == "[]"
+    assert run.data.params["model.preset"] == "laptop"
+    tags = run.data.tags
+    assert (tags["checkpoint"], tags["checkpoint.sha256"]) == ("runs/arrives/step-2", "ab" * 32)
+    assert tags["hardware"] == "2 x (8 x CPU, 1 x GPU)"
+    assert tags["panthalassa"] == version("panthalassa")
+    assert f"torch=={version('torch')}" in tags["packages"]
+    if (Path(__file__).parents[2] / ".git").exists():
+        assert re.match("[0-9a-f]{40}", tags["mlflow.source.git.commit"])
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.source == "data/x"
+    assert FINGERPRINT.startswith(dataset.dataset.digest)
+    assert {tag.key: tag.value for tag in dataset.tags}["sha256"] == FINGERPRINT
     assert run.info.status == "FINISHED"
-    assert points(config, run, "loss") == [(1, 4.9), (2, 4.8), (3, 4.7)]
-    assert points(config, run, "mfu") == [(1, 0.25), (2, 0.25), (3, 0.25)]
-    assert points(config, run, "held_out_loss") == [(0, 8.5)]
-    assert points(config, run, "checkpoint_seconds") == [(3, 1.5)]
+    assert points(config, run, "loss") == [(1, 4.5), (2, 4.25)]
+    assert points(config, run, "mfu") == [(1, 0.25), (2, 0.5)]
+    assert points(config, run, "goodput") == [(2, 0.75)]
+    assert points(config, run, "system/b/cpu_utilization_percentage") == [(2, 50.0)]
 
 
-def test_a_second_driver_goes_on_in_the_same_mlflow_run(runs: Path) -> None:
-    """Steps that it repeats are not tracked again, and those that it adds are."""
+def test_a_second_command_goes_on_in_the_same_mlflow_run(runs: Path) -> None:
+    """Steps that it repeats are not sent again; the spool tells both, and the last stands."""
     config = config_of(runs, "resumed")
-    first = tracker_of(config)
-    log_steps(first, range(1, 7))
-    first.close()
-    second = tracker_of(config)
-    for step in range(5, 9):
-        second.log(step, {"loss": -1.0})
-    second.log(6, {}, {"checkpoint": "step-6"})
-    second.close()
-
-    assert (first.problem, second.problem) == (None, None)
-    (run,) = tracked(config)
-    expected = [(step, 5 - step / 10) for step in range(1, 7)] + [(7, -1.0), (8, -1.0)]
-    assert points(config, run, "loss") == expected
-    assert run.data.tags["checkpoint"] == "step-6"
-
-
-def test_steps_that_are_repeated_after_a_failure_do_not_appear_twice(runs: Path) -> None:
-    """The driver lives on while its ranks start again from the last checkpoint."""
-    config = config_of(runs, "rollback")
-    tracker = tracker_of(config)
-    log_steps(tracker, range(1, 6))
-    tracker.log(5, {"held_out_loss": 4.0})
-    tracker.log(3, {"loss": -1.0})
-    for step in range(4, 8):
-        tracker.log(step, {"loss": -1.0})
-    tracker.log(5, {"held_out_loss": -1.0})
-    tracker.close()
+    for attempt, steps in ((1, range(1, 7)), (2, range(5, 9))):
+        tracker, ranks = tracker_of(config), ranks_of(config, attempt, steps[0] - 1)
+        for step in steps:
+            ranks.log(Record("metrics", step, step, {"loss": attempt + step / 10}))
+        ranks.close()
+        tracker.close()
+        assert tracker.problem is None
 
     (run,) = tracked(config)
-    expected = [(step, 5 - step / 10) for step in range(1, 6)] + [(6, -1.0), (7, -1.0)]
+    expected = [(step, (1 if step < 7 else 2) + step / 10) for step in range(1, 9)]
     assert points(config, run, "loss") == expected
-    assert points(config, run, "held_out_loss") == [(5, 4.0)]
+    assert len(run.inputs.dataset_inputs) == 1
+    stands = [(step, (1 if step < 5 else 2) + step / 10) for step in range(1, 9)]
+    assert [(step, value) for step, _, value in series(folder(config))["loss"]] == stands
 
 
 def test_a_run_that_goes_on_with_other_settings_is_tracked_still(runs: Path) -> None:
     """MLflow refuses to change a parameter; the new value is kept as a tag."""
     config = config_of(runs, "longer")
-    first = tracker_of(config, **{"train.steps": 10, "cluster.workers": 2})
-    log_steps(first, range(1, 3))
-    first.close()
-    second = tracker_of(config, **{"train.steps": 20, "cluster.workers": 2, "new": 1})
-    log_steps(second, range(3, 5))
-    second.close()
-
-    assert second.problem is None
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 200})})
+    for settings in (config, longer):
+        tracker = tracker_of(settings)
+        tracker.close()
+        assert tracker.problem is None
     (run,) = tracked(config)
-    assert run.data.params == {"train.steps": "10", "cluster.workers": "2", "new": "1"}
-    assert run.data.tags["train.steps"] == "20"
+    assert run.data.params["train.steps"] == "100"
+    assert run.data.tags["train.steps"] == "200"
     assert "cluster.workers" not in run.data.tags
-    assert [step for step, _ in points(config, run, "loss")] == [1, 2, 3, 4]
 
 
 def test_mlflow_shows_how_the_run_ended(runs: Path) -> None:
@@ -164,14 +140,27 @@ def test_another_run_folder_is_another_mlflow_run(runs: Path) -> None:
     assert len(ids) == 2
 
 
+def test_the_later_of_two_commands_has_the_last_word(runs: Path) -> None:
+    """The earlier one ends when it finds out, as a failure; the run goes on."""
+    config = config_of(runs, "taken-over")
+    earlier = tracker_of(config)
+    later = tracker_of(config)
+    later.log(1, {"goodput": 0.5})
+    earlier.close("FAILED")
+    later.close("FINISHED")
+    assert (earlier.problem, later.problem) == (None, None)
+    (run,) = tracked(config)
+    assert run.info.status == "FINISHED"
+    assert points(config, run, "goodput") == [(1, 0.5)]
+
+
 def test_more_metrics_than_one_request_takes_all_arrive(runs: Path) -> None:
     config = config_of(runs, "many")
     tracker = tracker_of(config)
     log_steps(tracker, range(1, 1101))
     tracker.close()
-    (run,) = tracked(config)
     assert tracker.problem is None
-    assert [step for step, _ in points(config, run, "loss")] == list(range(1, 1101))
+    assert len(points(config, assert_whole(config), "loss")) == 1100
 
 
 @pytest.fixture
@@ -187,16 +176,16 @@ def test_a_server_that_is_down_is_named_and_stops_nothing(
     uri = f"http://127.0.0.1:{closed_port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = tracker_of(config_of(tmp_path))
+    config = config_of(tmp_path)
+    tracker = tracker_of(config)
     while tracker.problem is None:
-        log_steps(tracker, range(1, 100))
-        tracker._thread.join(0.05)
-    log_steps(tracker, range(100, 200))  # it takes what comes after, too
-    tracker.close()
+        time.sleep(0.05)
+    log_steps(tracker, range(1, 200))  # it takes what comes after, too
     tracker.close()
     assert f"MLflow at {uri} does not take the metrics: " in tracker.problem
+    assert f"panthalassa track replay {folder(config).uri}" in tracker.problem
     assert len(tracker.problem.splitlines()) == 1
-    assert not tracker._thread.is_alive()
+    assert len(series(folder(config))["loss"]) == 199
 
 
 def test_logging_never_waits_for_the_server(
@@ -209,14 +198,17 @@ def test_logging_never_waits_for_the_server(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
-        tracker = tracker_of(config_of(tmp_path))
-        connection, _ = silent.accept()  # from here on the tracker waits
+        monkeypatch.setattr(sender, "SILENT", 2.0)
+        config = config_of(tmp_path)
+        tracker = tracker_of(config)
+        silent.settimeout(60)
+        connection, _ = silent.accept()  # from here on the sender waits
         log_steps(tracker, range(1, 5000))
-        assert tracker._thread.is_alive()
         assert tracker.problem is None
-        connection.close()  # the server gives up, and so does the tracker
         tracker.close()
-    assert tracker.problem
+        assert "no answer" in str(tracker.problem)
+        connection.close()
+    assert len(series(folder(config))["loss"]) == 4999
 
 
 @pytest.mark.parametrize("where", ["configuration", "environment"])
@@ -264,13 +256,15 @@ def test_a_secret_in_the_uri_opens_the_server(
 def test_a_secret_is_neither_a_parameter_nor_in_the_folder_of_the_run(runs: Path) -> None:
     uri = f"sqlite:///{runs}/mlflow.db?password={SECRET}"
     config = config_of(runs, "secretive", uri=uri)
-    tracker = tracker_of(config, **{"tracking.uri": uri})
+    tracker = tracker_of(config)
     tracker.close()
     assert tracker.problem is None
     (run,) = tracked(config)
     assert run.data.params["tracking.uri"] == tracker.uri
     assert SECRET not in tracker.uri
-    assert SECRET.encode() not in folder(config).read(POINTER)
+    for path in Path(folder(config).root).rglob("*.json*"):
+        assert SECRET not in path.read_text()
+    assert (Path(folder(config).root) / POINTER).exists()
     again = tracker_of(config)
     again.close()
     assert len(tracked(config)) == 1

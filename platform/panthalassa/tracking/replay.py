@@ -1,0 +1,86 @@
+"""What a run's command could not send to MLflow is sent later: `panthalassa track replay`."""
+
+import os
+import time
+from collections.abc import Callable
+
+import yaml
+from pydantic import ValidationError
+
+from panthalassa.config import Config
+from panthalassa.config_file import build
+from panthalassa.errors import PanthalassaError
+from panthalassa.redact import without_secrets
+from panthalassa.storage import Storage
+from panthalassa.tracking.mlflow_store import first_line
+from panthalassa.tracking.sender import POINTER, Acknowledged, Sender
+from panthalassa.tracking.spool import DRIVER, RANKS
+
+PAUSES = 0.5, 1.0, 2.0, 4.0, 8.0
+"""Seconds between tries without progress."""
+
+
+def configuration(run: Storage, overrides: list[str]) -> Config:
+    """The configuration of a run, with the MLflow store that it was tracked in, or that of `overrides`.
+
+    Raises PanthalassaError when there is no run, or when its store is known only without credentials.
+    """
+    try:
+        tree = yaml.safe_load(run.read("config.yaml"))
+    except (OSError, yaml.YAMLError) as error:
+        raise PanthalassaError(f"no run at {run.uri}: {error}") from error
+    config = build(tree, overrides, f"{run.uri}/config.yaml", Config)
+    if any(override.startswith("tracking.uri=") for override in overrides):
+        return config
+    try:
+        known = Acknowledged.model_validate_json(run.read(POINTER)).uri
+    except (OSError, ValidationError):
+        return config
+    for uri in (config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), known):
+        if uri and without_secrets(uri) == known and "***" not in uri:
+            tracking = config.tracking.model_copy(update={"uri": uri})
+            return config.model_copy(update={"tracking": tracking})
+    raise PanthalassaError(
+        f"the run at {run.uri} was tracked at {known}, and its credentials are not kept: set "
+        "MLFLOW_TRACKING_URI to it, or add tracking.uri=…"
+    )
+
+
+def replay(config: Config, run: Storage, show: Callable[[int, int], None]) -> list[str]:
+    """Send what MLflow does not have of a run; `show` gets the bytes sent and to be sent.
+
+    It can be repeated, and goes on where it was. Returns what was left out, line by line. Raises
+    PanthalassaError when the run has no spool, or MLflow does not take it.
+    """
+    try:
+        sizes = [size for name in (RANKS, DRIVER) for size in _sizes(run.below(name))]
+    except OSError as error:
+        raise PanthalassaError(f"the run at {run.uri} can not be read: {error}") from error
+    if not sizes:
+        raise PanthalassaError(f"no run with metrics at {run.uri}")
+    sent = 0
+
+    def tell(now: int) -> None:
+        nonlocal sent
+        sent = now
+        show(sent, sum(sizes))
+
+    sender, tries = Sender(config, run, tell=tell), iter(PAUSES)
+    while True:
+        before = sent
+        try:
+            sender.send()
+            return sender.damaged
+        except Exception as error:
+            tries = iter(PAUSES) if sent > before else tries
+            if (pause := next(tries, None)) is None:
+                reason = without_secrets(first_line(error))
+                raise PanthalassaError(
+                    f"MLflow at {sender.uri} does not take the metrics: {reason}. When it is back, the "
+                    "same command goes on where this one was; tracking.uri=… names another store."
+                ) from error
+            time.sleep(pause)
+
+
+def _sizes(folder: Storage) -> list[int]:
+    return [size for _, size in folder.files()] if folder.exists("") else []
