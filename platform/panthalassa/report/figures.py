@@ -57,6 +57,8 @@ THEME = Theme(
                 "sizing_mode": "stretch_width",
                 "toolbar_location": "above",
                 "outline_line_color": None,
+                "background_fill_color": None,  # the page's
+                "border_fill_color": None,
                 "min_border_right": 12,
             },
             "Toolbar": {"logo": None},
@@ -82,6 +84,7 @@ def plot(y: str, x: str = "steps", height: int = HEIGHT, **ranges: Any) -> figur
         height=height,
         tools="box_zoom,pan,wheel_zoom,reset,save",
         active_drag="box_zoom",
+        active_scroll=None,  # the wheel scrolls the page
         x_axis_label=x,
         y_axis_label=y,
         **{name: given for name, given in ranges.items() if given is not None},
@@ -100,9 +103,9 @@ def _by_step(runs: Sequence[RunData], plots: Plots) -> None:
     """The figures over optimizer steps."""
     wanted = {
         "loss": ("loss", "nats a token", "0.[000]"),
-        "speed": ("tokens_per_second", "tokens / s", "0.[0]a"),
+        "speed": ("tokens_per_second", "tokens / s", "0.[00]a"),
         "mfu": ("mfu", "MFU", "0.[0]%"),
-        "joules": ("joules", "J / iteration", "0.[0]a"),
+        "joules": ("joules", "J / iteration", "0.[00]a"),
     }
     shared: Range | None = None
     for name, (metric, label, ticks) in wanted.items():
@@ -131,7 +134,7 @@ def _draw_metric(
 ) -> None:
     """A line through the means, and a band from the lowest to the highest value."""
     data: dict[str, NDArray[Any]] = {
-        "step": (buckets.first + buckets.last) / 2,
+        "step": ((buckets.first + buckets.last) / 2).astype(np.float32),
         "first": buckets.first.astype(np.int32),
         "last": buckets.last.astype(np.int32),
         "mean": buckets.mean.astype(np.float32),
@@ -231,7 +234,7 @@ def _by_time(runs: Sequence[RunData], plots: Plots) -> None:
         return
     unit = next(unit for unit in UNITS if longest >= unit.least)
     shared: Range | None = None
-    x = f"time of the run ({unit.name})"
+    x = f"{unit.name} of the run's time"
     for number, run in enumerate(runs):
         if not isinstance(run.time, str) and run.time.timeline.spans:
             made = plot("share of the time", x, 240, x_range=shared, y_range=(0, 1))
@@ -242,7 +245,7 @@ def _by_time(runs: Sequence[RunData], plots: Plots) -> None:
 
 
 def _world(runs: Sequence[RunData], unit: Unit, shared: Range | None) -> figure:
-    x = f"time of the run ({unit.name})"
+    x = f"{unit.name} of the run's time"
     made = plot("ranks", x, 220, x_range=shared, y_range=DataRange1d(start=0))
     for run, colour in zip(runs, RUN_COLOURS, strict=False):
         if not isinstance(run.time, str):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
-from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 
 from panthalassa.report.series import Floats
@@ -74,23 +73,23 @@ def stretches(timeline: Timeline) -> tuple[Floats, Mapping[Part, Floats]]:
 def draw_goodput(made: figure, timeline: Timeline, unit: Unit) -> None:
     """Draw the time line into a plot."""
     edges, found = stretches(timeline)
-    middle = (edges[:-1] + edges[1:]) / 2 / unit.seconds
-    length = edges[1] - edges[0]
     shown = [group for group in GROUPS if any(part in found for part in group.parts)]
-    shares = {
-        f"share{number}": sum(found[part] for part in group.parts if part in found) / length
-        for number, group in enumerate(shown)
-    }
-    source = ColumnDataSource({"middle": middle, **shares})
-    bars = made.vbar_stack(
-        list(shares),
-        x="middle",
-        width=length / unit.seconds,
-        color=[group.colour for group in shown],
-        line_width=0,
-        source=source,
-    )
+    shares = [
+        sum(found[part] for part in group.parts if part in found) / (edges[1] - edges[0])
+        for group in shown
+    ]
+    tops = np.cumsum([np.zeros(STRETCHES), *shares], axis=0)
+    at = edges / unit.seconds
+    for group, bottom, top in zip(shown, tops, tops[1:], strict=False):
+        closed = {"at": at, "bottom": np.append(bottom, 0), "top": np.append(top, 0)}
+        source = ColumnDataSource(
+            {name: values.astype(np.float32) for name, values in closed.items()}
+        )
+        made.varea_step("at", "bottom", "top", source=source, step_mode="after", color=group.colour)
+    told = {f"share{number}": share for number, share in enumerate(shares)}
+    source = ColumnDataSource({"left": at[:-1], "right": at[1:], **told})
+    bars = made.quad("left", "right", top=1, bottom=0, source=source, alpha=0)
     rows = [(group.name, f"@share{number}{{0%}}") for number, group in enumerate(shown)]
-    tooltips = [(f"at {unit.name}", "@middle{0,0.[0]}"), *rows]
-    made.add_tools(HoverTool(renderers=list[DataRenderer](bars), tooltips=tooltips, visible=False))
+    tooltips = [(f"from {unit.name}", "@left{0,0.[00]}"), *rows]
+    made.add_tools(HoverTool(renderers=[bars], tooltips=tooltips, visible=False))
     made.yaxis.formatter = NumeralTickFormatter(format="0%")

@@ -12,7 +12,7 @@ from panthalassa.report.series import Series
 
 TAIL = 100
 """Steps over which the last training loss is averaged."""
-PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,24 @@ def difference(a: Headline, b: Headline) -> str:
 def signed(number: float, unit: str) -> str:
     if not math.isfinite(number):
         return "–"
-    sign = "−" if number < 0 else "+"
-    return f"{sign}{abs(number):,.1f} {unit}"
+    text = f"{abs(number):,.1f} {unit}"
+    if round(number, 1) == 0:
+        return text
+    return ("−" if number < 0 else "+") + text
 
 
 def si(number: float) -> str:
-    """A number to three digits with a metric prefix: 1234567 is 1.23 M."""
+    """A number before its unit: in full below a million, else with a prefix: 1234567 is 1.23 M."""
     for factor, prefix in PREFIXES:
         if abs(number) >= factor:
             return f"{_three(number / factor)} {prefix}"
-    return f"{_three(number)} "
+    return _three(number)
 
 
 def _three(number: float) -> str:
     if not number or not math.isfinite(number):
         return f"{number:g}"
-    return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
+    return f"{number:,.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
 
 
 def duration(seconds: float) -> str:
@@ -133,7 +135,7 @@ def _speed(run: RunData) -> Headline:
     speed = _median(run, "tokens_per_second")
     if speed is None:
         return Headline("speed", "not known")
-    return Headline("speed", f"{si(speed)}tokens/s", "median over steps", speed)
+    return Headline("speed", f"{si(speed)} tokens/s", "median over steps", speed)
 
 
 def _mfu(run: RunData) -> Headline:
@@ -150,11 +152,11 @@ def _energy(run: RunData) -> Iterator[Headline]:
         return
     joules = _finite(run.energy.steps).value
     mean = float(joules.mean()) if len(joules) else math.nan
-    bound = "error bound not known"
-    if run.energy.bound is not None:
-        bound = f"± {run.energy.bound:.1%} (bound of the error)"
-    note = ", ".join(filter(None, (bound, run.energy.source)))
-    yield Headline("energy an iteration", f"{si(mean)}J", note, mean)
+    bound = run.energy.bound
+    text = f"{si(mean)} J" + ("" if bound is None else f" ± {bound:.1%}")
+    known = "bound of the error not known" if bound is None else "with the bound of the error"
+    note = ", ".join(filter(None, (known, run.energy.source)))
+    yield Headline("energy an iteration", text, note, mean)
     whole = "of the whole run" if run.energy.whole else "of the steps that stand"
     yield Headline("energy", f"{_three(run.energy.kwh)} kWh", whole, run.energy.kwh)
 
@@ -179,7 +181,7 @@ def _tokens(run: RunData) -> Headline:
         return Headline("trained on", "not known")
     positions = sum(language.positions for language in run.languages)
     note = f"positions of samples, in {count(len(run.languages), 'language')}"
-    return Headline("trained on", f"{si(positions)}tokens", note, positions)
+    return Headline("trained on", f"{si(positions)} tokens", note, positions)
 
 
 def compared(runs: Sequence[RunData]) -> list[tuple[list[Headline], str]]:

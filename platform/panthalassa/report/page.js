@@ -2,33 +2,40 @@
 // The page's own few lines: light and dark, files, and touch. Bokeh draws and zooms.
 (() => {
   const root = document.documentElement;
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const plots = () => Bokeh.documents.flatMap((found) => found.roots());
 
   function repaint() {
-    for (const view of Bokeh.index) view.resize_layout();
-  }
-
-  function dark() {
-    const chosen = root.dataset.theme;
-    return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    for (const plot of plots()) plot.change.emit();
   }
 
   document.getElementById("theme").addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : system.matches;
+    root.dataset.theme = dark ? "light" : "dark";
     repaint();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  system.addEventListener("change", repaint);
+
+  // A finger that drags shall scroll the page: on touch, zooming is chosen in the toolbar first.
+  function leaveDragsAlone() {
+    if (plots().length === 0) return void setTimeout(leaveDragsAlone, 50);
+    for (const plot of plots()) {
+      for (const tool of plot.toolbar.tools) if (tool.type === "BoxZoomTool") tool.active = false;
+    }
+  }
+  if (matchMedia("(pointer: coarse)").matches && document.querySelector(".plot")) leaveDragsAlone();
 
   async function unpack(base64) {
     const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).blob();
+    return new Response(stream).arrayBuffer();
   }
 
   for (const button of document.querySelectorAll("button.csv")) {
     button.addEventListener("click", async () => {
-      const content = await unpack(document.getElementById(button.dataset.from).textContent);
+      const text = await unpack(document.getElementById(button.dataset.from).textContent);
       const link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
+      link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
       link.download = button.dataset.file;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10000);
