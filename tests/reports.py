@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from phases import bare_manifest
@@ -16,7 +17,8 @@ from panthalassa.config import Config
 from panthalassa.config_file import build
 from panthalassa.corpus.manifest import Shard
 from panthalassa.journal import Journal
-from panthalassa.storage import Storage
+from panthalassa.report.page import write_report
+from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import Phase
 from panthalassa.stream.ledger import Attempt, Consumed, Ledger
 from panthalassa.train.audit import keep_manifest
@@ -28,6 +30,18 @@ T = 1_800_000_000.0
 LANGUAGES = ("en", "zh", "es", "ar", "sw")
 BATCH, LENGTH = 8, 64
 EVALUATIONS = 20
+FIGURES = {
+    "loss",
+    "speed",
+    "mfu",
+    "joules",
+    "kwh",
+    "goodput-0",
+    "world",
+    "languages",
+    "checkpoints",
+}
+"""Of a run from which nothing is missing."""
 Edit = Callable[[int, dict[str, float]], Mapping[str, float]]
 
 
@@ -190,3 +204,11 @@ def write_checkpoint(run: Storage, steps: int) -> None:
     )
     run.write(f"{folder(steps)}/.metadata", b"0" * 1000)
     run.write(f"{folder(steps)}/{COMMIT}", commit.sealed().model_dump_json().encode())
+
+
+def write_page(folder: Path, steps: int, beside: Path | None = None) -> Path:
+    """The report of a run of so many steps in `folder`, beside another."""
+    run = open_storage(str(folder / "ocean"))
+    write_run(run, steps)
+    write_report(run, beside and open_storage(str(beside)))
+    return folder / "ocean" / "report.html"

@@ -13,14 +13,13 @@ JOULES_PER_KWH = 3.6e6
 class Energy:
     """The energy of a run, of all devices that were measured."""
 
-    steps: Series
-    """Joules of each step that stands."""
+    j_per_iteration: float
+    """Over the steps that stand."""
     bound: float | None
-    """Relative bound of the error of a step's joules; None when it is not known."""
+    """Relative bound of its error; None when it is not known."""
     kwh: float
-    """Of the whole run; without an account, of the steps that stand."""
     whole: bool
-    """Whether `kwh` holds what lost steps, checkpoints and waiting took, too."""
+    """Whether `kwh` is the whole run's, or only that of the steps that stand."""
     source: str
     explained: list[tuple[str, str]]
     """The account, for people."""
@@ -29,9 +28,10 @@ class Energy:
 def energy_of(metrics: dict[str, Series]) -> Energy | str:
     """The energy of a run, or why it is not known."""
     joules = metrics.get("joules")
-    if joules is None or not len(joules.step):
+    if joules is None or not np.isfinite(joules.value).any():
         return (
             "Energy was not measured: the run has no joules in its metrics. There was no power source "
             "that its ranks could read (NVML, RAPL), or energy.source is none."
         )
-    return Energy(joules, None, float(np.nansum(joules.value)) / JOULES_PER_KWH, False, "", [])
+    total = float(np.nansum(joules.value))
+    return Energy(float(np.nanmean(joules.value)), None, total / JOULES_PER_KWH, False, "", [])

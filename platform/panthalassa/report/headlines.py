@@ -150,9 +150,7 @@ def _energy(run: RunData) -> Iterator[Headline]:
         yield Headline("energy an iteration", "not measured")
         yield Headline("energy", "not measured")
         return
-    joules = _finite(run.energy.steps).value
-    mean = float(joules.mean()) if len(joules) else math.nan
-    bound = run.energy.bound
+    mean, bound = run.energy.j_per_iteration, run.energy.bound
     text = f"{si(mean)} J" + ("" if bound is None else f" ± {bound:.1%}")
     known = "bound of the error not known" if bound is None else "with the bound of the error"
     note = ", ".join(filter(None, (known, run.energy.source)))
