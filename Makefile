@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle chaos clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-report chaos clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-recovery    measure how long the death of a node stops a run"
 	@echo "make bench-checkpoint    measure what checkpoints cost, beside plain reading and writing"
 	@echo "make bench-idle    measure what elasticity costs while nothing happens"
+	@echo "make bench-report    measure how long the report of a long run takes"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
@@ -61,6 +62,9 @@ bench-checkpoint: $(INSTALLED)
 
 bench-idle: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/idle.py
+
+bench-report: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/report.py
 
 chaos: $(INSTALLED)
 	CHAOS_SEEDS=$(SEEDS) CHAOS_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/chaos
