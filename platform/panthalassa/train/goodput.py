@@ -157,7 +157,8 @@ def timeline(lines: Iterable[Line]) -> Timeline:
         walk.take(line)
         moments.append((walk.elapsed, line))
     walk.end()
-    return Timeline(sorted(walk.all_spans(), key=lambda span: span.start), moments)
+    spans = [span for span in walk.all_spans() if span.end > span.start]
+    return Timeline(sorted(spans, key=lambda span: span.start), moments)
 
 
 @dataclass(frozen=True)
