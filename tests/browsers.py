@@ -16,6 +16,7 @@ class Page:
 
     def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
         self.driver, self.downloads = driver, downloads
+        self.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
 
     def open(self, file: Path, width: int = 1200, dark: bool = False, touch: bool = False) -> None:
         """Open a report at that width, and wait until its figures are drawn."""

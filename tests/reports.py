@@ -55,6 +55,7 @@ def configuration(name: str, steps: int) -> Config:
             "global_batch": BATCH,
             "micro_batch": 4,
             "sequence_length": LENGTH,
+            "schedule": {"warmup_steps": 2},
         },
     }
     return build(tree, [], "test", Config)

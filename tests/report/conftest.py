@@ -36,10 +36,6 @@ def _driver(
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    options.add_experimental_option(
-        "prefs",
-        {"download.default_directory": str(downloads), "download.prompt_for_download": False},
-    )
     running = webdriver.Chrome(options=options, service=Service(driver))
     yield running, downloads
     running.quit()

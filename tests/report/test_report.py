@@ -102,9 +102,10 @@ def test_what_is_missing_costs_its_own_figures(run: Storage, folder: str, lost: 
 
 def test_damaged_files_are_named_in_their_section(run: Storage) -> None:
     write_run(run, 30)
-    for file in ("ledger/000001.jsonl", "step-00000030/checkpoint.json"):
+    for file, at in (("ledger/000001.jsonl", b":3"), ("step-00000030/checkpoint.json", b"true")):
         content = run.read(file)
-        run.write(file, content.replace(b"3", b"4", 1))
+        assert at in content
+        run.write(file, content.replace(at, b":4" if at == b":3" else b"false", 1))
     page = page_of(run)
     assert "is not what was written there" in page
     assert "checkpoint.json is corrupt" in page
@@ -115,8 +116,9 @@ def test_a_loss_that_is_not_finite_is_shown_and_counted(run: Storage) -> None:
     write_run(run, 30, edit=lambda step, found: found | {"loss": bad.get(step, found["loss"])})
     page = page_of(run)
     assert "not finite in 3 steps" in page
-    write_run(run, 30, edit=lambda step, found: found | {"loss": math.nan})
-    assert "loss" in drawn(page_of(run))
+    lost = open_storage(f"{run.uri}-lost")
+    write_run(lost, 30, edit=lambda step, found: found | {"loss": math.nan})
+    assert "loss" in drawn(page_of(lost))
 
 
 def test_a_configuration_of_another_version_is_shown(run: Storage) -> None:

@@ -77,13 +77,14 @@ def _three(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time in its two largest units: 3 h 20 min."""
+    seconds = round(seconds)
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     for unit, big, part, small in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
         if seconds >= big:
             whole, rest = divmod(round(seconds / small), big // small)
             return f"{whole} {unit} {rest} {part}"
-    whole, rest = divmod(round(seconds), 60)
+    whole, rest = divmod(seconds, 60)
     return f"{whole} min {rest} s"
 
 
