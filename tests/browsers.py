@@ -52,10 +52,12 @@ class Page:
         return [entry["message"] for entry in entries if entry["level"] not in ("INFO", "DEBUG")]
 
     def requests(self) -> list[str]:
-        """The URLs that were asked for since the last call."""
+        """The URLs that were asked for since the last call, but for what the page's policy forbade."""
         messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
         sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [request["request"]["url"] for request in sent]
+        failed = [m["params"] for m in messages if m["method"] == "Network.loadingFailed"]
+        forbidden = {f["requestId"] for f in failed if f.get("blockedReason") == "csp"}
+        return [s["request"]["url"] for s in sent if s["requestId"] not in forbidden]
 
     def screenshot(self, file: Path) -> bytes:
         """Of the whole page, as PNG."""

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -137,7 +138,9 @@ def test_hostile_names_are_inert(page: Page, tmp_path: Path) -> None:
     run = open_storage(str(tmp_path / "run"))
     write_run(run, 30, languages=["en", HOSTILE, "</script>", "{{7*7}}@name"])
     text = run.read("config.yaml").decode()
-    run.write("config.yaml", text.replace("name: ocean", f"name: {HOSTILE!r}", 1).encode())
+    run.write(
+        "config.yaml", text.replace("name: ocean", f"name: {json.dumps(HOSTILE)}", 1).encode()
+    )
     write_report(run, run)
     page.open(tmp_path / "run" / "report.html")
     assert page.value("document.querySelector('h1 .run').textContent") == HOSTILE
