@@ -47,9 +47,13 @@ class Page:
         WebDriverWait(self.driver, DRAWN_SECONDS, 0.1).until(lambda _: self.value(expression))
 
     def problems(self) -> list[str]:
-        """What the console has, but for information."""
+        """What the console has, but for information, and for hints that tests read canvases slowly."""
         entries = self.driver.get_log("browser")
-        return [entry["message"] for entry in entries if entry["level"] not in ("INFO", "DEBUG")]
+        return [
+            entry["message"]
+            for entry in entries
+            if entry["level"] not in ("INFO", "DEBUG") and entry["source"] != "rendering"
+        ]
 
     def requests(self) -> list[str]:
         """The URLs that were asked for since the last call, but for what the page's policy forbade."""

@@ -6,14 +6,20 @@ import gzip
 import io
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import pyarrow as pa
+from pyarrow.csv import write_csv
+
 from panthalassa.report.figures import shares_of
 from panthalassa.report.goodput_figure import stretches
 from panthalassa.report.marks import interruptions, world_sizes
 from panthalassa.report.read import RunData
-from panthalassa.report.series import bucket
+from panthalassa.report.series import Floats, bucket
 
 MOST_ROWS = 100_000
 """Rows of a file; with more steps in all runs together, its rows are means of several."""
+DIGITS = 5
+"""Significant digits of a value by step."""
 
 Row = Sequence[object]
 
@@ -29,9 +35,9 @@ BY_STEP = {
 
 
 def table(header: Row, rows: Iterable[Row]) -> str:
-    """The text of a CSV file (RFC 4180)."""
+    """The text of a CSV file."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
@@ -39,7 +45,7 @@ def table(header: Row, rows: Iterable[Row]) -> str:
 
 def packed(text: str) -> str:
     """Compressed (gzip) and as base64, for the page to unpack."""
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def is_complete(runs: Sequence[RunData], metrics: Sequence[str]) -> bool:
@@ -50,28 +56,48 @@ def is_complete(runs: Sequence[RunData], metrics: Sequence[str]) -> bool:
 def steps_file(runs: Sequence[RunData], metrics: Sequence[str]) -> str:
     """A row for each step; or, with too many of them, for several, with their mean and extremes."""
     if is_complete(runs, metrics):
-        return table(["run", "step", *metrics], _steps(runs, metrics))
+        return _text(pa.concat_tables([_steps(run, metrics) for run in runs]))
     header = ["run", "metric", "first_step", "last_step", "mean", "lowest", "highest"]
     return table(header, _buckets(runs, metrics))
 
 
-def _steps(runs: Sequence[RunData], metrics: Sequence[str]) -> Iterable[Row]:
-    for run in runs:
-        rows: dict[int, list[str]] = {}
-        for number, metric in enumerate(metrics):
-            series = run.series(metric)
-            for step, value in zip(series.step.tolist(), series.value.tolist(), strict=True):
-                rows.setdefault(step, [""] * len(metrics))[number] = f"{value:.6g}"
-        yield from ([run.name, step, *rows[step]] for step in sorted(rows))
+def _text(columns: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    write_csv(columns, sink)
+    return str(sink.getvalue().to_pybytes().decode())
+
+
+def _steps(run: RunData, metrics: Sequence[str]) -> pa.Table:
+    every = [run.series(metric) for metric in metrics]
+    steps = np.unique(np.concatenate([series.step for series in every]))
+    columns = {"run": pa.array([run.name] * len(steps), pa.string()), "step": pa.array(steps)}
+    for metric, series in zip(metrics, every, strict=True):
+        values, absent = np.zeros(len(steps)), np.ones(len(steps), bool)
+        place = np.searchsorted(steps, series.step)
+        values[place], absent[place] = _rounded(series.value), False
+        columns[metric] = pa.array(values, mask=absent)
+    return pa.table(columns)
+
+
+def _rounded(values: Floats) -> Floats:
+    """The values to DIGITS significant digits."""
+    size = np.abs(values)
+    real = np.isfinite(size) & (size > 0)
+    scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.where(real, size, 1.0))))
+    return np.where(real, np.round(values * scale) / scale, values)
 
 
 def _buckets(runs: Sequence[RunData], metrics: Sequence[str]) -> Iterable[Row]:
     for run in runs:
         for metric in metrics:
             found = bucket(run.series(metric), MOST_ROWS // (3 * len(runs) * len(metrics)))
-            columns = (found.first, found.last, found.mean, found.low, found.high)
-            for first, last, *values in zip(*(c.tolist() for c in columns), strict=True):
-                yield [run.name, metric, first, last, *(f"{value:.6g}" for value in values)]
+            steps = zip(found.first.tolist(), found.last.tolist(), strict=True)
+            values = zip(
+                *(_rounded(part).tolist() for part in (found.mean, found.low, found.high)),
+                strict=True,
+            )
+            for (first, last), told in zip(steps, values, strict=True):
+                yield [run.name, metric, first, last, *told]
             yield from ([run.name, metric, s, s, "nan", "", ""] for s in found.not_finite.tolist())
 
 

@@ -106,7 +106,7 @@ def _reading(runs: Sequence[RunData]) -> str:
             f"Each point is the mean of {size} steps, the band behind it goes from the lowest to the "
             "highest of them. "
         )
-    files = "The CSV files have every step."
+    files = f"The CSV files have every step, to {csv_files.DIGITS} digits."
     if not csv_files.is_complete(runs, ("loss",)):
         files = (
             f"The CSV files have more than {csv_files.MOST_ROWS:,} steps to hold, so that each row "
