@@ -1,5 +1,7 @@
 """The command: pages of whole, young and damaged runs, wherever they are; one line for what is none."""
 
+import csv
+import io
 import math
 import re
 from pathlib import Path
@@ -11,7 +13,9 @@ from s3 import BUCKET
 from typer.testing import CliRunner
 
 from panthalassa.cli import app
+from panthalassa.report import csv_files
 from panthalassa.report.headlines import duration, si, signed
+from panthalassa.report.read import read_run
 from panthalassa.storage import Storage, open_storage
 
 LARGEST = 5_000_000
@@ -173,3 +177,18 @@ def test_numbers_have_three_digits_and_units() -> None:
         *["4 s", "1 min 4 s", "5 h 0 min", "1 h 0 min", "3 d 12 h"]
     ]
     assert [signed(x, "%") for x in (-22.04, 0.01, 3)] == ["−22.0 %", "0.0 %", "+3.0 %"]
+
+
+def test_a_file_of_too_many_steps_has_rows_that_stand_for_several(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(run, 300)
+    data = read_run(run)
+    monkeypatch.setattr(csv_files, "MOST_ROWS", 90)
+    rows = list(csv.DictReader(io.StringIO(csv_files.steps_file([data], ("loss",)))))
+    assert len(rows) == 30
+    assert [int(row["first_step"]) for row in rows] == list(range(1, 301, 10))
+    loss = data.series("loss").value
+    assert min(float(row["lowest"]) for row in rows) == pytest.approx(loss.min(), rel=1e-4)
+    assert max(float(row["highest"]) for row in rows) == pytest.approx(loss.max(), rel=1e-4)
+    assert "each row stands for several" in " ".join(page_of(run).split())
