@@ -120,6 +120,30 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
     _run(command, debug)
 
 
+@app.command()
+def report(
+    run: RunFolder,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="another run's folder or URI, to stand beside it", metavar="RUN"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where to write; else report.html in the run's folder")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a run's figures, numbers and configuration as one HTML page that needs no network."""
+
+    def command(console: Console) -> None:
+        from panthalassa.report.page import write_report
+        from panthalassa.storage import open_storage
+
+        where = write_report(open_storage(run), open_storage(compare) if compare else None, out)
+        console.print(where, soft_wrap=True, markup=False)
+
+    _run(command, debug)
+
+
 @tracking.command()
 def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) -> None:
     """Send to MLflow what it does not have of a run; can be repeated, and goes on where it was."""

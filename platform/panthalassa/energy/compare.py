@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from panthalassa.config import Config, sequence_lengths
-from panthalassa.config_file import build
 from panthalassa.energy.account import Step, account, standing
 from panthalassa.energy.ledger import read
 from panthalassa.energy.lines import Line
 from panthalassa.energy.meters import PERIODS, SENSOR
 from panthalassa.errors import PanthalassaError
+from panthalassa.run_config import kept
 from panthalassa.storage import Storage
 
 Metric = Literal["j_per_iteration", "j_per_token"]
@@ -84,11 +83,7 @@ class Comparison:
 
 def open_run(run: Storage) -> Recorded:
     """A run's configuration and ledger. Raises PanthalassaError when there is none, or it is damaged."""
-    try:
-        tree = yaml.safe_load(run.read("config.yaml"))
-    except (OSError, yaml.YAMLError) as error:
-        raise PanthalassaError(f"no run at {run.uri}: its config.yaml: {error}") from error
-    return Recorded(run.uri, build(tree, [], f"{run.uri}/config.yaml", Config), read(run))
+    return Recorded(run.uri, kept(run), read(run))
 
 
 def compare(

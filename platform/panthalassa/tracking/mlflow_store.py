@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from panthalassa.config import Config
 from panthalassa.storage import open_storage
@@ -149,12 +149,3 @@ def _some(items: Mapping[str, str]) -> Iterator[list[tuple[str, str]]]:
 def first_line(error: BaseException) -> str:
     """What an error of MLflow's says, as short as possible."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary as a flat one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict)
-        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat

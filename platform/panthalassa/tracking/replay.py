@@ -4,13 +4,12 @@ import os
 import time
 from collections.abc import Callable
 
-import yaml
 from pydantic import ValidationError
 
 from panthalassa.config import Config
-from panthalassa.config_file import build
 from panthalassa.errors import PanthalassaError
 from panthalassa.redact import without_secrets
+from panthalassa.run_config import kept
 from panthalassa.storage import Storage
 from panthalassa.tracking.mlflow_store import first_line
 from panthalassa.tracking.sender import POINTER, Acknowledged, Sender
@@ -25,11 +24,7 @@ def configuration(run: Storage, overrides: list[str]) -> Config:
 
     Raises PanthalassaError when there is no run, or when its store is known only without credentials.
     """
-    try:
-        tree = yaml.safe_load(run.read("config.yaml"))
-    except (OSError, yaml.YAMLError) as error:
-        raise PanthalassaError(f"no run at {run.uri}: {error}") from error
-    config = build(tree, overrides, f"{run.uri}/config.yaml", Config)
+    config = kept(run, overrides)
     if any(override.startswith("tracking.uri=") for override in overrides):
         return config
     try:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from panthalassa.config import Config
+from panthalassa.config_file import flatten
 from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage
-from panthalassa.tracking.mlflow_store import flatten, store_uri
+from panthalassa.tracking.mlflow_store import store_uri
 from panthalassa.tracking.provenance import provenance
 from panthalassa.tracking.sender import Sender
 from panthalassa.tracking.spool import DRIVER, Kind, Record, Spool

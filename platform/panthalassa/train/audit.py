@@ -116,7 +116,7 @@ def audit(
     _find_gaps(surviving, report)
     _audit_updates(surviving, noted, passed_over, report)
     for fingerprint in dict.fromkeys(phase.corpus for phase in history):
-        manifest = _manifest(run, fingerprint)
+        manifest = kept_manifest(run, fingerprint)
         _audit_corpus(manifest, Curriculum(phases, manifest), surviving, report)
     return report
 
@@ -185,7 +185,8 @@ def _audit_updates(
     report.skipped = [consumed for _, consumed in sorted(left.items()) if consumed.skipped]
 
 
-def _manifest(run: Storage, fingerprint: str) -> Manifest:
+def kept_manifest(run: Storage, fingerprint: str) -> Manifest:
+    """The manifest that a run keeps of a corpus. Raises CorpusError."""
     place = run.below(MANIFESTS)
     try:
         manifest = read_manifest(place, f"{fingerprint}.json")

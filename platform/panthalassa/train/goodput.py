@@ -130,25 +130,69 @@ def account(lines: Iterable[Line]) -> Goodput:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A stretch of time that went to one part, in seconds of the run's time: from the start of its first
+    command on, without the time between commands."""
+
+    part: Part
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the time of a run went to what."""
+
+    spans: list[Span]
+    """In order; they do not overlap, and their lengths add up to the parts of `account`."""
+    moments: list[tuple[float, Line]]
+    """Each line with its second of the run's time."""
+
+
+def timeline(lines: Iterable[Line]) -> Timeline:
+    """Tell from the lines of all commands, in order, when the time went to what."""
+    walk = _Walk()
+    moments = []
+    for line in lines:
+        walk.take(line)
+        moments.append((walk.elapsed, line))
+    walk.end()
+    spans = [span for span in walk.all_spans() if span.end > span.start]
+    return Timeline(sorted(spans, key=lambda span: span.start), moments)
+
+
+@dataclass(frozen=True)
 class _Trained:
-    """Steps that stand so far."""
+    """Steps that stand so far, in seconds of the run's time."""
 
     first: int
     last: int
-    productive: float
-    data_wait: float
+    start: float
+    end: float
+    waiting: float
+    """The share of the time that went to waiting for data."""
 
     def between(self, first: int, last: int) -> "_Trained":
         """The part of these steps, all of which count as equally long."""
-        share = (last - first + 1) / (self.last - self.first + 1)
-        return _Trained(first, last, self.productive * share, self.data_wait * share)
+        each = (self.end - self.start) / (self.last - self.first + 1)
+        start = self.start + (first - self.first) * each
+        end = self.end - (self.last - last) * each
+        return _Trained(first, last, start, end, self.waiting)
+
+    def spans(self) -> Iterator[Span]:
+        trained = self.end - (self.end - self.start) * self.waiting
+        yield Span("productive", self.start, trained)
+        yield Span("data_wait", trained, self.end)
 
 
 class _Walk:
-    """The walk of `account` through the lines."""
+    """The walk of `account` and `timeline` through the lines."""
 
     def __init__(self) -> None:
-        self.parts: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
+        self.elapsed = 0.0
+        """Seconds of the run's time."""
+        self.spans: list[Span] = []
+        """Of all parts but training."""
         self.trained: list[_Trained] = []
         """What stands, by step."""
         self.commands = self.restarts = self.resizes = self.lost_steps = 0
@@ -157,8 +201,8 @@ class _Walk:
         """Up to when all time of the command has a name; None between two commands."""
         self.state: Part | None = None
         """What the command is at; None when it trains."""
-        self.idle = 0.0
-        """Seconds since the last step that nothing claims, while it trains."""
+        self.idle: list[tuple[float, float]] = []
+        """Stretches since the last step that nothing claims, while it trains."""
         self.alive: list[float] = []
         """The last sign of life before each loss that no step has followed yet."""
 
@@ -168,11 +212,11 @@ class _Walk:
                 self.end()
                 self._claim(line.at, 0.0)
             case Waited():
-                self.parts["standby"] += self._claim(line.at, line.seconds)
+                self.spans.append(Span("standby", *self._claim(line.at, line.seconds)))
             case Launched():
                 self._claim(line.at, 0.0)
             case Spent():
-                self.parts[line.what] += self._claim(line.at, line.seconds)
+                self.spans.append(Span(line.what, *self._claim(line.at, line.seconds)))
             case Steps():
                 self._train(line)
             case Lost():
@@ -186,14 +230,18 @@ class _Walk:
         self._name_idle("finish")
         self.cursor = None
 
+    def all_spans(self) -> Iterator[Span]:
+        yield from self.spans
+        for run in self.trained:
+            yield from run.spans()
+
     def goodput(self) -> Goodput:
-        stands: dict[Part, float] = {
-            "productive": math.fsum(run.productive for run in self.trained),
-            "data_wait": math.fsum(run.data_wait for run in self.trained),
-        }
+        parts: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
+        for span in self.all_spans():
+            parts[span.part] += span.end - span.start
         repairs = self.repairs
         return Goodput(
-            parts=self.parts | stands,
+            parts=parts,
             commands=self.commands,
             restarts=self.restarts,
             resizes=self.resizes,
@@ -201,32 +249,34 @@ class _Walk:
             mttr_seconds=math.fsum(repairs) / len(repairs) if repairs else None,
         )
 
-    def _claim(self, at: float, seconds: float) -> float:
-        """Go on to `at`; returns how much of `seconds` before it nothing else has claimed."""
+    def _claim(self, at: float, seconds: float) -> tuple[float, float]:
+        """Go on to `at`; returns how much of `seconds` before it nothing else has claimed, as a stretch
+        of the run's time."""
         if self.cursor is None:
             self.commands += 1
             self.cursor, self.state, self.alive = at - max(0.0, seconds), "start", []
         passed = max(0.0, at - self.cursor)  # clocks jump back
-        claimed = min(max(0.0, seconds), passed)
+        before, self.elapsed = self.elapsed, self.elapsed + passed
+        start = self.elapsed - min(max(0.0, seconds), passed)
         self.cursor += passed
         if self.state:
-            self.parts[self.state] += passed - claimed
+            self.spans.append(Span(self.state, before, start))
         else:
-            self.idle += passed - claimed
-        return claimed
+            self.idle.append((before, start))
+        return start, self.elapsed
 
     def _name_idle(self, part: Part) -> None:
-        self.parts[part] += self.idle
-        self.idle = 0.0
+        self.spans += [Span(part, *stretch) for stretch in self.idle]
+        self.idle = []
 
     def _train(self, line: Steps) -> None:
-        claimed = self._claim(line.at, line.seconds)
+        start, end = self._claim(line.at, line.seconds)
         again = bool(self.trained) and line.first <= self.trained[-1].last
         self._name_idle("recovery" if again else "other")
         self.state = None
         self._undo(line.first)
-        waited = claimed * min(1.0, line.data_seconds / line.seconds) if claimed else 0.0
-        self.trained.append(_Trained(line.first, line.last, claimed - waited, waited))
+        waiting = min(1.0, line.data_seconds / line.seconds) if end > start else 0.0
+        self.trained.append(_Trained(line.first, line.last, start, end, waiting))
         count = line.last - line.first + 1
         done = line.at - line.seconds * (count - 1) / count
         self.repairs += [max(0.0, done - alive) for alive in self.alive]
@@ -237,7 +287,7 @@ class _Walk:
         while self.trained and self.trained[-1].last >= first:
             run = self.trained.pop()
             lost = run.between(max(run.first, first), run.last)
-            self.parts["lost"] += lost.productive + lost.data_wait
+            self.spans.append(Span("lost", lost.start, lost.end))
             self.lost_steps += lost.last - lost.first + 1
             if run.first < first:
                 self.trained.append(run.between(run.first, first - 1))

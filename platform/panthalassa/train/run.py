@@ -21,7 +21,7 @@ from panthalassa.energy.account import Account
 from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import peak_of
-from panthalassa.redact import without_secrets
+from panthalassa.run_config import keep
 from panthalassa.storage import Storage, open_storage
 from panthalassa.tracking.prometheus import Gauges
 from panthalassa.tracking.tracker import Tracker
@@ -167,12 +167,7 @@ def pretrain(
     began = began or time.time()
     manifest = check(config)
     run = replace(_folder(config), patience=PATIENCE)
-    try:
-        run.write("config.yaml", _without_secrets(config).dump().encode())
-    except OSError as error:
-        raise ConfigError(
-            f"run.directory={config.run.directory} is not writable: {error}"
-        ) from error
+    changed = keep(config, run)
     history = History()
     parts = [Started("program", time.time() - began)]
     before_ray = time.time()
@@ -196,6 +191,8 @@ def pretrain(
         try:
             for part in parts:
                 take(part)
+            if changed:
+                take(Notice(f"other than in this run's last command: {', '.join(changed)}"))
             _fit(config, manifest, run, take, ledger.goodput)
         finally:
             if history.steps:
@@ -287,12 +284,6 @@ def _signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iterat
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _without_secrets(config: Config) -> Config:
-    uri = config.tracking.uri and without_secrets(config.tracking.uri)
-    tracking = config.tracking.model_copy(update={"uri": uri})
-    return config.model_copy(update={"tracking": tracking})
 
 
 def _folder(config: Config) -> Storage:

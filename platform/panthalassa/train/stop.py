@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 from panthalassa.errors import PanthalassaError
+from panthalassa.run_config import CONFIG
 from panthalassa.storage import Storage
 
 REQUEST = "stop-request"
@@ -45,7 +46,7 @@ def request_stop(run: Storage, patience: float = 30.0) -> None:
     for `patience` seconds.
     """
     try:
-        if not run.exists("config.yaml"):
+        if not run.exists(CONFIG):
             raise PanthalassaError(f"there is no run at {run.uri}")
         run.write(REQUEST, str(time.time()).encode())
         until = time.monotonic() + patience

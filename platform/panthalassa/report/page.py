@@ -1,0 +1,99 @@
+"""The page: figures, files, numbers, and the library that draws them, in one HTML file.
+
+Whatever comes from a run is text to the template, which escapes it, or an array or escaped text in
+Bokeh's own JSON. Beyond that the page's content security policy forbids every request and every script
+but its own three, which it names by their SHA-256: what slipped through would still be inert.
+"""
+
+import base64
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bokeh.embed import components
+from bokeh.resources import Resources
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from panthalassa.errors import ConfigError
+from panthalassa.report.figures import RUN_COLOURS, THEME, draw
+from panthalassa.report.goodput_figure import GROUPS
+from panthalassa.report.headlines import compared, duration
+from panthalassa.report.read import RunData, read_run
+from panthalassa.report.sections import sections
+from panthalassa.storage import Storage
+
+FILE = "report.html"
+HERE = Path(__file__).parent
+
+
+def write_report(run: Storage, beside: Storage | None = None, out: Path | None = None) -> str:
+    """Write the report of a run, with another `beside` it, and tell where: its folder, or `out`.
+
+    Raises PanthalassaError when one of them is no run, or the file can not be written.
+    """
+    runs = [read_run(folder) for folder in (run, beside) if folder]
+    page = render(runs).encode()
+    try:
+        if out is None:
+            run.write(FILE, page)
+            return f"{run.uri}/{FILE}"
+        out.write_bytes(page)
+    except OSError as error:
+        where = out or f"{run.uri}/{FILE}"
+        raise ConfigError(
+            f"{where} can not be written: {error}. Choose another --out FILE."
+        ) from error
+    return str(out)
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The page of one run or two, as HTML."""
+    environment = Environment(
+        loader=PackageLoader("panthalassa.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plots = draw(runs)
+    script, divs = components(plots, wrap_script=False, theme=THEME) if plots else ("", {})
+    bokeh = Resources(mode="inline", components=["bokeh"]).js_raw[0]
+    scripts = [bokeh, script, (HERE / "page.js").read_text()]
+    return environment.get_template("page.html").render(
+        runs=list(zip(runs, RUN_COLOURS, strict=False)),
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        headlines=compared(runs),
+        sections=list(sections(runs, list(plots))),
+        divs={name: Markup(div) for name, div in divs.items()},
+        shares=[_shares(run) for run in runs],
+        configuration=list(_configuration(runs)),
+        style=Markup((HERE / "page.css").read_text()),
+        scripts=[Markup(part) for part in scripts],
+        policy=" ".join(f"'sha256-{_sha256(part)}'" for part in scripts),
+    )
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _shares(run: RunData) -> list[tuple[str, str, str, str]]:
+    """What the time went to: colour, name, time and share of each group of parts."""
+    if isinstance(run.time, str):
+        return []
+    found = run.time.goodput
+    seconds = [(group, sum(found.parts[part] for part in group.parts)) for group in GROUPS]
+    return [
+        (group.colour, group.name, duration(taken), f"{taken / found.seconds:.1%}")
+        for group, taken in seconds
+        if taken > 0
+    ]
+
+
+def _configuration(runs: Sequence[RunData]) -> Iterator[tuple[str, list[str], bool]]:
+    """Each key with its value in each run, and whether they differ."""
+    for key in dict.fromkeys(key for run in runs for key in run.configuration):
+        values = [run.configuration.get(key, "–") for run in runs]
+        yield key, values, len(set(values)) > 1

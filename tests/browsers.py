@@ -1,0 +1,82 @@
+"""A page from a file in a headless Chromium."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
+
+DRAWN_SECONDS = 60
+
+
+class Page:
+    """A page from a file, in a browser of its own."""
+
+    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
+        self.driver, self.downloads = driver, downloads
+        self.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+
+    def open(self, file: Path, width: int = 1200, dark: bool = False, touch: bool = False) -> None:
+        """Open a report at that width, and wait until its figures are drawn."""
+        self.driver.get("about:blank")
+        self.requests()
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": touch}
+        self.command("Emulation.setDeviceMetricsOverride", **size)
+        self.command("Emulation.setTouchEmulationEnabled", enabled=touch)
+        self.system(dark)
+        self.driver.get(file.as_uri())
+        self.wait("Bokeh.documents.every((d) => d.is_idle) && document.readyState === 'complete'")
+
+    def system(self, dark: bool) -> None:
+        """What the system's settings say of light and dark."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        return self.driver.execute_cdp_cmd(name, arguments)
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def value(self, expression: str) -> Any:
+        return self.run(f"return {expression}")
+
+    def wait(self, expression: str) -> None:
+        WebDriverWait(self.driver, DRAWN_SECONDS, 0.1).until(lambda _: self.value(expression))
+
+    def problems(self) -> list[str]:
+        """What the console has, but for information, and for hints that tests read canvases slowly."""
+        entries = self.driver.get_log("browser")
+        return [
+            entry["message"]
+            for entry in entries
+            if entry["level"] not in ("INFO", "DEBUG") and entry["source"] != "rendering"
+        ]
+
+    def requests(self) -> list[str]:
+        """The URLs that were asked for since the last call, but for what the page's policy forbade."""
+        messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        failed = [m["params"] for m in messages if m["method"] == "Network.loadingFailed"]
+        forbidden = {f["requestId"] for f in failed if f.get("blockedReason") == "csp"}
+        return [s["request"]["url"] for s in sent if s["requestId"] not in forbidden]
+
+    def screenshot(self, file: Path) -> bytes:
+        """Of the whole page, as PNG."""
+        height = self.value("document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": self.value("innerWidth"), "height": height, "scale": 1}
+        shot = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        data = base64.b64decode(shot["data"])
+        file.write_bytes(data)
+        return data
+
+    def download(self, button: str) -> str:
+        """The text of the file that a button gives."""
+        self.run(f"document.querySelector({button!r}).click()")
+        wait = WebDriverWait(self.driver, DRAWN_SECONDS, 0.1)
+        (file,) = wait.until(lambda _: list(self.downloads.glob("*.csv")))
+        text = file.read_text()
+        file.unlink()
+        return text
