@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-report chaos clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report chaos clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-checkpoint    measure what checkpoints cost, beside plain reading and writing"
 	@echo "make bench-idle    measure what elasticity costs while nothing happens"
 	@echo "make bench-tracking    measure what tracking costs, and the replay of a long outage"
+	@echo "make bench-accounting    measure what metering and tracking cost a step"
 	@echo "make bench-report    measure how long the report of a long run takes"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
@@ -66,6 +67,10 @@ bench-idle: $(INSTALLED)
 
 bench-tracking: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/tracking.py
+
+bench-accounting: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/accounting.py --workers 1
+	$(BIN)/python tests/benchmarks/accounting.py --workers 2
 
 bench-report: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/report.py

@@ -28,7 +28,7 @@ from panthalassa.train.events import Metered, Notice, Step
 from panthalassa.train.loop import TrainingRun
 
 if TYPE_CHECKING:
-    from conftest import NvmlDouble
+    from nvml import NvmlDouble
 
 A, B, C = "GPU-0a", "GPU-0b", "GPU-0c"
 WATTS = {A: 100, B: 30, C: 7}

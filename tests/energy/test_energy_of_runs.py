@@ -23,7 +23,7 @@ from panthalassa.energy.meters import SENSOR
 from panthalassa.storage import open_storage
 
 if TYPE_CHECKING:
-    from conftest import Gpu, NvmlDouble
+    from nvml import Gpu, NvmlDouble
 
 A, B = "GPU-0a", "GPU-0b"
 REFRESH = 0.02

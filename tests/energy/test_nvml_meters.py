@@ -19,7 +19,8 @@ from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError
 
 if TYPE_CHECKING:
-    from conftest import NvmlDouble, RaplTree
+    from conftest import RaplTree
+    from nvml import NvmlDouble
 
 A, B = "GPU-0a", "GPU-0b"
 LOST, FORBIDDEN = pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NO_PERMISSION

@@ -25,7 +25,7 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from conftest import NvmlDouble
+    from nvml import NvmlDouble
 
 A, B = "GPU-0a", "GPU-0b"
 T = 1_700_000_000.0

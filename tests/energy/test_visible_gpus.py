@@ -13,7 +13,7 @@ from panthalassa.energy.nvml import NvmlCounter, NvmlPower, visible_gpus
 from panthalassa.energy.sources import choose
 
 if TYPE_CHECKING:
-    from conftest import NvmlDouble
+    from nvml import NvmlDouble
 
 GPUS = ["GPU-8932f937", "GPU-89aa0001", "GPU-c0ffee00"]
 MIG = "MIG-41b35014"

@@ -13,7 +13,7 @@ from panthalassa.energy.nvml import NvmlCounter
 from panthalassa.energy.windows import RETRY, Windows
 
 if TYPE_CHECKING:
-    from conftest import NvmlDouble
+    from nvml import NvmlDouble
 
 A = "GPU-0a"
 
