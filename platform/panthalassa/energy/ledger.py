@@ -1,27 +1,20 @@
 """The energy ledger: what the ranks measured, one line each, below `energy/` of the run.
 
-Each command writes a journal of its own. Consecutive steps are merged into a line of some seconds, in
-which each keeps its joules; reporting windows, which list every device, into a line an hour. `account`
-tells from these lines what the energy went to.
+Consecutive steps are merged into a line of some seconds, in which each keeps its joules; reporting
+windows, which list every device, into a line an hour. `account` tells from these lines what the energy
+went to.
 """
 
 import csv
 import io
-import math
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
-from functools import cached_property
 from types import TracebackType
-
-from pydantic import ValidationError
 
 from panthalassa.config import Energy
 from panthalassa.energy.account import Account, account, by_device
 from panthalassa.energy.lines import LINE, Began, Ended, Line, Steps, Window, merged
-from panthalassa.errors import PanthalassaError
-from panthalassa.journal import Journal, journals
+from panthalassa.line_ledger import Ledger, Writer
 from panthalassa.storage import Storage
 
 FOLDER = "energy"
@@ -30,22 +23,16 @@ MERGED = 5.0
 """Seconds of steps in one line, when nothing comes between them."""
 DETAILED = 3600.0
 """Seconds of reporting windows in one line: with 512 devices it has 90 kB."""
-PATIENCE = 1.0
-"""Seconds for which a write to object storage is tried again: the driver has more to do meanwhile."""
+
+LEDGER: Ledger[Line] = Ledger(FOLDER, LINE, "energy")
 
 
 class EnergyLedger:
-    """Writes the lines of one command; as a context, also that it ended.
-
-    Nothing here raises. A line that can not be written is tried again with the next one.
-    """
+    """Writes the lines of one command; as a context, also that it ended. Nothing here raises."""
 
     def __init__(self, run: Storage, energy: Energy, began: float) -> None:
         """began: when the command did, in seconds since 1970."""
-        self._folder = replace(run.below(FOLDER), patience=PATIENCE)
-        self._number = int(began * 1000)  # higher than that of any command before
-        self._journal = Journal(self._folder, self._number)
-        self._lines: list[Line] = []
+        self._writer: Writer[Line] = Writer(LEDGER, run, began)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self._window: Window | None = None
@@ -62,10 +49,10 @@ class EnergyLedger:
         at: TracebackType | None,
     ) -> None:
         self.note(Ended(at=time.time()))
-        with suppress(OSError):
-            self._journal.write()
-            if detail := _table(self._all()):
-                self._folder.write(DETAIL, detail.encode())
+        self._writer.end()
+        if detail := _table(self._writer.every()):
+            with suppress(OSError):
+                self._writer.folder.write(DETAIL, detail.encode())
 
     def note(self, line: Line) -> None:
         match line:
@@ -80,24 +67,13 @@ class EnergyLedger:
             case _:
                 self._enter_steps()
                 self._enter_window()
-                self._enter(line)
+                self._writer.enter(line)
 
     def account(self) -> Account:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""
         self._enter_steps()
         self._enter_window()
-        return account(self._all())
-
-    def _all(self) -> list[Line]:
-        earlier: list[Line] = []
-        with suppress(PanthalassaError):
-            earlier = self._earlier
-        return [*earlier, *self._lines]
-
-    @cached_property
-    def _earlier(self) -> list[Line]:
-        """The lines of the commands before this one. Raises PanthalassaError."""
-        return list(_read(self._folder, self._number))
+        return account(self._writer.every())
 
     def _merge(self, steps: Steps) -> None:
         before = self._steps
@@ -119,46 +95,18 @@ class EnergyLedger:
 
     def _enter_steps(self) -> None:
         if self._steps:
-            self._enter(self._steps)
+            self._writer.enter(self._steps)
             self._steps = None
 
     def _enter_window(self) -> None:
         if self._window:
-            self._enter(self._window)
+            self._writer.enter(self._window)
             self._window = None
-
-    def _enter(self, line: Line) -> None:
-        self._lines.append(line)
-        self._journal.add(line.model_dump_json())
-        if self._journal.due:
-            with suppress(OSError):
-                self._journal.write()
 
 
 def read(run: Storage) -> list[Line]:
-    """The lines of all commands of a run, in order; a last one that was cut off is left out.
-
-    Raises PanthalassaError when there are none, or they are not what was written.
-    """
-    lines = list(_read(run.below(FOLDER)))
-    if not lines:
-        raise PanthalassaError(f"no run with an account of its energy at {run.uri}")
-    return lines
-
-
-def _read(folder: Storage, before: float = math.inf) -> Iterator[Line]:
-    try:
-        for where, lines in journals(folder, before):
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield LINE.validate_json(line)
-                except ValidationError as error:
-                    raise PanthalassaError(
-                        f"{where}: line {number} is none of a run's account of its energy. Restore it "
-                        "from a copy, or delete the file, and the account leaves out that command."
-                    ) from error
-    except OSError as error:
-        raise PanthalassaError(f"{folder.uri} can not be read: {error}") from error
+    """The lines of all commands of a run. Raises as `Ledger.read`."""
+    return LEDGER.read(run)
 
 
 def _table(lines: list[Line]) -> str:
