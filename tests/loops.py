@@ -24,8 +24,9 @@ from panthalassa.train.audit import keep_manifest
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpointing import DAY, Checkpoints
 from panthalassa.train.events import Event, Step
-from panthalassa.train.loop import TrainingRun, train
+from panthalassa.train.loop import train
 from panthalassa.train.rollback import Rollback
+from panthalassa.train.training_run import TrainingRun
 
 PHASES = [phase(0)]
 HASHES = SampleHashes(CORPUS.shards)

@@ -25,7 +25,7 @@ from panthalassa.train.callback import Callback
 from panthalassa.train.claim import Claim, claim
 from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Metered, Notice, Step
-from panthalassa.train.loop import TrainingRun
+from panthalassa.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from nvml import NvmlDouble

@@ -17,8 +17,8 @@ from panthalassa.train.audit import audit, audit_run, explain
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpointing import Checkpoints
 from panthalassa.train.events import Notice, Step
-from panthalassa.train.loop import TrainingRun
 from panthalassa.train.rollback import in_a_row, passed_over
+from panthalassa.train.training_run import TrainingRun
 
 BAD = [17, 18, 19]
 """Steps (from 0) that are spoilt; three in a row lead back to the checkpoint of step 16."""

@@ -12,8 +12,8 @@ from torch import distributed as dist
 from panthalassa.config import Config
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Notice
-from panthalassa.train.loop import TrainingRun
 from panthalassa.train.straggler import FACTOR, Straggler, slow_ranks
+from panthalassa.train.training_run import TrainingRun
 
 alike = st.lists(st.floats(0.95, 1.05), min_size=1, max_size=64)
 

@@ -18,7 +18,7 @@ from panthalassa.storage import open_storage
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Event, Notice, Step
 from panthalassa.train.flight_recorder import environment, newest_collectives
-from panthalassa.train.loop import TrainingRun
+from panthalassa.train.training_run import TrainingRun
 from panthalassa.train.watchdog import EXIT_CODE, Watchdog
 
 

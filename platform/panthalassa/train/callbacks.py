@@ -9,8 +9,8 @@ from panthalassa.stream.partition import Partition
 from panthalassa.train.agreement import together, total
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Evaluated, Generated, Step
-from panthalassa.train.loop import TrainingRun
 from panthalassa.train.step import loss_context, micro_batches
+from panthalassa.train.training_run import TrainingRun
 
 
 class Evaluation(Callback):

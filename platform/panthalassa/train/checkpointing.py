@@ -17,8 +17,8 @@ from torch import distributed as dist
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpoint import Commit, clean, folder
 from panthalassa.train.events import Notice, Saved, Step
-from panthalassa.train.loop import TrainingRun
 from panthalassa.train.snapshot import Place, Saving, Snapshots
+from panthalassa.train.training_run import TrainingRun
 
 DAY = 86_400.0
 FIRST = 0.1

@@ -37,7 +37,7 @@ from panthalassa.train.agreement import everywhere, total
 from panthalassa.train.callback import Callback
 from panthalassa.train.claim import Claim
 from panthalassa.train.events import Metered, Notice
-from panthalassa.train.loop import TrainingRun
+from panthalassa.train.training_run import TrainingRun
 
 WINDOW = 10.0
 """Seconds of a reporting window."""

@@ -20,8 +20,8 @@ from panthalassa.train.agreement import agreed, together
 from panthalassa.train.callback import Callback
 from panthalassa.train.checkpointing import Checkpoints
 from panthalassa.train.events import Notice, Step
-from panthalassa.train.loop import TrainingRun
 from panthalassa.train.restore import load
+from panthalassa.train.training_run import TrainingRun
 
 Steps = tuple[int, int]
 """The steps [first, end)."""

@@ -17,7 +17,7 @@ import torch
 from panthalassa.train.agreement import everywhere
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Notice, Step
-from panthalassa.train.loop import TrainingRun
+from panthalassa.train.training_run import TrainingRun
 
 FACTOR = 1.5
 SCORE = 3.5

@@ -21,7 +21,7 @@ from panthalassa.train.board import Poster
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Notice, Step
 from panthalassa.train.flight_recorder import newest_collectives
-from panthalassa.train.loop import TrainingRun
+from panthalassa.train.training_run import TrainingRun
 
 FOLDER = "stacks"
 EXIT_CODE = 70

@@ -45,13 +45,14 @@ from panthalassa.train.checkpointing import Checkpoints
 from panthalassa.train.claim import Claim, claim
 from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
-from panthalassa.train.loop import TrainingRun, train
+from panthalassa.train.loop import train
 from panthalassa.train.node_watch import watching_node
 from panthalassa.train.restore import resume
 from panthalassa.train.rollback import Rollback
 from panthalassa.train.step import build_optimizer, warm_up
 from panthalassa.train.straggler import Straggler
 from panthalassa.train.tracked import open_spool
+from panthalassa.train.training_run import TrainingRun
 from panthalassa.train.watchdog import Watchdog
 
 # From glibc's malloc.h.
