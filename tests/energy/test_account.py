@@ -287,6 +287,7 @@ def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) 
             rest = half.model_copy(update={"counter": 200.0})
             ledger.note(Window(at=T + 99, refresh=0.02, devices={A: rest}))
             assert ledger.account().pue == 1.1
+            assert ledger.write_detail()
     found = account(read(run))
     assert found.joules == pytest.approx(2 * (20 * 10 + 7 + 3)), "a step twice"
     steps = [line for line in read(run) if isinstance(line, Steps)]

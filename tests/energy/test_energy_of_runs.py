@@ -1,5 +1,6 @@
 """Whole runs on real Ray Train workers over scripted GPUs: every joule is where the script put it."""
 
+import hashlib
 import itertools
 import math
 import re
@@ -21,6 +22,7 @@ from panthalassa.energy.ledger import DETAIL, FOLDER, read
 from panthalassa.energy.lines import Line, Metering, Rest, Steps
 from panthalassa.energy.meters import SENSOR
 from panthalassa.storage import open_storage
+from panthalassa.tracking import spool
 
 if TYPE_CHECKING:
     from nvml import Gpu, NvmlDouble
@@ -99,8 +101,15 @@ def test_a_run_of_two_workers_accounts_for_the_scripted_energy(
     }
     assert "J/iteration" in text
     assert "energy.pue 1.2" in text
-    detail = Path(config.run.directory, config.run.name, FOLDER, DETAIL).read_text().splitlines()
-    assert len(detail) == 3, "a heading and two devices"
+    detail = Path(config.run.directory, config.run.name, FOLDER, DETAIL)
+    assert len(detail.read_text().splitlines()) == 3, "a heading and two devices"
+    artifacts = [
+        record.values
+        for record in spool.read(open_storage(config.run.directory).below(config.run.name))
+        if record.kind == "artifact" and record.values["name"] == "energy.devices"
+    ]
+    sha256 = hashlib.sha256(detail.read_bytes()).hexdigest()
+    assert artifacts == [{"name": "energy.devices", "uri": str(detail), "sha256": sha256}]
 
 
 def test_the_account_of_a_run_with_a_killed_worker_has_what_that_cost(

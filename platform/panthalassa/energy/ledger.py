@@ -6,6 +6,7 @@ went to.
 """
 
 import csv
+import hashlib
 import io
 import time
 from contextlib import suppress
@@ -50,9 +51,6 @@ class EnergyLedger:
     ) -> None:
         self.note(Ended(at=time.time()))
         self._writer.end()
-        if detail := _table(self._writer.every()):
-            with suppress(OSError):
-                self._writer.folder.write(DETAIL, detail.encode())
 
     def note(self, line: Line) -> None:
         match line:
@@ -68,6 +66,17 @@ class EnergyLedger:
                 self._enter_steps()
                 self._enter_window()
                 self._writer.enter(line)
+
+    def write_detail(self) -> tuple[str, str] | None:
+        """Write the detail by device beside the lines; its URI and SHA-256, if anything was measured."""
+        self._enter_window()
+        detail = _table(self._writer.every()).encode()
+        with suppress(OSError):
+            if detail:
+                self._writer.folder.write(DETAIL, detail)
+                uri = self._writer.folder.below(DETAIL).uri
+                return uri, hashlib.sha256(detail).hexdigest()
+        return None
 
     def account(self) -> Account:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""

@@ -56,6 +56,10 @@ class Tracker:
         """Metrics after `step` steps."""
         self._add("metrics", metrics, step)
 
+    def artifact(self, name: str, uri: str, sha256: str) -> None:
+        """Where a file is, and what it is."""
+        self._add("artifact", {"name": name, "uri": uri, "sha256": sha256})
+
     def tag(self, tags: Mapping[str, str]) -> None:
         self._add("tags", tags)
 

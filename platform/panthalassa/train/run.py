@@ -197,6 +197,8 @@ def pretrain(
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
+            if detail := energy.write_detail():
+                tracker.artifact("energy.devices", *detail)
             tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
