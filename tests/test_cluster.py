@@ -23,7 +23,7 @@ ONE_RANK_FAILS_ALONE = """
         def work(arguments):
             from panthalassa.train import worker
 
-            def alone(task, poster):
+            def alone(*arguments):
                 if dist.get_rank() == 0:
                     time.sleep(600)  # as in a collective that never ends
                 raise PanthalassaError("rank 1 can not go on")

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from panthalassa.config import Config
 from panthalassa.energy.account import account
 from panthalassa.energy.lines import Line, Metering, Rest, Steps, StoodBy, Window
-from panthalassa.energy.meters import Absent
+from panthalassa.energy.meters import Absent, MeterLost
 from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError
 from panthalassa.train import energy
@@ -108,6 +108,11 @@ def test_a_rank_that_stands_by_tells_what_its_gpu_takes(
     meter = choose("nvml", [A])
     count_standby(Claim(meter, (A,), 0.0, lambda: meter), post)
     assert done.wait(60)
+    for thread in threading.enumerate():
+        if thread.name == "standby energy":
+            thread.join(60)
+    with pytest.raises(MeterLost, match="closed"):
+        meter.read()
     assert [(line.device, line.joules) for line in told] == [(A, 0), (A, 60), (A, 60)]
     assert account(told).joules_by_phase["standby"] == pytest.approx(120)
 

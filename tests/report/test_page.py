@@ -66,7 +66,9 @@ def test_two_runs_stand_side_by_side_in_colours_of_their_own(page: Page, two: Pa
         wanted = {GREEN} if "goodput" in figure else {BLUE, ORANGE}
         assert wanted <= set(colours), figure
     rows = page.value("document.querySelector('.compare').innerText")
-    assert re.search(r"energy an iteration\s+2\d\d J\s.*\s+18\d J\s.*\s+−2[12]\.\d %", rows)
+    assert re.search(
+        r"energy an iteration\s+240 J ± 5.\d%\s.*\s+187 J ± 5.\d%\s.*\s+−22\.0 %", rows
+    )
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -298,6 +298,7 @@ def count_standby(claim: Claim, post: Callable[[list[events.Event]], object]) ->
             try:
                 post([Metered(line) for line in lines])
             except RayError:
+                windows.close()
                 return
             before = now
 
