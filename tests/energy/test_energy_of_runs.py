@@ -170,7 +170,7 @@ def test_a_comparison_of_two_runs_that_differ_by_22_percent_says_so(
     """The script's time is the ledger of samples: each step takes a second, whatever it takes here."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library.parent))
     settings = (
-        "train.steps=120", "train.global_batch=4", "train.optimizer.learning_rate=1e-4",
+        "train.steps=200", "train.global_batch=24", "train.optimizer.learning_rate=1e-4",
         "evaluation.every=1000",
     )  # fmt: skip
     runs = []
@@ -197,4 +197,4 @@ def test_a_comparison_of_two_runs_that_differ_by_22_percent_says_so(
     assert percent == pytest.approx(-22, abs=2)
     assert high < 0, "it is a difference"
     steps = standing(read(open_storage(runs[1])))
-    assert [step.step for step in steps] == list(range(1, 121))
+    assert [step.step for step in steps] == list(range(1, 201))
