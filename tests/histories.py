@@ -11,7 +11,8 @@ from typing import Literal
 
 from hypothesis import strategies as st
 
-from panthalassa.train.goodput import Began, Ended, Launched, Line, Lost, Spent, Steps, Waited
+from panthalassa.line_ledger import Ended, Lost, Waited
+from panthalassa.train.goodput import Began, Launched, Line, Spent, Steps
 
 T = 1_800_000_000.0
 STEP_SECONDS, DATA_SECONDS = 2.0, 0.5

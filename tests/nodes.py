@@ -55,6 +55,12 @@ class Nodes:
                             process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def kill_raylet(self, node: Any) -> None:
+        """End a node's raylet alone; its machine still answers."""
+        (raylet,) = node.all_processes["raylet"]
+        raylet.process.kill()
+        raylet.process.wait()
+
     def drain(self, node: Any, seconds: int = 120) -> None:
         """Announce that a node will be taken away."""
         command = [
@@ -105,6 +111,13 @@ def tracked_losses(database: Path) -> dict[int, float]:
     losses = dict(found)
     assert len(losses) == len(found), "steps that are there twice"
     return losses
+
+
+def tracked_status(database: Path) -> str:
+    """How the only run stands, as MLflow has it."""
+    with closing(sqlite3.connect(database)) as store:
+        ((status,),) = store.execute("SELECT status FROM runs").fetchall()
+    return str(status)
 
 
 def elastic(address: str) -> list[str]:

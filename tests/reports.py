@@ -18,6 +18,7 @@ from panthalassa.corpus.manifest import Shard
 from panthalassa.energy import ledger as energy
 from panthalassa.energy import lines
 from panthalassa.journal import Journal
+from panthalassa.line_ledger import Ended, Lost
 from panthalassa.report.page import write_report
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import Phase
@@ -26,7 +27,7 @@ from panthalassa.tracking.spool import RANKS, Record, encode
 from panthalassa.train.audit import keep_manifest
 from panthalassa.train.checkpoint import COMMIT, Commit, folder
 from panthalassa.train.events import Evaluated
-from panthalassa.train.goodput import Began, Ended, Launched, Line, Lost, Spent, Steps
+from panthalassa.train.goodput import Began, Launched, Line, Spent, Steps
 
 T = 1_800_000_000.0
 LANGUAGES = ("en", "zh", "es", "ar", "sw")

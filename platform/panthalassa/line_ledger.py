@@ -2,13 +2,16 @@
 before it."""
 
 import math
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Generic, TypeVar
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from panthalassa.errors import PanthalassaError
 from panthalassa.journal import Journal, journals
@@ -17,7 +20,38 @@ from panthalassa.storage import Storage
 PATIENCE = 1.0
 """Seconds for which a write to object storage is tried again: the driver has more to do meanwhile."""
 
-L = TypeVar("L", bound=BaseModel)
+
+class LedgerLine(BaseModel):
+    """What the driver or a rank enters when something is over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: float
+    """In seconds since 1970."""
+
+
+class Waited(LedgerLine):
+    """The driver waited for capacity."""
+
+    kind: Literal["waited"] = "waited"
+    seconds: float
+
+
+class Lost(LedgerLine):
+    """The ranks of an attempt ended before the run was complete."""
+
+    kind: Literal["lost"] = "lost"
+    planned: bool
+    """They were told to: to leave a node, or to go on with more ranks or fewer."""
+
+
+class Ended(LedgerLine):
+    """The command ended. Absent when the driver was killed."""
+
+    kind: Literal["ended"] = "ended"
+
+
+L = TypeVar("L", bound=LedgerLine)
 
 
 @dataclass(frozen=True)
@@ -55,8 +89,9 @@ class Ledger(Generic[L]):
             raise PanthalassaError(f"{folder.uri} can not be read: {error}") from error
 
 
-class Writer(Generic[L]):
-    """One command's lines. Nothing here raises: what can not be written is tried again with the next."""
+class CommandLedger(ABC, Generic[L]):
+    """Writes the lines of one command; as a context, also that it ended. Nothing here raises: what can
+    not be written is tried again with the next."""
 
     def __init__(self, ledger: Ledger[L], run: Storage, began: float) -> None:
         """began: when the command did, in seconds since 1970."""
@@ -67,15 +102,22 @@ class Writer(Generic[L]):
         self._number = int(began * 1000)  # higher than that of any command before
         self._journal = Journal(self.folder, self._number)
 
-    def enter(self, line: L) -> None:
-        self.lines.append(line)
-        self._journal.add(line.model_dump_json())
-        if self._journal.due:
-            self.write()
+    def __enter__(self) -> Self:
+        return self
 
-    def write(self) -> None:
-        with suppress(OSError):
-            self._journal.write()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.note(Ended(at=time.time()))
+        self._write()
+        self.__dict__.pop("_earlier", None)  # another command may have ended since they were read
+
+    @abstractmethod
+    def note(self, line: L | Ended) -> None:
+        """Enter a line, behind all that was to be merged before it."""
 
     def every(self) -> list[L]:
         """Of all commands so far, or of this one alone when the earlier ones can not be read."""
@@ -84,10 +126,15 @@ class Writer(Generic[L]):
             earlier = self._earlier
         return [*earlier, *self.lines]
 
-    def end(self) -> None:
-        """Write what is left; another command may have ended since the earlier ones were read."""
-        self.write()
-        self.__dict__.pop("_earlier", None)
+    def enter(self, line: L) -> None:
+        self.lines.append(line)
+        self._journal.add(line.model_dump_json())
+        if self._journal.due:
+            self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            self._journal.write()
 
     @cached_property
     def _earlier(self) -> list[L]:

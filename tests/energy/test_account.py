@@ -13,19 +13,17 @@ from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
 from panthalassa.energy.lines import (
     Began,
     Device,
-    Ended,
     Joules,
     Line,
-    Lost,
     Metering,
     Rest,
     Steps,
     StoodBy,
-    Waited,
     Window,
     merged,
 )
 from panthalassa.errors import PanthalassaError
+from panthalassa.line_ledger import Ended, Lost, Waited
 from panthalassa.storage import open_storage
 
 T = 1_700_000_000.0

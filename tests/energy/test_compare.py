@@ -25,8 +25,9 @@ from panthalassa.energy.compare import (
     open_run,
 )
 from panthalassa.energy.ledger import EnergyLedger
-from panthalassa.energy.lines import Began, Line, Lost, Metering, Steps
+from panthalassa.energy.lines import Began, Line, Metering, Steps
 from panthalassa.errors import PanthalassaError
+from panthalassa.line_ledger import Lost
 from panthalassa.storage import open_storage
 
 T = 1_700_000_000.0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nodes import Command, Nodes, cluster_of, elastic, tracked_losses
+from nodes import Command, Nodes, cluster_of, elastic, tracked_losses, tracked_status
 
 from panthalassa.config import Config
 from panthalassa.storage import open_storage
@@ -69,20 +69,29 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
     assert tracked_losses(tmp_path / "runs" / "mlflow.db") == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_run_waits_for_nodes_and_says_what_is_missing(
+def test_a_run_waits_for_nodes_says_what_is_missing_and_can_be_stopped_meanwhile(
     configure: Configure, two_nodes: tuple[Nodes, list[object]], tmp_path: Path
 ) -> None:
     nodes, _ = two_nodes
     more = "cluster.workers=6", "cluster.min_workers=6"
-    command = Command(configure(tmp_path, *elastic(nodes.address), *more), tmp_path)
+    config = configure(tmp_path, *elastic(nodes.address), *more)
+    waits = "waiting for nodes: 4 of at least 6 ranks have a place"
+    command = Command(config, tmp_path)
     try:
-        command.wait_for(
-            lambda text: "waiting for nodes: 4 of at least 6 ranks have a place" in text, "a notice"
-        )
+        command.wait_for(lambda text: waits in text, "a notice")
+        command.signal(signal.SIGTERM)
+        assert "small: stopped as asked; the same command goes on" in command.wait()
+    finally:
+        command.close()
+    assert tracked_status(tmp_path / "runs" / "mlflow.db") == "KILLED"
+    command = Command(config, tmp_path)
+    try:
+        command.wait_for(lambda text: waits in text, "a notice")
         nodes.add(2)
         assert "complete, after step 24" in command.wait()
     finally:
         command.close()
+    assert tracked_status(tmp_path / "runs" / "mlflow.db") == "FINISHED"
 
 
 @pytest.mark.parametrize(

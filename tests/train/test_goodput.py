@@ -10,16 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from panthalassa.line_ledger import Ended, Lost, Waited
 from panthalassa.train.goodput import (
     Began,
-    Ended,
     Goodput,
     Launched,
     Line,
-    Lost,
     Spent,
     Steps,
-    Waited,
     account,
     explain,
     goodput_metrics,

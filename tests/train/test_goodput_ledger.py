@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from panthalassa import journal
 from panthalassa.cli import app
 from panthalassa.errors import PanthalassaError
+from panthalassa.line_ledger import Ended, Lost
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train import events
-from panthalassa.train.goodput import Began, Ended, Launched, Line, Lost, Spent, Steps, account
+from panthalassa.train.goodput import Began, Launched, Line, Spent, Steps, account
 from panthalassa.train.goodput_ledger import GoodputLedger, read
 
 

@@ -1,9 +1,12 @@
 """Where ranks go: whole tensor-parallel groups, on nodes that have room and stay."""
 
+import subprocess
+import sys
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+from nodes import cluster_of
 
 from panthalassa.config import Cluster
 from panthalassa.stream.reader import READ_CPUS
@@ -68,3 +71,33 @@ def test_what_is_ours_counts_as_free_for_us_and_a_leaving_node_for_nobody() -> N
 def test_nothing_is_no_place() -> None:
     assert plan(whole([], CLUSTER), 2, 8) == []
     assert free([Node("a", {}, {})], CLUSTER) == {"a": 0}
+
+
+SURVEY = """
+import sys
+import ray
+from panthalassa.train.placement import survey
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+for _ in sys.stdin:
+    print([(node.silent, node.refuses) for node in survey() if node.id == sys.argv[2]], flush=True)
+"""
+
+
+def test_a_node_whose_raylet_is_gone_is_known_before_ray_notices() -> None:
+    with cluster_of(1) as (nodes, [node]):
+        asking = subprocess.Popen(
+            [sys.executable, "-c", SURVEY, nodes.address, node.node_id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        assert asking.stdin
+        assert asking.stdout
+        with asking:
+            asking.stdin.write("\n")
+            assert asking.stdout.readline() == "[(False, False)]\n"
+            nodes.kill_raylet(node)
+            asking.stdin.write("\n")
+            assert asking.stdout.readline() == "[(True, True)]\n"

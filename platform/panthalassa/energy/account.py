@@ -13,18 +13,16 @@ from dataclasses import dataclass
 
 from panthalassa.energy.lines import (
     Began,
-    Ended,
     Joules,
     Line,
-    Lost,
     Metering,
     Rest,
     Steps,
     StoodBy,
-    Waited,
     Window,
 )
 from panthalassa.energy.meters import PERIODS, bound
+from panthalassa.line_ledger import Ended, Lost, Waited
 
 PHASES = (
     "productive", "data_wait", "lost", "start", "evaluation", "checkpoint", "standby", "other",

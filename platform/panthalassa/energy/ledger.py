@@ -8,14 +8,12 @@ went to.
 import csv
 import hashlib
 import io
-import time
 from contextlib import suppress
-from types import TracebackType
 
 from panthalassa.config import Energy
 from panthalassa.energy.account import Account, account, by_device
-from panthalassa.energy.lines import LINE, Began, Ended, Line, Steps, Window, merged
-from panthalassa.line_ledger import Ledger, Writer
+from panthalassa.energy.lines import LINE, Began, Line, Steps, Window, merged
+from panthalassa.line_ledger import CommandLedger, Ledger
 from panthalassa.storage import Storage
 
 FOLDER = "energy"
@@ -28,29 +26,17 @@ DETAILED = 3600.0
 LEDGER: Ledger[Line] = Ledger(FOLDER, LINE, "energy")
 
 
-class EnergyLedger:
-    """Writes the lines of one command; as a context, also that it ended. Nothing here raises."""
+class EnergyLedger(CommandLedger[Line]):
+    """The energy of one command. Nothing here raises."""
 
     def __init__(self, run: Storage, energy: Energy, began: float) -> None:
         """began: when the command did, in seconds since 1970."""
-        self._writer: Writer[Line] = Writer(LEDGER, run, began)
+        super().__init__(LEDGER, run, began)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self._window: Window | None = None
         """The same of windows."""
         self.note(Began(at=began, pue=energy.pue, grid_kg_per_kwh=energy.grid_kg_per_kwh))
-
-    def __enter__(self) -> "EnergyLedger":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.note(Ended(at=time.time()))
-        self._writer.end()
 
     def note(self, line: Line) -> None:
         match line:
@@ -65,16 +51,16 @@ class EnergyLedger:
             case _:
                 self._enter_steps()
                 self._enter_window()
-                self._writer.enter(line)
+                self.enter(line)
 
     def write_detail(self) -> tuple[str, str] | None:
         """Write the detail by device beside the lines; its URI and SHA-256, if anything was measured."""
         self._enter_window()
-        detail = _table(self._writer.every()).encode()
+        detail = _table(self.every()).encode()
         with suppress(OSError):
             if detail:
-                self._writer.folder.write(DETAIL, detail)
-                uri = self._writer.folder.below(DETAIL).uri
+                self.folder.write(DETAIL, detail)
+                uri = self.folder.below(DETAIL).uri
                 return uri, hashlib.sha256(detail).hexdigest()
         return None
 
@@ -82,7 +68,7 @@ class EnergyLedger:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""
         self._enter_steps()
         self._enter_window()
-        return account(self._writer.every())
+        return account(self.every())
 
     def _merge(self, steps: Steps) -> None:
         before = self._steps
@@ -104,12 +90,12 @@ class EnergyLedger:
 
     def _enter_steps(self) -> None:
         if self._steps:
-            self._writer.enter(self._steps)
+            self.enter(self._steps)
             self._steps = None
 
     def _enter_window(self) -> None:
         if self._window:
-            self._writer.enter(self._window)
+            self.enter(self._window)
             self._window = None
 
 

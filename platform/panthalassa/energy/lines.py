@@ -8,20 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from panthalassa.line_ledger import Ended, LedgerLine, Lost, Waited
+
 Joules = dict[str, float | None]
 """By what they were spent on: see `Phase`."""
 Phase = Literal["start", "data_wait", "step", "evaluation", "checkpoint", "other"]
 """What a rank spends energy on."""
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    at: float
-    """In seconds since 1970."""
-
-
-class Began(_Line):
+class Began(LedgerLine):
     """A command began; with its factors for what the meters do not see."""
 
     kind: Literal["began"] = "began"
@@ -29,27 +24,7 @@ class Began(_Line):
     grid_kg_per_kwh: float | None = None
 
 
-class Waited(_Line):
-    """The driver waited for capacity."""
-
-    kind: Literal["waited"] = "waited"
-    seconds: float
-
-
-class Lost(_Line):
-    """The ranks of an attempt ended before the run was complete."""
-
-    kind: Literal["lost"] = "lost"
-    planned: bool
-
-
-class Ended(_Line):
-    """The command ended. Absent when the driver was killed."""
-
-    kind: Literal["ended"] = "ended"
-
-
-class Metering(_Line):
+class Metering(LedgerLine):
     """The ranks of an attempt have opened their meters."""
 
     kind: Literal["metering"] = "metering"
@@ -62,7 +37,7 @@ class Metering(_Line):
     """Ranks that should measure and can not."""
 
 
-class Steps(_Line):
+class Steps(LedgerLine):
     """Optimizer steps from `first` on, nothing in between; the first of a run is number 1."""
 
     kind: Literal["steps"] = "steps"
@@ -74,7 +49,7 @@ class Steps(_Line):
     """Of each step, waiting for its samples included."""
     data_wait: list[float | None]
     """The part of these joules in which it waited, where that took long enough to tell."""
-    before: Joules = {}
+    before: Joules = Field(default_factory=dict)
     """What was spent between the step before the first and the first, if anything was done then."""
 
     @property
@@ -82,7 +57,7 @@ class Steps(_Line):
         return self.first + len(self.seconds) - 1
 
 
-class Rest(_Line):
+class Rest(LedgerLine):
     """What was spent behind the last step of an attempt that ended in order."""
 
     kind: Literal["rest"] = "rest"
@@ -108,7 +83,7 @@ class Device(BaseModel):
     """Why a part of the joules is absent."""
 
 
-class Window(_Line):
+class Window(LedgerLine):
     """A reporting window, some seconds long: the detail by device."""
 
     kind: Literal["window"] = "window"
@@ -141,7 +116,7 @@ def _merged(before: Device, after: Device) -> Device:
     )
 
 
-class StoodBy(_Line):
+class StoodBy(LedgerLine):
     """A device of a rank that trains nothing, since the last such line."""
 
     kind: Literal["stood_by"] = "stood_by"

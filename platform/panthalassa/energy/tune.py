@@ -17,10 +17,11 @@ import pynvml
 
 from panthalassa.energy.guardian import restore
 from panthalassa.energy.ledger import read
-from panthalassa.energy.lines import Ended, Line, Metering, Steps
+from panthalassa.energy.lines import Line, Metering, Steps
 from panthalassa.energy.meters import MeterLost
 from panthalassa.energy.nvml import ask, shut
 from panthalassa.errors import PanthalassaError
+from panthalassa.line_ledger import Ended
 from panthalassa.storage import Storage
 
 POINTS = 5

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from panthalassa.train.goodput import Began, Ended, Launched, Lost, Steps, Timeline
+from panthalassa.line_ledger import Ended, Lost
+from panthalassa.train.goodput import Began, Launched, Steps, Timeline
 
 Kind = Literal["restart", "resize", "command"]
 

@@ -10,14 +10,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from panthalassa.config_file import flatten
+from panthalassa.config import Config
+from panthalassa.config_file import build, flatten
 from panthalassa.energy.account import KWH
 from panthalassa.errors import CheckpointError, ConfigError, PanthalassaError
 from panthalassa.redact import without_secrets
 from panthalassa.report.energy import Energy, energy_of
 from panthalassa.report.languages import Language, languages
 from panthalassa.report.series import Series
-from panthalassa.run_config import kept, kept_tree
+from panthalassa.run_config import kept_tree
 from panthalassa.storage import Storage
 from panthalassa.tracking import spool
 from panthalassa.train.checkpoint import committed, read_commit, step_of
@@ -110,9 +111,10 @@ def _or_reason(read: Callable[[], Part]) -> Part | str:
 
 def _configuration(run: Storage) -> tuple[dict[str, str], int | None]:
     """By dotted key, and the steps that are planned: None when another version wrote it."""
-    flat = {str(key): without_secrets(str(value)) for key, value in flatten(kept_tree(run)).items()}
+    tree = kept_tree(run)
+    flat = {str(key): without_secrets(str(value)) for key, value in flatten(tree).items()}
     try:
-        return flat, kept(run).train.steps
+        return flat, build(tree, [], run.uri, Config).train.steps
     except ConfigError:
         return flat, None
 

@@ -21,17 +21,16 @@ from panthalassa.energy.lines import (
     Device,
     Joules,
     Line,
-    Lost,
     Metering,
     Phase,
     Rest,
     Steps,
     StoodBy,
-    Waited,
     Window,
 )
 from panthalassa.energy.meters import PERIODS, Absent, bound
 from panthalassa.energy.windows import Reading, Windows
+from panthalassa.line_ledger import Lost, Waited
 from panthalassa.train import events
 from panthalassa.train.agreement import everywhere, total
 from panthalassa.train.callback import Callback

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from panthalassa.line_ledger import Ended, LedgerLine, Lost, Waited
 
 Part = Literal[
     "productive",
@@ -30,34 +30,20 @@ Part = Literal[
 ]
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    at: float
-    """In seconds since 1970."""
-
-
-class Began(_Line):
+class Began(LedgerLine):
     """A command began."""
 
     kind: Literal["began"] = "began"
 
 
-class Waited(_Line):
-    """The driver waited for capacity."""
-
-    kind: Literal["waited"] = "waited"
-    seconds: float
-
-
-class Launched(_Line):
+class Launched(LedgerLine):
     """The workers of an attempt were asked for."""
 
     kind: Literal["launched"] = "launched"
     workers: int
 
 
-class Spent(_Line):
+class Spent(LedgerLine):
     """Training stood still for this."""
 
     kind: Literal["spent"] = "spent"
@@ -65,7 +51,7 @@ class Spent(_Line):
     seconds: float
 
 
-class Steps(_Line):
+class Steps(LedgerLine):
     """Optimizer steps `first` to `last`, both included; the first of a run is number 1."""
 
     kind: Literal["steps"] = "steps"
@@ -74,20 +60,6 @@ class Steps(_Line):
     seconds: float
     data_seconds: float
     """Waiting for samples; part of `seconds`."""
-
-
-class Lost(_Line):
-    """The workers of an attempt ended before the run was complete."""
-
-    kind: Literal["lost"] = "lost"
-    planned: bool
-    """They were told to: to leave a node, or to go on with more workers or fewer."""
-
-
-class Ended(_Line):
-    """The command ended. Absent when the driver was killed."""
-
-    kind: Literal["ended"] = "ended"
 
 
 Line = Began | Waited | Launched | Spent | Steps | Lost | Ended

@@ -5,24 +5,20 @@ Consecutive steps are merged, so that a run of weeks leaves a line for some seco
 """
 
 import time
-from types import TracebackType
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from panthalassa.line_ledger import Ledger, Writer
+from panthalassa.line_ledger import CommandLedger, Ledger, Lost, Waited
 from panthalassa.storage import Storage
 from panthalassa.train import events
 from panthalassa.train.goodput import (
     Began,
-    Ended,
     Goodput,
     Launched,
     Line,
-    Lost,
     Spent,
     Steps,
-    Waited,
     account,
 )
 
@@ -34,28 +30,16 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind
 LEDGER: Ledger[Line] = Ledger(FOLDER, _LINE, "time")
 
 
-class GoodputLedger:
-    """Writes the lines of one command; as a context, also that it ended. Nothing here raises."""
+class GoodputLedger(CommandLedger[Line]):
+    """The time of one command. Nothing here raises."""
 
     def __init__(self, run: Storage, began: float | None = None) -> None:
         """began: when the command did, in seconds since 1970."""
         began = began or time.time()
-        self._writer: Writer[Line] = Writer(LEDGER, run, began)
+        super().__init__(LEDGER, run, began)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self.note(Began(at=began))
-
-    def __enter__(self) -> "GoodputLedger":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.note(Ended(at=time.time()))
-        self._writer.end()
 
     def add(self, event: events.Event) -> None:
         """Enter what an event tells of the time."""
@@ -74,14 +58,13 @@ class GoodputLedger:
                 self.note(Lost(at=time.time(), planned=event.planned))
 
     def note(self, line: Line) -> None:
-        """Enter what the driver knows itself."""
         self._enter_steps()
-        self._writer.enter(line)
+        self.enter(line)
 
     def goodput(self) -> Goodput:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""
         self._enter_steps()
-        return account(self._writer.every())
+        return account(self.every())
 
     def _add_step(self, step: events.Step) -> None:
         """Merge steps; but one that follows anything else stays alone, for it may end a recovery."""
@@ -96,12 +79,12 @@ class GoodputLedger:
         self._steps = Steps(
             at=step.at, first=first, last=step.step, seconds=seconds, data_seconds=data_seconds
         )
-        if seconds >= MERGED or not isinstance(self._writer.lines[-1], Steps):
+        if seconds >= MERGED or not isinstance(self.lines[-1], Steps):
             self._enter_steps()
 
     def _enter_steps(self) -> None:
         if self._steps:
-            self._writer.enter(self._steps)
+            self.enter(self._steps)
             self._steps = None
 
 
