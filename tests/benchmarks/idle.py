@@ -61,7 +61,7 @@ def measure(pairs: int) -> Windows:
                 *elastic(nodes.address),
                 *("cluster.workers=2", "cluster.min_workers=1"),
                 *("model.hidden_size=256", "model.layers=6", "model.heads=8", "model.ffn_size=768"),
-                *("train.steps=1000000", "train.global_batch=32", "evaluation.every=1000000"),
+                *("train.steps=1000000", "train.global_batch=8", "evaluation.every=1000000"),
                 "checkpoint.every=1000000",
             ]
             found.run(build(tree(corpus, Path(folder)), overrides, "idle", Config))
