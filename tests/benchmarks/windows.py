@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-WINDOW = 40
+WINDOW = 20
 """Steps."""
 
 
