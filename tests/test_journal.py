@@ -8,7 +8,7 @@ import pytest
 from s3 import BUCKET
 
 from panthalassa import journal
-from panthalassa.journal import Journal, journals, next_number, unread
+from panthalassa.journal import Journal, journals, newest_number, unread
 from panthalassa.storage import Storage, open_storage
 
 
@@ -52,7 +52,8 @@ def test_journals_come_by_their_numbers(folder: Storage) -> None:
         one.write()
     assert [lines for _, lines in journals(folder)] == [["2"], ["10"], ["1000000"]]
     assert [lines for _, lines in journals(folder, before=10)] == [["2"]]
-    assert next_number(folder) == 1_000_001
+    assert newest_number(folder) == 1_000_000
+    assert newest_number(folder, before=10) == 2
 
 
 def test_a_reader_follows_what_grows(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

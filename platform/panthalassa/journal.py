@@ -85,10 +85,6 @@ class Journal:
             with open(self._folder.path(self._file), "rb") as file:
                 os.fsync(file.fileno())
 
-    def follows(self) -> bool:
-        """Whether there is a journal with the next number. Raises OSError."""
-        return self._folder.exists(_file(self._folder, self.number + 1, 0))
-
 
 def _file(folder: Storage, number: int, part: int) -> str:
     return f"{number:06d}.jsonl" if folder.is_local else f"{number:06d}-{part:06d}.jsonl"
@@ -107,9 +103,9 @@ def _append_whole(path: Path, data: bytes) -> None:
             raise
 
 
-def next_number(folder: Storage) -> int:
-    """The number of a new journal. Raises OSError."""
-    return max(_parts(folder), default=0) + 1
+def newest_number(folder: Storage, before: float = math.inf) -> int:
+    """The highest number of a journal that is lower than `before`; 0 for none. Raises OSError."""
+    return max((number for number in _parts(folder) if number < before), default=0)
 
 
 def journals(folder: Storage, before: float = math.inf) -> Iterator[tuple[str, list[str]]]:

@@ -93,14 +93,14 @@ class CommandLedger(ABC, Generic[L]):
     """Writes the lines of one command; as a context, also that it ended. Nothing here raises: what can
     not be written is tried again with the next."""
 
-    def __init__(self, ledger: Ledger[L], run: Storage, began: float) -> None:
-        """began: when the command did, in seconds since 1970."""
+    def __init__(self, ledger: Ledger[L], run: Storage, number: int) -> None:
+        """number: the command's epoch of the lease, higher than that of any command before."""
         self.folder = replace(run.below(ledger.folder), patience=PATIENCE)
         self.lines: list[L] = []
         """Of this command."""
         self._ledger = ledger
-        self._number = int(began * 1000)  # higher than that of any command before
-        self._journal = Journal(self.folder, self._number)
+        self._number = number
+        self._journal = Journal(self.folder, number)
 
     def __enter__(self) -> Self:
         return self

@@ -273,8 +273,8 @@ def test_no_joule_is_counted_twice_or_missed_whatever_dies_when(
 
 def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
-    for began, first in ((T, 1), (T + 100, 21)):
-        with EnergyLedger(run, Energy(pue=1.1), began) as ledger:
+    for number, began, first in ((1, T, 1), (2, T + 100, 21)):
+        with EnergyLedger(run, Energy(pue=1.1), began, number) as ledger:
             ledger.note(metering(1, a=0.0))
             for step in range(first, first + 20):
                 ledger.note(steps_of(step, step, [10.0]))
@@ -300,7 +300,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     with pytest.raises(PanthalassaError, match="no run with an account of its energy"):
         read(run)
-    with EnergyLedger(run, Energy(), T):
+    with EnergyLedger(run, Energy(), T, 1):
         pass
     (journal,) = (tmp_path / FOLDER).glob("*.jsonl")
     journal.write_text(journal.read_text() + '{"kind": "began"}\n')

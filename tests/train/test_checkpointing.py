@@ -89,12 +89,12 @@ def test_the_newest_are_kept_and_a_healthy_one_before_them(tmp_path: Path) -> No
     run.write("spool/metrics", b"not a checkpoint")
     assert checkpoint.known_good(run, 10**6) == "step-00000010"
     for _ in range(2):
-        checkpoint.clean(run, keep=2)
+        checkpoint.clean(run, keep=2, step=2000)
         assert run.folders() == ["spool", "step-00000010", "step-00000100", "step-00002000"]
     commit_by_hand(run, 3000)
     commit_by_hand(run, 4000)
     commit_by_hand(run, 5000)
-    checkpoint.clean(run, keep=2)
+    checkpoint.clean(run, keep=2, step=5000)
     kept = ["step-00003000", "step-00004000", "step-00005000"]
     assert checkpoint.committed(run) == kept
     assert checkpoint.known_good(run, 10**6) == "step-00005000"
@@ -108,7 +108,7 @@ def test_a_folder_without_its_commit_is_never_chosen_and_may_be_another_saves(
         commit_by_hand(run, at)
     run.write("step-00000003/__0_0.distcp", b"a crash came before the commit, or did not")
     assert checkpoint.committed(run) == ["step-00000001", "step-00000002"]
-    checkpoint.clean(run, keep=1)
+    checkpoint.clean(run, keep=1, step=2)
     assert checkpoint.torn(run) == ["step-00000003"]
 
 
@@ -120,10 +120,10 @@ def test_what_is_set_aside_stays_until_enough_newer_ones_have_come(tmp_path: Pat
     aside = ["corrupt-step-00000008", "corrupt-step-00000008-2"]
     for at in (4, 8, 12):
         commit_by_hand(run, at)
-        checkpoint.clean(run, keep=2)
+        checkpoint.clean(run, keep=2, step=at)
         assert [name for name in run.folders() if name.startswith("corrupt")] == aside
     commit_by_hand(run, 16)
-    checkpoint.clean(run, keep=2)
+    checkpoint.clean(run, keep=2, step=16)
     assert run.folders() == ["step-00000008", "step-00000012", "step-00000016"]
 
 
@@ -132,7 +132,7 @@ def test_a_run_without_a_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.committed(run) == []
     assert checkpoint.newest(run) is None
     assert checkpoint.known_good(run, 10**6) is None
-    checkpoint.clean(run, keep=1)
+    checkpoint.clean(run, keep=1, step=1)
 
 
 def test_the_newest_commit_that_can_be_read_is_found_without_reading_files(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ LEDGER: Ledger[Line] = Ledger(FOLDER, LINE, "energy")
 class EnergyLedger(CommandLedger[Line]):
     """The energy of one command. Nothing here raises."""
 
-    def __init__(self, run: Storage, energy: Energy, began: float) -> None:
-        """began: when the command did, in seconds since 1970."""
-        super().__init__(LEDGER, run, began)
+    def __init__(self, run: Storage, energy: Energy, began: float, number: int) -> None:
+        """began: when the command did, in seconds since 1970. number: its epoch of the lease."""
+        super().__init__(LEDGER, run, number)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self._window: Window | None = None

@@ -137,8 +137,9 @@ def _surviving(
                 report.problems.append(f"attempt {number} trained step {consumed.step + 1} twice")
             kept[consumed.step] = number, consumed
         report.attempts.append(account)
-    numbers = {account.attempt.attempt for account in report.attempts}
-    for number in sorted(set(range(1, max(numbers, default=1))) - numbers):
+    attempts = [account.attempt for account in report.attempts]
+    before = {a.attempt - 1 if a.before is None else a.before for a in attempts}
+    for number in sorted(before - {0} - {a.attempt for a in attempts}):
         report.problems.append(f"the ledger of attempt {number} is missing")
     report.unsaved = sum(step >= report.steps for step in kept)
     surviving = {step: record for step, record in kept.items() if step < report.steps}

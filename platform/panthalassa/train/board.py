@@ -34,6 +34,8 @@ class Launch:
     """Nodes that are dead, and Ray does not know yet: nothing is read there."""
     peak_flops: float | None = None
     """FLOP/s of a rank, as an earlier attempt measured it."""
+    epoch: int = 1
+    """Of the run's lease: the number of this attempt."""
 
 
 class Board:

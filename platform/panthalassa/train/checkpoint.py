@@ -239,13 +239,20 @@ def set_aside(run: Storage, name: str) -> str:
     return aside
 
 
-def clean(run: Storage, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the newest healthy one before them.
+def clean(run: Storage, keep: int, step: int) -> None:
+    """After the save of `step`: remove all but the newest `keep` checkpoints and the newest healthy one
+    before them.
 
-    What was set aside goes when `keep` checkpoints are newer. A folder without a commit may be one that
-    another save is writing, and is left alone.
+    What is behind `step` was committed by a command in the moment in which it lost the run's lease: the
+    run went on from elsewhere, and it is removed, too. What was set aside goes when `keep` checkpoints
+    are newer. A folder without a commit may be one that another save is writing, and is left alone.
     """
-    good = committed(run)
+    good = []
+    for name in committed(run):
+        if name > folder(step):
+            remove(run, name)
+        else:
+            good.append(name)
     old, kept = good[:-keep], good[-keep:]
     healthy = next((name for name in reversed(old) if _healthy(run, name)), None)
     for name in old:

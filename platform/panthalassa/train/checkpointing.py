@@ -86,8 +86,8 @@ class Checkpoints(Callback):
     def on_start(self, run: TrainingRun) -> None:
         def permit() -> None:
             run.poster.flush()  # steps that are not repeated any more must not be lost
+            run.permit()
             if run.ledger:
-                run.ledger.check_newest()
                 run.ledger.flush()
 
         place = Place(run.storage, run.config.checkpoint.staging_directory, permit)
@@ -164,7 +164,8 @@ class Checkpoints(Callback):
                     saving.commit.digest(),
                 )
                 run.poster.post(saved)
-                clean(run.storage, run.config.checkpoint.keep)
+                run.permit()
+                clean(run.storage, run.config.checkpoint.keep, saving.commit.step)
 
         self.snapshots.take(commit, committed)
 

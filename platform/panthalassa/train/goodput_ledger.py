@@ -33,10 +33,9 @@ LEDGER: Ledger[Line] = Ledger(FOLDER, _LINE, "time")
 class GoodputLedger(CommandLedger[Line]):
     """The time of one command. Nothing here raises."""
 
-    def __init__(self, run: Storage, began: float | None = None) -> None:
-        """began: when the command did, in seconds since 1970."""
-        began = began or time.time()
-        super().__init__(LEDGER, run, began)
+    def __init__(self, run: Storage, began: float, number: int) -> None:
+        """began: when the command did, in seconds since 1970. number: its epoch of the lease."""
+        super().__init__(LEDGER, run, number)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self.note(Began(at=began))

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -20,6 +20,7 @@ from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.energy.account import Account
 from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.lease import Lease
 from panthalassa.model.flops import peak_of
 from panthalassa.run_config import keep
 from panthalassa.storage import Storage, open_storage
@@ -162,22 +163,36 @@ def pretrain(
     """Train until the configured step, or until asked to stop. `show` gets every event as it comes.
 
     began: when the program began, in seconds since 1970, for the time to the first step.
-    Raises PanthalassaError when a user has to mend something first.
+    Raises PanthalassaError when a user has to mend something first, or another command has the run.
     """
     began = began or time.time()
     manifest = check(config)
     run = replace(_folder(config), patience=PATIENCE)
+    with Lease(run, lambda text: show(Notice(text))) as lease:
+        return _command(config, manifest, run, lease, show, debug, began)
+
+
+def _command(
+    config: Config,
+    manifest: Manifest,
+    run: Storage,
+    lease: Lease,
+    show: Callable[[Event], None],
+    debug: bool,
+    began: float,
+) -> Outcome:
+    """What `pretrain` does with the lease of the run."""
     changed = keep(config, run)
     history = History()
     parts = [Started("program", time.time() - began)]
     before_ray = time.time()
     with (
-        GoodputLedger(run, began) as ledger,
-        EnergyLedger(run, config.energy, began) as energy,
+        GoodputLedger(run, began, lease.command) as ledger,
+        EnergyLedger(run, config.energy, began, lease.command) as energy,
         connected(config.cluster, debug),
     ):
         parts.append(Started("Ray", time.time() - before_ray))
-        tracker = Tracker(config, run, manifest.fingerprint)
+        tracker = Tracker(config, run, manifest.fingerprint, lease.command)
         publish = _Publisher(tracker, Gauges(config.run.name))
 
         def take(event: Event) -> None:
@@ -193,12 +208,14 @@ def pretrain(
                 take(part)
             if changed:
                 take(Notice(f"other than in this run's last command: {', '.join(changed)}"))
-            _fit(config, manifest, run, take, ledger.goodput)
+            _fit(config, manifest, run, lease, take, ledger.goodput)
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
-            if detail := energy.write_detail():
-                tracker.artifact("energy.devices", *detail)
+            with suppress(PanthalassaError):
+                lease.fence.check()  # the file is the run's, whichever command it is
+                if detail := energy.write_detail():
+                    tracker.artifact("energy.devices", *detail)
             tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
@@ -247,6 +264,7 @@ def _fit(
     config: Config,
     manifest: Manifest,
     run: Storage,
+    lease: Lease,
     take: Callable[[Event], None],
     goodput: Callable[[], Goodput],
 ) -> None:
@@ -255,7 +273,8 @@ def _fit(
     corpus = open_storage(config.corpus.directory)
     task = Task(config, manifest, run, corpus, board)
     stopping = threading.Event()
-    elastic = Elastic(task, take, stopping, StopRequests(run), goodput)
+    requests = StopRequests(run, lambda: lease.fence.check())
+    elastic = Elastic(task, lease, take, stopping, requests, goodput)
     try:
         with _signals(stopping, take):
             elastic.run()
