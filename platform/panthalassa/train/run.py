@@ -53,16 +53,44 @@ from panthalassa.train.goodput_ledger import GoodputLedger
 from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task, open_curriculum
 
+RECENT = 1000
+"""Steps that are remembered one by one, at least."""
 PATIENCE = 120.0
 """Seconds for which a run outlives an outage of the storage that its folder is in."""
 
 
 @dataclass
+class Sums:
+    """Of steps, for the summary."""
+
+    seconds: float = 0.0
+    positions: float = 0.0
+    mfu: float = 0.0
+    """Times seconds."""
+    data_seconds: float = 0.0
+    joules: float = 0.0
+    metered: int = 0
+    """Steps that have joules."""
+
+    def add(self, step: Step) -> None:
+        self.seconds += step.seconds
+        self.positions += step.tokens_per_second * step.seconds
+        self.mfu += step.mfu * step.seconds
+        self.data_seconds += step.data_seconds
+        self.joules += step.joules or 0.0
+        self.metered += step.joules is not None
+
+
+@dataclass
 class History:
-    """What is remembered of a run's events, for the summary."""
+    """What is remembered of a run's events, for the summary; of a long run as much as of a short one."""
 
     ready: Ready | None = None
     steps: list[Step] = field(default_factory=list)
+    """The newest, RECENT or twice as many."""
+    sums: Sums = field(default_factory=Sums)
+    """Of all steps of this command but the first, which warms up; of that one as long as it is alone."""
+    _alone: bool = field(default=False, init=False)
     evaluations: list[Evaluated] = field(default_factory=list)
     saved: Saved | None = None
     texts: list[Generated] = field(default_factory=list)
@@ -75,7 +103,7 @@ class History:
                 self.ready = event
                 self.evaluations = list(event.evaluations)
             case Step():
-                self.steps.append(event)
+                self._step(event)
             case Evaluated():
                 self.evaluations.append(event)
             case Saved():
@@ -90,6 +118,15 @@ class History:
                 pass
             case Metered() | NodeLoad():
                 pass
+
+    def _step(self, step: Step) -> None:
+        if self._alone:
+            self.sums = Sums()
+        self._alone = not self.steps
+        self.sums.add(step)
+        self.steps.append(step)
+        if len(self.steps) >= 2 * RECENT:
+            del self.steps[:-RECENT]
 
     @property
     def status(self) -> str:
