@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panthalassa.storage import Storage
@@ -108,18 +108,23 @@ def newest_number(folder: Storage, before: float = math.inf) -> int:
     return max((number for number in _parts(folder) if number < before), default=0)
 
 
-def journals(folder: Storage, before: float = math.inf) -> Iterator[tuple[str, list[str]]]:
+def journals(folder: Storage, before: float = math.inf) -> Iterator[tuple[str, Iterator[str]]]:
     """Each journal in order: where it is, for messages, and its lines, without one that was cut off.
 
-    before: only those with a lower number. Raises OSError.
+    before: only those with a lower number. Raises OSError, also while the lines are read.
     """
     for number, files in sorted(_parts(folder).items()):
         if number >= before:
             break
         names = [file for file, _ in files]
         where = f"{folder.uri}/{names[0] if len(names) == 1 else f'{number:06d}'}"
-        whole = b"".join(folder.read(file) for file in names).decode(errors="replace")
-        yield where, whole.split("\n")[:-1]
+        yield where, _lines(folder, names)
+
+
+def _lines(folder: Storage, files: Sequence[str]) -> Iterator[str]:
+    for file in files:
+        for piece in _pieces(folder, file, 0):
+            yield from piece.decode(errors="replace").split("\n")[:-1]
 
 
 def unread(folder: Storage, read: Mapping[int, int]) -> Iterator[tuple[int, int, bytes]]:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Energy
-from panthalassa.energy.account import Account, account, by_device, explain, standing
+from panthalassa.energy.account import Account, account, explain, standing
+from panthalassa.energy.devices import Devices
 from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
 from panthalassa.energy.lines import (
     Began,
@@ -167,16 +168,18 @@ def test_steps_without_joules_are_left_out_of_the_figures_and_counted() -> None:
         rank=0, seconds=8, joules={"step": 800}, mean_watts=100, peak_watts=101, counter=None,
         problem=problem,
     )  # fmt: skip
-    lines = [
+    lines: list[Line] = [
         metering(1, a=0.0),
         steps_of(11, 1, [100.0, None, None, *[100.0] * 7]),
-        Window(at=T + 11, refresh=0.02, devices={A: device}),
+        window := Window(at=T + 11, refresh=0.02, devices={A: device}),
     ]
     found = account(lines)
     assert (found.j_per_iteration, found.steps) == (100, 8)
     assert found.uncovered_seconds == 2
     assert found.marked == {problem: 1}
-    (row,) = by_device(lines)
+    devices = Devices()
+    devices.take(window)
+    (row,) = devices.rows()
     assert (row["device"], row["joules"], row["peak_watts"]) == (A, 800, 101)
 
 
