@@ -108,14 +108,16 @@ def newest_number(folder: Storage, before: float = math.inf) -> int:
     return max((number for number in _parts(folder) if number < before), default=0)
 
 
-def journals(folder: Storage, before: float = math.inf) -> Iterator[tuple[str, Iterator[str]]]:
+def journals(
+    folder: Storage, before: float = math.inf, after: int = -1
+) -> Iterator[tuple[str, Iterator[str]]]:
     """Each journal in order: where it is, for messages, and its lines, without one that was cut off.
 
-    before: only those with a lower number. Raises OSError, also while the lines are read.
+    before, after: only those with a lower and a higher number. Raises OSError, also while lines are read.
     """
     for number, files in sorted(_parts(folder).items()):
-        if number >= before:
-            break
+        if not after < number < before:
+            continue
         names = [file for file, _ in files]
         where = f"{folder.uri}/{names[0] if len(names) == 1 else f'{number:06d}'}"
         yield where, _lines(folder, names)

@@ -2,9 +2,14 @@
 
 Epochs are numbered objects below `lease/`, each made by a conditional write, so that each has one
 owner. A command takes an epoch when it starts and another for each further attempt of its ranks; with
-that, all earlier ones are over. Whoever is about to change what others depend on looks first whether a
-later epoch has begun (`Fence`). All else that a command or an attempt writes is in files of its own,
-named by its epoch.
+that, all earlier ones are over.
+
+Whoever is about to change what others depend on looks first whether a later epoch has begun (`Fence`):
+before a checkpoint is written, committed or removed, a request to stop is taken, and the detail of
+energy is replaced. All else is harmless whenever it is written. The ledgers of samples, time and energy,
+the spool and the stacks of ranks that hang are in files of their own, named by their epoch; a manifest
+is the same whoever writes it; and a pointer into the spool that goes back has requests repeated, which
+the tracking server takes for what they are.
 
 The owner leaves a sign of life every few seconds, and a mark when it gives the lease back. Another
 command takes it over when the owner's process is gone from this machine, or when its sign has not

@@ -7,9 +7,11 @@ import pytest
 from checkpoints import commit_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
+from phases import phase
 
 from panthalassa.errors import CheckpointError
 from panthalassa.storage import open_storage
+from panthalassa.stream.ledger import Attempt, Ledger
 from panthalassa.train import checkpoint
 from panthalassa.train.checkpointing import DAY, healthy, interval, mean_time_between_failures
 from panthalassa.train.events import Step
@@ -167,5 +169,34 @@ def test_another_format_is_refused_and_not_taken_for_corrupt(tmp_path: Path) -> 
     run = open_storage(str(tmp_path))
     commit_by_hand(run, 1)
     run.write("step-00000002/checkpoint.json", b'{"format": 2}')
-    with pytest.raises(CheckpointError, match="has format 2, and this version reads 3"):
+    with pytest.raises(CheckpointError, match="has format 2, and this version reads 4"):
         checkpoint.newest(run)
+
+
+def test_what_is_committed_after_the_run_has_gone_on_from_elsewhere_does_not_count(
+    tmp_path: Path,
+) -> None:
+    """As by a rank that was paused behind its last look at the lease: attempt 2 begins at step 8."""
+    run = open_storage(str(tmp_path))
+    for number, first in ((1, 0), (2, 8)):
+        Ledger(
+            run,
+            Attempt(
+                attempt=number, first_step=first, dp_size=1, tp_size=1, began=0.0, phases=[phase(0)]
+            ),
+        )
+    commit_by_hand(run, 8, attempt=1)
+    commit_by_hand(run, 12, attempt=1)
+
+    def newest() -> str:
+        found = checkpoint.newest(run)
+        assert found is not None
+        return found[0]
+
+    assert newest() == "step-00000008"
+    commit_by_hand(run, 10, attempt=2)
+    assert newest() == "step-00000010"
+    checkpoint.clean(run, keep=2, step=10)
+    assert checkpoint.committed(run) == ["step-00000008", "step-00000010"]
+    commit_by_hand(run, 12, attempt=2)
+    assert newest() == "step-00000012"

@@ -98,21 +98,6 @@ def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
     assert [back.attempt for back in report.rolled_back] == [1], "the kill came at a checkpoint"
 
 
-def test_a_run_that_another_command_goes_on_with_saves_nothing_more(
-    configure: Configure, tmp_path: Path
-) -> None:
-    config = configure(tmp_path, "cluster.workers=1")
-    folder = open_storage(config.run.directory).below(config.run.name)
-
-    def take_over(event: Event) -> None:
-        if isinstance(event, Step) and not folder.exists("lease/000002.json"):
-            folder.write("lease/000002.json", folder.read("lease/000001.json"))
-
-    with pytest.raises(PanthalassaError, match="another command goes on with this run"):
-        pretrain(config, take_over)
-    assert len(committed(folder)) < 24 // config.checkpoint.every
-
-
 def test_a_stopped_run_goes_on_with_a_new_driver_and_other_ranks_through_its_phases(
     configure: Configure, tmp_path: Path
 ) -> None:

@@ -159,15 +159,15 @@ class Sums:
 class Walk:
     """The walk of `account` through the lines; it tells what is known so far.
 
-    What it remembers does not grow with the run: of the steps that stand the newest, `detailed` or twice
+    What it remembers does not grow with the run: of the steps that stand the newest, DETAILED or twice
     as many, and the sums of all before them. To undo these counts them as alike.
     """
 
-    def __init__(self, detailed: int = DETAILED) -> None:
+    def __init__(self, detailed: int | None = None) -> None:
         self.joules = dict.fromkeys(PHASES, 0.0)
         self.steps: list[Step] = []
         """Those that stand so far, as far as they are remembered."""
-        self._detailed = detailed
+        self._detailed = detailed or DETAILED
         self._old, self._old_steps = Sums(), range(0)
         """Of those before."""
         self.source: str | None = None

@@ -172,6 +172,14 @@ def newest_attempt(run: Storage, before: float = math.inf) -> int:
     return newest_number(run.below(FOLDER), before)
 
 
+def later_attempts(run: Storage, number: int) -> Iterator[Attempt]:
+    """Those behind an attempt, as far as their first lines can be read. Raises OSError."""
+    for _, lines in journals(run.below(FOLDER), after=number):
+        text, _, _ = next(lines, "").rpartition(" ")
+        with suppress(ValidationError):
+            yield Attempt.model_validate_json(text)
+
+
 @dataclass(frozen=True)
 class Account:
     """An attempt as its ledger tells it."""

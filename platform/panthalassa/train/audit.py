@@ -30,7 +30,7 @@ from panthalassa.stream.ledger import (
     digest_of,
 )
 from panthalassa.stream.order import Domain, Integers, Location, Order
-from panthalassa.train.checkpoint import committed, read_commit
+from panthalassa.train.checkpoint import candidates, read_commit
 
 CHUNK = 1 << 18
 """Samples that are looked at together."""
@@ -321,7 +321,7 @@ def _whole(hashes: SampleHashes, domain: Domain) -> Limbs:
 def audit_run(run: Storage) -> Report:
     """Audit a run up to its newest checkpoint. Raises CheckpointError when there is none."""
     try:
-        names = committed(run)
+        names = candidates(run)[0]
         if not names:
             raise CheckpointError(f"no run with a checkpoint at {run.uri}")
         commit = read_commit(run, names[-1])

@@ -142,6 +142,7 @@ class Checkpoints(Callback):
         commit = Commit(
             model=run.config.model.identity(),
             phases=run.curriculum.phases,
+            attempt=run.attempt,
             step=run.step,
             samples=run.curriculum.samples(run.step),
             evaluations=list(run.evaluations),

@@ -89,12 +89,12 @@ def work(arguments: dict[str, Any]) -> None:
         claimed = claim(task.config, ray.train.torch.get_device())
         standing = _regroup(task.config)
     except PanthalassaError as error:
-        Poster(task.board, False).fail(Failed(str(error)))
+        Poster(task.board, False, arguments["attempt"]).fail(Failed(str(error)))
         return  # as all other ranks
     if not standing.trains:
         count_standby(claimed, lambda events: ray.get(task.board.post.remote(events)))
         return
-    poster = Poster(task.board, dist.get_rank() == 0)
+    poster = Poster(task.board, dist.get_rank() == 0, arguments["attempt"])
     poster.post(Started("workers", entered - launch.at))
     if standing.spare:
         poster.post(Notice(_spare(standing.spare, task.config.parallel.tp_size)))
@@ -189,6 +189,7 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         step=first_step,
         evaluations=list(commit.evaluations) if commit else [],
         passed_over=list(commit.passed_over) if commit else [],
+        attempt=launch.epoch,
         permit=fence.check,
         beat=watchdog.beat,
     )
