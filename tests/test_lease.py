@@ -104,14 +104,15 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def test_while_one_command_has_it_others_are_refused_and_told_by_whom(
-    run: Storage, start: Start
+    run: Storage, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(lease.JOB, '{"metadata": {"job_submission_id": "raysubmit_7"}}')
     holder = start(HOLD)
     assert line(holder) == "1"
     told: list[str] = []
     with pytest.raises(PanthalassaError) as refused:
         Lease(run, told.append)
-    assert f"{run.uri} is held by process {holder.pid} on " in str(refused.value)
+    assert f"{run.uri} is held by job raysubmit_7, process {holder.pid} on " in str(refused.value)
     assert f"`panthalassa stop {run.uri}`" in str(refused.value)
     assert told == [], "one message is enough"
 

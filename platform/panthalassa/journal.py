@@ -113,7 +113,7 @@ def journals(
 ) -> Iterator[tuple[str, Iterator[str]]]:
     """Each journal in order: where it is, for messages, and its lines, without one that was cut off.
 
-    before, after: only those with a lower and a higher number. Raises OSError, also while lines are read.
+    before, after: only those with a lower and a higher number. Raises OSError, while lines are read too.
     """
     for number, files in sorted(_parts(folder).items()):
         if not after < number < before:

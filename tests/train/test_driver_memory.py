@@ -105,21 +105,14 @@ def test_sums_of_old_steps_account_for_all_seconds_and_joules(
         for back, count in pieces:
             step = max(1, step - back)
             at += 2.0 * count
-            first = at if not lines else at
-            lines.append(
-                goodput.Steps(
-                    at=first,
-                    first=step,
-                    last=step + count - 1,
-                    seconds=2.0 * count,
-                    data_seconds=0.5,
-                )
-            )
+            last, seconds = step + count - 1, 2.0 * count
+            line = goodput.Steps(at=at, first=step, last=last, seconds=seconds, data_seconds=0.5)
+            lines.append(line)
+            times.take(line)
             energy = Steps(at=at, first=step, seconds=[2.0] * count, tokens=[8] * count,
                            joules=[5.0] * count, data_wait=[1.0] * count)  # fmt: skip
             joules.take(energy)
             whole.take(energy)
-            times.take(lines[-1])
             step += count
         found = times.goodput()
         assert found.seconds == pytest.approx(at)

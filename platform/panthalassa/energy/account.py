@@ -130,7 +130,7 @@ class Sums:
     """In how many stretches they lie with nothing in between."""
     last_span: int = 0
 
-    def and_(self, steps: Iterable[Step]) -> "Sums":
+    def plus(self, steps: Iterable[Step]) -> "Sums":
         """With steps that follow."""
         known = [step for step in steps if step.joules is not None]
         spans = {self.last_span} | {step.span for step in known}
@@ -144,7 +144,7 @@ class Sums:
             max(spans),
         )
 
-    def times(self, share: float) -> "Sums":
+    def scaled(self, share: float) -> "Sums":
         return Sums(
             self.steps * share,
             self.joules * share,
@@ -218,7 +218,7 @@ class Walk:
             self._alive = line.at
 
     def account(self) -> Account:
-        sums = self._old.and_(self.steps)
+        sums = self._old.plus(self.steps)
         phases = self.joules | {
             "productive": sums.joules - sums.data_wait,
             "data_wait": sums.data_wait,
@@ -273,14 +273,14 @@ class Walk:
             self.joules["lost"] += self.steps.pop().joules or 0.0
         if not self.steps and first < self._old_steps.stop:
             stand = range(self._old_steps.start, max(first, self._old_steps.start))
-            sums = self._old.times(len(stand) / len(self._old_steps))
+            sums = self._old.scaled(len(stand) / len(self._old_steps))
             self.joules["lost"] += self._old.joules - sums.joules
             self._old, self._old_steps = sums, stand
 
     def _forget(self) -> None:
         """Keep only the sums of steps that are old enough."""
         old, self.steps = self.steps[: -self._detailed], self.steps[-self._detailed :]
-        self._old = self._old.and_(old)
+        self._old = self._old.plus(old)
         start = self._old_steps.start if self._old_steps else old[0].step
         self._old_steps = range(start, old[-1].step + 1)
 

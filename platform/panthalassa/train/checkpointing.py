@@ -85,8 +85,8 @@ class Checkpoints(Callback):
 
     def on_start(self, run: TrainingRun) -> None:
         def permit() -> None:
-            run.poster.flush()  # steps that are not repeated any more must not be lost
             run.permit()
+            run.poster.flush()  # steps that are not repeated any more must not be lost
             if run.ledger:
                 run.ledger.flush()
 
