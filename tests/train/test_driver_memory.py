@@ -18,7 +18,7 @@ from panthalassa.energy.account import account as account_energy
 from panthalassa.energy.account import standing
 from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.energy.ledger import read as read_energy
-from panthalassa.energy.lines import Metering, Steps
+from panthalassa.energy.lines import Device, Metering, Steps, Window
 from panthalassa.storage import open_storage
 from panthalassa.train import goodput, run
 from panthalassa.train.display import Display
@@ -32,7 +32,7 @@ from panthalassa.train.run import History
 T = 1_800_000_000.0
 SECONDS = 6.0
 """Of a step: more than a line of a ledger holds, so that each step has its own."""
-HALF = 5_000
+PART = 2_000
 
 
 def events_of(number: int) -> list[Event]:
@@ -48,6 +48,16 @@ def events_of(number: int) -> list[Event]:
     ]
     if number % 100 == 0:
         told.append(Saved(step, "/runs/small/step", 0.1, 1))
+    if number % 50 == 0:
+        device = Device(
+            rank=0,
+            seconds=300.0,
+            joules={"step": 2000.0},
+            mean_watts=6.7,
+            peak_watts=7.0,
+            counter=40.0 * number,
+        )
+        told.append(Metered(Window(at=at, refresh=0.02, devices={"GPU-0": device})))
     if number % 1000 == 999:
         told += [Lost("a rank died"), Launched(2, 1)]
     return told
@@ -71,25 +81,25 @@ def test_a_long_run_takes_no_more_memory_on_the_driver_than_a_short_one(
     ):
         energy.note(metering)
         tracemalloc.start()
-        for number in range(1, 3 * HALF + 1):
+        for number in range(1, 3 * PART + 1):
             for event in events_of(number):
                 history.add(event)
                 time_ledger.add(event)
                 if line := entry(event):
                     energy.note(line)
                 display.show(event)
-            if number % HALF == 0:
+            if number % PART == 0:
                 assert time_ledger.goodput().restarts == number // 1000
                 gc.collect()
                 sizes.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-    assert sizes[2] - sizes[1] < 10 * HALF, f"bytes: {sizes}"
+    assert sizes[2] - sizes[1] < 10 * PART, f"bytes: {sizes}"
     assert time_ledger.goodput() == account(read_goodput(folder))
     assert energy.account() == account_energy(read_energy(folder))
     assert energy.account().steps == len(standing(read_energy(folder)))
-    assert history.sums.seconds == pytest.approx((3 * HALF - 1) * SECONDS)
-    assert history.sums.metered == 3 * HALF - 1
-    assert history.steps[-1].step == 3 * HALF - 10 * 15
+    assert history.sums.seconds == pytest.approx((3 * PART - 1) * SECONDS)
+    assert history.sums.metered == 3 * PART - 1
+    assert history.steps[-1].step == 3 * PART - 10 * 6
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=1, max_size=60))
