@@ -14,8 +14,8 @@ from typing import Literal, get_args
 
 from panthalassa.line_ledger import Ended, LedgerLine, Lost, Waited
 
-DETAILED = 10_000
-"""Lines of steps that are remembered one by one: half a day of them, or more."""
+DETAILED = 2000
+"""Lines of steps that are remembered one by one, at least: those of two hours or more."""
 
 Part = Literal[
     "productive",
