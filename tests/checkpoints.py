@@ -50,10 +50,17 @@ def refusal(action: Callable[..., Any], *arguments: Any) -> str | None:
     return None
 
 
-def commit_by_hand(run: Storage, step: int, healthy: bool = True) -> None:
+def commit_by_hand(run: Storage, step: int, healthy: bool = True, attempt: int = 0) -> None:
     """A checkpoint of one file, without tensors."""
     commit = Commit(
-        model={}, phases=[], step=step, samples=0, evaluations=[], healthy=healthy, files={}
+        model={},
+        phases=[],
+        attempt=attempt,
+        step=step,
+        samples=0,
+        evaluations=[],
+        healthy=healthy,
+        files={},
     )
     run.write(f"{checkpoint.folder(step)}/__0_0.distcp", b"weights")
     run.write(f"{checkpoint.folder(step)}/{COMMIT}", commit.sealed().model_dump_json().encode())

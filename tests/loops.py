@@ -16,7 +16,7 @@ from torch import distributed as dist
 from panthalassa.config import Config
 from panthalassa.storage import open_storage
 from panthalassa.stream.curriculum import Curriculum
-from panthalassa.stream.ledger import Attempt, Ledger, SampleHashes, next_attempt
+from panthalassa.stream.ledger import Attempt, Ledger, SampleHashes, newest_attempt
 from panthalassa.stream.reader import Batch, Samples
 from panthalassa.train import checkpoint, restore
 from panthalassa.train.agreement import everywhere
@@ -95,7 +95,7 @@ def open_run(config: Config, folder: str) -> TrainingRun:
     if dist.get_rank() == 0:
         keep_manifest(storage, CORPUS)
         head = Attempt(
-            attempt=next_attempt(storage),
+            attempt=newest_attempt(storage) + 1,
             first_step=step,
             dp_size=tiny_run.mesh["dp"].size(),
             tp_size=tiny_run.mesh["tp"].size(),

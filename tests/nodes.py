@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+from processes import title
 
 from panthalassa.config import Config
 
@@ -88,17 +89,10 @@ class Nodes:
             for info in node.all_processes.get("raylet", []):
                 with suppress(psutil.NoSuchProcess):
                     found += psutil.Process(info.process.pid).children(recursive=True)
-        return [process for process in found if _title(process).startswith("ray::RayTrainWorker")]
+        return [process for process in found if title(process).startswith("ray::RayTrainWorker")]
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @contextmanager
@@ -143,13 +137,15 @@ def elastic(address: str) -> list[str]:
 class Command:
     """`panthalassa train` in a process of its own; its output is in `log`."""
 
+    program: Sequence[str] = ("-m", "panthalassa.cli")
+
     def __init__(self, config: Config, folder: Path, name: str = "train") -> None:
         path, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
         path.write_text(config.dump())
         environment = {**os.environ, "HOME": str(folder), "PYTHONUNBUFFERED": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "panthalassa.cli", "train", str(path)],
+                [sys.executable, *self.program, "train", str(path)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,

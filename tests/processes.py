@@ -1,8 +1,14 @@
 """The processes behind a run."""
 
+import os
+import time
 from pathlib import Path
 
+import psutil
 import ray
+
+MARK = "PANTHALASSA_TEST"
+"""The variable that marks the processes of a test."""
 
 
 def worker_pids() -> list[int]:
@@ -19,3 +25,30 @@ def worker_pids() -> list[int]:
         if b"RayTrainWorker" in title and session.encode() in raylet:
             found.append(int(process.name))
     return sorted(found)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """All processes but this one that carry `mark`, which they have inherited."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def left_over(mark: str, patience: float = 10) -> list[str]:
+    """What still runs of the processes that carry `mark`, after a moment to end."""
+    until = time.monotonic() + patience
+    while (left := [title(process) for process in marked(mark)]) and time.monotonic() < until:
+        time.sleep(0.5)
+    return left

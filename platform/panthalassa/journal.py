@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from panthalassa.storage import Storage
@@ -85,10 +85,6 @@ class Journal:
             with open(self._folder.path(self._file), "rb") as file:
                 os.fsync(file.fileno())
 
-    def follows(self) -> bool:
-        """Whether there is a journal with the next number. Raises OSError."""
-        return self._folder.exists(_file(self._folder, self.number + 1, 0))
-
 
 def _file(folder: Storage, number: int, part: int) -> str:
     return f"{number:06d}.jsonl" if folder.is_local else f"{number:06d}-{part:06d}.jsonl"
@@ -107,23 +103,30 @@ def _append_whole(path: Path, data: bytes) -> None:
             raise
 
 
-def next_number(folder: Storage) -> int:
-    """The number of a new journal. Raises OSError."""
-    return max(_parts(folder), default=0) + 1
+def newest_number(folder: Storage, before: float = math.inf) -> int:
+    """The highest number of a journal that is lower than `before`; 0 for none. Raises OSError."""
+    return max((number for number in _parts(folder) if number < before), default=0)
 
 
-def journals(folder: Storage, before: float = math.inf) -> Iterator[tuple[str, list[str]]]:
+def journals(
+    folder: Storage, before: float = math.inf, after: int = -1
+) -> Iterator[tuple[str, Iterator[str]]]:
     """Each journal in order: where it is, for messages, and its lines, without one that was cut off.
 
-    before: only those with a lower number. Raises OSError.
+    before, after: only those with a lower and a higher number. Raises OSError, while lines are read too.
     """
     for number, files in sorted(_parts(folder).items()):
-        if number >= before:
-            break
+        if not after < number < before:
+            continue
         names = [file for file, _ in files]
         where = f"{folder.uri}/{names[0] if len(names) == 1 else f'{number:06d}'}"
-        whole = b"".join(folder.read(file) for file in names).decode(errors="replace")
-        yield where, whole.split("\n")[:-1]
+        yield where, _lines(folder, names)
+
+
+def _lines(folder: Storage, files: Sequence[str]) -> Iterator[str]:
+    for file in files:
+        for piece in _pieces(folder, file, 0):
+            yield from piece.decode(errors="replace").split("\n")[:-1]
 
 
 def unread(folder: Storage, read: Mapping[int, int]) -> Iterator[tuple[int, int, bytes]]:

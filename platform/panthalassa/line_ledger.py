@@ -4,12 +4,11 @@ before it."""
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from types import TracebackType
-from typing import Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -17,6 +16,8 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.journal import Journal, journals
 from panthalassa.storage import Storage
 
+MOST = 1000
+"""Lines of a command that wait until those of earlier commands can be read."""
 PATIENCE = 1.0
 """Seconds for which a write to object storage is tried again: the driver has more to do meanwhile."""
 
@@ -52,6 +53,8 @@ class Ended(LedgerLine):
 
 
 L = TypeVar("L", bound=LedgerLine)
+Taken = TypeVar("Taken", bound=LedgerLine, contravariant=True)
+W = TypeVar("W", bound="Walk[Any]")
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,33 @@ class Ledger(Generic[L]):
             raise PanthalassaError(f"{folder.uri} can not be read: {error}") from error
 
 
-class CommandLedger(ABC, Generic[L]):
-    """Writes the lines of one command; as a context, also that it ended. Nothing here raises: what can
-    not be written is tried again with the next."""
+class Walk(Protocol[Taken]):
+    """What accounts for lines, one after the other."""
 
-    def __init__(self, ledger: Ledger[L], run: Storage, began: float) -> None:
-        """began: when the command did, in seconds since 1970."""
+    def take(self, line: Taken) -> None: ...
+
+
+class CommandLedger(ABC, Generic[L, W]):
+    """Writes the lines of one command; as a context, also that it ended. Nothing here raises: what can
+    not be written is tried again with the next.
+
+    It accounts for all lines, those of earlier commands first, and keeps none of them.
+    """
+
+    begin: Callable[[], W]
+    """Makes what accounts for them."""
+
+    def __init__(self, ledger: Ledger[L], run: Storage, number: int) -> None:
+        """number: the command's epoch of the lease, higher than that of any command before."""
         self.folder = replace(run.below(ledger.folder), patience=PATIENCE)
-        self.lines: list[L] = []
-        """Of this command."""
+        self.newest: L | None = None
+        """The newest line of this command."""
+        self._waiting: list[L] = []
+        """Its lines that are not accounted for, as long as the earlier ones are not read."""
+        self._walk: W | None = None
         self._ledger = ledger
-        self._number = int(began * 1000)  # higher than that of any command before
-        self._journal = Journal(self.folder, self._number)
+        self._number = number
+        self._journal = Journal(self.folder, number)
 
     def __enter__(self) -> Self:
         return self
@@ -113,21 +131,36 @@ class CommandLedger(ABC, Generic[L]):
     ) -> None:
         self.note(Ended(at=time.time()))
         self._write()
-        self.__dict__.pop("_earlier", None)  # another command may have ended since they were read
 
     @abstractmethod
     def note(self, line: L | Ended) -> None:
         """Enter a line, behind all that was to be merged before it."""
 
-    def every(self) -> list[L]:
-        """Of all commands so far, or of this one alone when the earlier ones can not be read."""
-        earlier: list[L] = []
-        with suppress(PanthalassaError):
-            earlier = self._earlier
-        return [*earlier, *self.lines]
+    def walked(self) -> W:
+        """What has accounted for the lines of all commands so far, or of this one alone when the earlier
+        ones can not be read."""
+        if self._walk:
+            return self._walk
+        known, walk = True, self.begin()
+        try:
+            for line in self._ledger.lines(self.folder, self._number):
+                walk.take(line)
+        except PanthalassaError:
+            known, walk = False, self.begin()
+        for line in self._waiting:
+            walk.take(line)
+        if known or len(self._waiting) > MOST:
+            self._walk, self._waiting = walk, []
+        return walk
 
     def enter(self, line: L) -> None:
-        self.lines.append(line)
+        self.newest = line
+        if self._walk:
+            self._walk.take(line)
+        else:
+            self._waiting.append(line)
+            if len(self._waiting) > MOST:
+                self.walked()
         self._journal.add(line.model_dump_json())
         if self._journal.due:
             self._write()
@@ -135,7 +168,3 @@ class CommandLedger(ABC, Generic[L]):
     def _write(self) -> None:
         with suppress(OSError):
             self._journal.write()
-
-    @cached_property
-    def _earlier(self) -> list[L]:
-        return list(self._ledger.lines(self.folder, self._number))

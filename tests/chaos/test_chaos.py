@@ -6,16 +6,15 @@ tests; `make chaos SEEDS=5` runs longer ones (CHAOS_SEEDS and CHAOS_FAULTS in th
 
 import os
 import random
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from chaos.stage import ON_DISK, ON_S3, Stage
 from nodes import FAULTS, LONG, cluster_of, elastic, tracked_losses
+from processes import MARK, left_over
 from s3 import BUCKET, free_port, use_s3
 
 from panthalassa.config import Config
@@ -72,7 +71,7 @@ def test_no_schedule_of_faults_changes_the_run(
     mark, temporary = uuid.uuid4().hex, tmp_path / "temporary"
     (temporary / "ray").mkdir(parents=True)  # Ray leaves the address of its newest cluster there
     use_s3(monkeypatch, f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("PANTHALASSA_TEST", mark)
+    monkeypatch.setenv(MARK, mark)
     monkeypatch.setenv("TMPDIR", str(temporary))
     faults = random.Random(seed).sample(ON_S3 if seed % 2 else ON_DISK, FAULTS)
     print(f"seed {seed}: {', '.join(faults)}")
@@ -89,21 +88,5 @@ def test_no_schedule_of_faults_changes_the_run(
     assert goodput.parts["other"] <= 0.01 * goodput.seconds
     assert tracked_losses(tmp_path / "mlflow.db") == pytest.approx(expected, abs=1e-4)
     assert spooled == pytest.approx(expected, abs=1e-4)
-    assert processes(mark) == []
+    assert left_over(mark) == []
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
-
-
-def processes(mark: str, patience: float = 10) -> list[str]:
-    """What still runs of the processes that carry `mark`, after a moment to end."""
-    until = time.monotonic() + patience
-    while True:
-        left = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get("PANTHALASSA_TEST") == mark:
-                    left.append(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
-        if not left or time.monotonic() > until:
-            return left
-        time.sleep(0.5)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Energy
-from panthalassa.energy.account import Account, account, by_device, explain, standing
+from panthalassa.energy.account import Account, account, explain, standing
+from panthalassa.energy.devices import Devices
 from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
 from panthalassa.energy.lines import (
     Began,
@@ -167,16 +168,18 @@ def test_steps_without_joules_are_left_out_of_the_figures_and_counted() -> None:
         rank=0, seconds=8, joules={"step": 800}, mean_watts=100, peak_watts=101, counter=None,
         problem=problem,
     )  # fmt: skip
-    lines = [
+    lines: list[Line] = [
         metering(1, a=0.0),
         steps_of(11, 1, [100.0, None, None, *[100.0] * 7]),
-        Window(at=T + 11, refresh=0.02, devices={A: device}),
+        window := Window(at=T + 11, refresh=0.02, devices={A: device}),
     ]
     found = account(lines)
     assert (found.j_per_iteration, found.steps) == (100, 8)
     assert found.uncovered_seconds == 2
     assert found.marked == {problem: 1}
-    (row,) = by_device(lines)
+    devices = Devices()
+    devices.take(window)
+    (row,) = devices.rows()
     assert (row["device"], row["joules"], row["peak_watts"]) == (A, 800, 101)
 
 
@@ -273,8 +276,8 @@ def test_no_joule_is_counted_twice_or_missed_whatever_dies_when(
 
 def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
-    for began, first in ((T, 1), (T + 100, 21)):
-        with EnergyLedger(run, Energy(pue=1.1), began) as ledger:
+    for number, began, first in ((1, T, 1), (2, T + 100, 21)):
+        with EnergyLedger(run, Energy(pue=1.1), began, number) as ledger:
             ledger.note(metering(1, a=0.0))
             for step in range(first, first + 20):
                 ledger.note(steps_of(step, step, [10.0]))
@@ -300,7 +303,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     with pytest.raises(PanthalassaError, match="no run with an account of its energy"):
         read(run)
-    with EnergyLedger(run, Energy(), T):
+    with EnergyLedger(run, Energy(), T, 1):
         pass
     (journal,) = (tmp_path / FOLDER).glob("*.jsonl")
     journal.write_text(journal.read_text() + '{"kind": "began"}\n')

@@ -161,7 +161,7 @@ def test_the_command_compares_runs_in_their_folders(tmp_path: Path) -> None:
     for name, scale in (("a", 1.0), ("b", 0.78)):
         run = open_storage(str(tmp_path / name))
         run.write("config.yaml", yaml.safe_dump(config_of().model_dump(mode="json")).encode())
-        with EnergyLedger(run, Energy(), T) as ledger:
+        with EnergyLedger(run, Energy(), T, 1) as ledger:
             for line in recorded(wave(100, scale)).lines:
                 ledger.note(line)
     assert isinstance(open_run(open_storage(str(tmp_path / "a"))).lines[0], Began)

@@ -85,7 +85,7 @@ def run(node: "NvmlDouble", tmp_path: Path) -> Iterator[Storage]:
     def train() -> None:
         with (
             closing(NvmlCounter([A, B])) as meter,
-            EnergyLedger(storage, Energy(), time.time()) as ledger,
+            EnergyLedger(storage, Energy(), time.time(), 1) as ledger,
         ):
             ledger.note(
                 Metering(at=time.time(), source="nvml counter", refresh=0.02, devices={A: 0, B: 0})
@@ -163,7 +163,7 @@ def test_a_limit_that_the_gpus_do_not_take_is_refused(run: Storage) -> None:
 
 def test_a_run_that_does_not_train_can_not_be_tuned(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    with EnergyLedger(storage, Energy(), T):
+    with EnergyLedger(storage, Energy(), T, 1):
         pass
     with pytest.raises(PanthalassaError, match="is not training"):
         tune(storage, [150], 1.0, lambda text: None)

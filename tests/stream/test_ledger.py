@@ -23,7 +23,7 @@ from panthalassa.stream.ledger import (
     SampleHashes,
     accounts,
     digest_of,
-    next_attempt,
+    newest_attempt,
 )
 from panthalassa.stream.order import Location
 
@@ -52,10 +52,10 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert account.attempt == attempt()
     assert account.steps == [*STEPS, QUARANTINED]
     assert account.passed_over == [BACK]
-    assert next_attempt(run) == 2
+    assert newest_attempt(run) == 1
     Ledger(run, attempt(2, 10))
     assert [a.attempt.attempt for a in accounts(run)] == [1, 2]
-    assert next_attempt(open_storage(str(tmp_path / "nothing"))) == 1
+    assert newest_attempt(open_storage(str(tmp_path / "nothing"))) == 0
     assert list(accounts(open_storage(str(tmp_path / "nothing")))) == []
 
 
@@ -136,10 +136,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(f"s3://{BUCKET}/{tmp_path.name}")
 
 
-def test_an_attempt_belongs_to_who_begins_it_first(run: Storage) -> None:
-    """Two commands that start at the same moment count the same attempts before theirs."""
+def test_a_ledger_is_never_written_over(run: Storage) -> None:
     first = Ledger(run, attempt())
-    with pytest.raises(PanthalassaError, match="another command goes on with this run"):
+    with pytest.raises(PanthalassaError, match="has an attempt 1, which did not have the lease"):
         Ledger(run, attempt().model_copy(update={"began": 2e9}))
     first.record(STEPS[0])
     first.flush()
@@ -147,13 +146,10 @@ def test_an_attempt_belongs_to_who_begins_it_first(run: Storage) -> None:
     assert account.steps == STEPS[:1]
 
 
-def test_who_is_overtaken_is_told(run: Storage) -> None:
-    first = Ledger(run, attempt())
-    first.check_newest()
-    second = Ledger(run, attempt(2))
-    with pytest.raises(PanthalassaError, match=r"later attempt than this one, number 1"):
-        first.check_newest()
-    second.check_newest()
+def test_an_attempt_knows_the_one_before_it_whoever_came_later(run: Storage) -> None:
+    for number in (1, 2, 5):
+        Ledger(run, attempt(number))
+    assert [newest_attempt(run, before) for before in (1, 2, 4, 5, 9)] == [0, 1, 2, 2, 5]
 
 
 def test_one_thread_flushes_while_another_records(run: Storage) -> None:

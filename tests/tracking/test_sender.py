@@ -66,7 +66,8 @@ def whole_spool(config: Config, steps: int) -> None:
     checkpoint = {"name": "checkpoint", "uri": "somewhere", "sha256": "ab" * 32}
     ranks.log(Record("artifact", 1e9, steps, checkpoint))
     ranks.close()
-    driver = Spool(folder(config).below(DRIVER), Record("status", 1e9, 0, {"status": "RUNNING"}))
+    first = Record("status", 1e9, 0, {"status": "RUNNING"})
+    driver = Spool(folder(config).below(DRIVER), first, 1)
     driver.log(Record("parameters", 1e9, 0, {"train.steps": str(steps)}))
     driver.log(Record("dataset", 1e9, 0, {"name": "c", "uri": "s3://c", "sha256": FINGERPRINT}))
     driver.log(Record("status", 1e9, 0, {"status": "FINISHED"}))

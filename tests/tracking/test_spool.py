@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from panthalassa import journal
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage, open_storage
 from panthalassa.tracking.spool import (
-    DRIVER,
     RANKS,
     Record,
     Spool,
@@ -80,24 +78,6 @@ def test_records_come_back_in_order(run: Storage) -> None:
     spooled(run, records)
     assert repr(read(run)) == repr(records)
     assert len(losses(run)) == 199
-
-
-def test_writers_that_begin_at_once_have_journals_of_their_own(run: Storage) -> None:
-    spools: list[Spool] = []
-
-    def begin(number: int) -> None:
-        first = Record("status", 0.0, number, {"status": "RUNNING"})
-        spools.append(Spool(run.below(DRIVER), first))
-
-    threads = [threading.Thread(target=begin, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for spool in spools:
-        spool.close()
-    assert sorted(spool.number for spool in spools) == [1, 2, 3, 4]
-    assert sorted(record.step for record in read(run)) == [0, 1, 2, 3]
 
 
 def test_records_are_written_without_being_asked_for(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tracking in a real MLflow store, and without one: training goes on, and no secret is shown."""
 
 import base64
+import itertools
 import re
 import socket
 import time
@@ -23,8 +24,12 @@ SECRET = "hunter2"
 FINGERPRINT = "0123456789abcdef" * 4
 
 
+COMMANDS = itertools.count(1)
+
+
 def tracker_of(config: Config) -> Tracker:
-    return Tracker(config, folder(config), FINGERPRINT)
+    """Of a command that comes after all others."""
+    return Tracker(config, folder(config), FINGERPRINT, next(COMMANDS))
 
 
 def ranks_of(config: Config, attempt: int, first_step: int = 0) -> Spool:

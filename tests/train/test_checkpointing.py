@@ -7,9 +7,11 @@ import pytest
 from checkpoints import commit_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
+from phases import phase
 
 from panthalassa.errors import CheckpointError
 from panthalassa.storage import open_storage
+from panthalassa.stream.ledger import Attempt, Ledger
 from panthalassa.train import checkpoint
 from panthalassa.train.checkpointing import DAY, healthy, interval, mean_time_between_failures
 from panthalassa.train.events import Step
@@ -89,12 +91,12 @@ def test_the_newest_are_kept_and_a_healthy_one_before_them(tmp_path: Path) -> No
     run.write("spool/metrics", b"not a checkpoint")
     assert checkpoint.known_good(run, 10**6) == "step-00000010"
     for _ in range(2):
-        checkpoint.clean(run, keep=2)
+        checkpoint.clean(run, keep=2, step=2000)
         assert run.folders() == ["spool", "step-00000010", "step-00000100", "step-00002000"]
     commit_by_hand(run, 3000)
     commit_by_hand(run, 4000)
     commit_by_hand(run, 5000)
-    checkpoint.clean(run, keep=2)
+    checkpoint.clean(run, keep=2, step=5000)
     kept = ["step-00003000", "step-00004000", "step-00005000"]
     assert checkpoint.committed(run) == kept
     assert checkpoint.known_good(run, 10**6) == "step-00005000"
@@ -108,7 +110,7 @@ def test_a_folder_without_its_commit_is_never_chosen_and_may_be_another_saves(
         commit_by_hand(run, at)
     run.write("step-00000003/__0_0.distcp", b"a crash came before the commit, or did not")
     assert checkpoint.committed(run) == ["step-00000001", "step-00000002"]
-    checkpoint.clean(run, keep=1)
+    checkpoint.clean(run, keep=1, step=2)
     assert checkpoint.torn(run) == ["step-00000003"]
 
 
@@ -120,10 +122,10 @@ def test_what_is_set_aside_stays_until_enough_newer_ones_have_come(tmp_path: Pat
     aside = ["corrupt-step-00000008", "corrupt-step-00000008-2"]
     for at in (4, 8, 12):
         commit_by_hand(run, at)
-        checkpoint.clean(run, keep=2)
+        checkpoint.clean(run, keep=2, step=at)
         assert [name for name in run.folders() if name.startswith("corrupt")] == aside
     commit_by_hand(run, 16)
-    checkpoint.clean(run, keep=2)
+    checkpoint.clean(run, keep=2, step=16)
     assert run.folders() == ["step-00000008", "step-00000012", "step-00000016"]
 
 
@@ -132,7 +134,7 @@ def test_a_run_without_a_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.committed(run) == []
     assert checkpoint.newest(run) is None
     assert checkpoint.known_good(run, 10**6) is None
-    checkpoint.clean(run, keep=1)
+    checkpoint.clean(run, keep=1, step=1)
 
 
 def test_the_newest_commit_that_can_be_read_is_found_without_reading_files(tmp_path: Path) -> None:
@@ -167,5 +169,34 @@ def test_another_format_is_refused_and_not_taken_for_corrupt(tmp_path: Path) -> 
     run = open_storage(str(tmp_path))
     commit_by_hand(run, 1)
     run.write("step-00000002/checkpoint.json", b'{"format": 2}')
-    with pytest.raises(CheckpointError, match="has format 2, and this version reads 3"):
+    with pytest.raises(CheckpointError, match="has format 2, and this version reads 4"):
         checkpoint.newest(run)
+
+
+def test_what_is_committed_after_the_run_has_gone_on_from_elsewhere_does_not_count(
+    tmp_path: Path,
+) -> None:
+    """As by a rank that was paused behind its last look at the lease: attempt 2 begins at step 8."""
+    run = open_storage(str(tmp_path))
+    for number, first in ((1, 0), (2, 8)):
+        Ledger(
+            run,
+            Attempt(
+                attempt=number, first_step=first, dp_size=1, tp_size=1, began=0.0, phases=[phase(0)]
+            ),
+        )
+    commit_by_hand(run, 8, attempt=1)
+    commit_by_hand(run, 12, attempt=1)
+
+    def newest() -> str:
+        found = checkpoint.newest(run)
+        assert found is not None
+        return found[0]
+
+    assert newest() == "step-00000008"
+    commit_by_hand(run, 10, attempt=2)
+    assert newest() == "step-00000010"
+    checkpoint.clean(run, keep=2, step=10)
+    assert checkpoint.committed(run) == ["step-00000008", "step-00000010"]
+    commit_by_hand(run, 12, attempt=2)
+    assert newest() == "step-00000012"

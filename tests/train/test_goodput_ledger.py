@@ -46,7 +46,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_noted_comes_back_in_order(run: Storage) -> None:
-    with GoodputLedger(run, T) as ledger:
+    with GoodputLedger(run, T, 1) as ledger:
         ledger.note(Launched(at=T + 1, workers=2))
         ledger.add(events.Started("compile", 3.0, at=T + 5))
         ledger.add(events.Started("model", 1.0, at=T + 6))
@@ -55,7 +55,7 @@ def test_what_is_noted_comes_back_in_order(run: Storage) -> None:
         ledger.add(events.Evaluated(8, 3.0, 100))
         ledger.add(events.Spent("evaluation", 1.0, at=T + 23))
         ledger.note(Lost(at=T + 24, planned=False))
-    GoodputLedger(run, T + 100)
+    GoodputLedger(run, T + 100, 2)
     *lines, end, again = read(run)
     assert lines == [
         Began(at=T),
@@ -76,7 +76,7 @@ def test_the_first_step_after_a_loss_is_not_merged_with_the_ones_that_follow(
     tmp_path: Path,
 ) -> None:
     """A first step is slow; in a mean its end would be wrong, and so would the time to recovery."""
-    ledger = GoodputLedger(open_storage(str(tmp_path)), T)
+    ledger = GoodputLedger(open_storage(str(tmp_path)), T, 1)
     ledger.add(step_of(1, T + 1, 1))
     ledger.note(Lost(at=T + 2, planned=False))
     ledger.add(step_of(2, T + 11, 4))
@@ -85,7 +85,7 @@ def test_the_first_step_after_a_loss_is_not_merged_with_the_ones_that_follow(
 
 
 def test_steps_that_are_repeated_are_not_merged_with_what_they_repeat(tmp_path: Path) -> None:
-    ledger = GoodputLedger(open_storage(str(tmp_path)), T)
+    ledger = GoodputLedger(open_storage(str(tmp_path)), T, 1)
     for number, step in enumerate([1, 2, 3, 2, 3, 4]):
         ledger.add(step_of(step, T + number / 10, 0.1, 0))
     assert ledger.goodput().lost_steps == 2
@@ -108,7 +108,8 @@ def test_merged_lines_say_what_the_single_steps_said(script: list[Command]) -> N
             lines.append(line)
             match line:
                 case Began():
-                    ledgers.append(GoodputLedger(open_storage(folder), line.at))
+                    run = open_storage(folder)
+                    ledgers.append(GoodputLedger(run, line.at, len(ledgers) + 1))
                 case Steps():
                     step = step_of(line.last, line.at, STEP_SECONDS, DATA_SECONDS)
                     ledgers[-1].add(step)
@@ -133,7 +134,7 @@ def test_merged_lines_say_what_the_single_steps_said(script: list[Command]) -> N
 def test_a_line_that_was_cut_off_is_left_out(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = open_storage(folder)
-        ledger = GoodputLedger(run, T)
+        ledger = GoodputLedger(run, T, 1)
         ledger.add(step_of(1, T + 5))
         ledger.note(Lost(at=T + 24, planned=False))
         whole = read(run)
@@ -141,26 +142,26 @@ def test_a_line_that_was_cut_off_is_left_out(data: st.DataObject) -> None:
         content = path.read_bytes()
         cut = data.draw(st.integers(0, len(content)))
         path.write_bytes(content[:cut])
-        GoodputLedger(run, T + 100)
+        GoodputLedger(run, T + 100, 2)
         count = content[:cut].count(b"\n")
         assert read(run) == [*whole[:count], Began(at=T + 100)]
 
 
 def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
-    GoodputLedger(run, T).note(Launched(at=T + 1, workers=2))
+    GoodputLedger(run, T, 1).note(Launched(at=T + 1, workers=2))
     (path,) = Path(tmp_path, "goodput").iterdir()
     path.write_text(path.read_text().replace("launched", "lunched"))
     with pytest.raises(PanthalassaError, match=f"{path}: line 2 is none"):
         read(run)
-    later = GoodputLedger(run, T + 100)
+    later = GoodputLedger(run, T + 100, 2)
     assert later.goodput().commands == 1, "a run goes on, and accounts for what can be read"
 
 
 def test_a_disk_that_takes_nothing_costs_no_line_once_it_does(tmp_path: Path) -> None:
     run, blocked = open_storage(str(tmp_path)), tmp_path / "goodput"
     blocked.write_text("not a folder")
-    with GoodputLedger(run, T) as ledger:
+    with GoodputLedger(run, T, 1) as ledger:
         ledger.add(step_of(1, T + 5))
         blocked.unlink()
         ledger.add(step_of(2, T + 7))
@@ -176,7 +177,7 @@ def test_object_storage_that_fails_costs_no_line_once_it_answers(
         use_s3(monkeypatch, proxy.url)
         run = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
         proxy.next(["denied", "denied"])
-        with GoodputLedger(run, T) as ledger:
+        with GoodputLedger(run, T, 1) as ledger:
             ledger.add(step_of(1, T + 5))
             assert proxy.faults["denied"] == 2
             ledger.add(step_of(2, T + 7))
@@ -185,7 +186,7 @@ def test_object_storage_that_fails_costs_no_line_once_it_answers(
 
 def test_lines_on_object_storage_wait_for_each_other(s3: str, tmp_path: Path) -> None:
     run = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
-    with GoodputLedger(run, T) as ledger:
+    with GoodputLedger(run, T, 1) as ledger:
         for number in range(20):
             ledger.note(Launched(at=T + number, workers=2))
         assert not run.exists("goodput")
@@ -199,7 +200,7 @@ def test_a_long_run_leaves_few_objects_and_each_line_once(
     monkeypatch.setattr(journal, "INTERVAL", 0.0)
     monkeypatch.setattr(journal, "FULL", 300)
     run = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
-    ledger = GoodputLedger(run, T)
+    ledger = GoodputLedger(run, T, 1)
     lines = [Launched(at=T + number, workers=2) for number in range(20)]
     for line in lines:
         ledger.note(line)
@@ -210,7 +211,7 @@ def test_a_long_run_leaves_few_objects_and_each_line_once(
 
 
 def test_the_command_line_tells_of_a_run_that_goes_on(tmp_path: Path) -> None:
-    ledger = GoodputLedger(open_storage(str(tmp_path)), T)
+    ledger = GoodputLedger(open_storage(str(tmp_path)), T, 1)
     ledger.add(step_of(1, T + 8, seconds=6, data_seconds=0))
     told = CliRunner().invoke(app, ["goodput", str(tmp_path)])
     assert told.exit_code == 0, told.output

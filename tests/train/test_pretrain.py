@@ -14,7 +14,6 @@ from processes import worker_pids
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import open_storage
-from panthalassa.stream.ledger import Ledger, accounts, next_attempt
 from panthalassa.train.audit import Report, audit_run
 from panthalassa.train.checkpoint import committed
 from panthalassa.train.events import Event, Notice, Step
@@ -97,22 +96,6 @@ def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
     report = audited(outcome)
     assert len(report.attempts) == 2
     assert [back.attempt for back in report.rolled_back] == [1], "the kill came at a checkpoint"
-
-
-def test_a_run_that_another_command_goes_on_with_saves_nothing_more(
-    configure: Configure, tmp_path: Path
-) -> None:
-    config = configure(tmp_path, "cluster.workers=1")
-    folder = open_storage(config.run.directory).below(config.run.name)
-
-    def take_over(event: Event) -> None:
-        if isinstance(event, Step) and next_attempt(folder) == 2:
-            (account,) = accounts(folder)
-            Ledger(folder, account.attempt.model_copy(update={"attempt": 2}))
-
-    with pytest.raises(PanthalassaError, match="another command goes on with this run"):
-        pretrain(config, take_over)
-    assert len(committed(folder)) < 24 // config.checkpoint.every
 
 
 def test_a_stopped_run_goes_on_with_a_new_driver_and_other_ranks_through_its_phases(

@@ -6,7 +6,7 @@ its name, except that starting again after a death is part of what the death cos
 nobody reads; a counter that runs since the driver was loaded still tells what its device took.
 """
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +22,14 @@ from panthalassa.energy.lines import (
     Window,
 )
 from panthalassa.energy.meters import PERIODS, bound
+from panthalassa.energy.readings import Readings
 from panthalassa.line_ledger import Ended, Lost, Waited
 
 PHASES = (
     "productive", "data_wait", "lost", "start", "evaluation", "checkpoint", "standby", "other",
 )  # fmt: skip
+DETAILED = 10_000
+"""Steps that are remembered one by one, at least."""
 PEAK = 1.0
 """Seconds over which a peak of power is a mean, at least."""
 KWH = 3.6e6
@@ -100,51 +103,73 @@ class Account:
 
 def account(lines: Iterable[Line]) -> Account:
     """Tell from the lines of all commands, in order, what the energy went to."""
-    walk = _walk(lines)
-    known = [step for step in walk.steps if step.joules is not None]
-    joules = sum(step.joules or 0.0 for step in known)
-    seconds, tokens = sum(s.seconds for s in known), sum(s.tokens for s in known)
-    waited = sum(step.data_wait for step in known)
-    phases = walk.joules | {"productive": joules - waited, "data_wait": waited}
-    spans = len({step.span for step in known})
-    return Account(
-        joules=sum(phases.values()),
-        joules_by_phase=phases,
-        steps=len(known),
-        j_per_iteration=joules / len(known) if known else None,
-        j_per_token=joules / tokens if tokens else None,
-        bound=bound(walk.refresh, seconds, spans) if known else None,
-        source=walk.source,
-        refresh=walk.refresh,
-        devices=walk.devices,
-        mean_watts=walk.step_joules / walk.step_seconds if walk.step_seconds else None,
-        peak_watts=walk.peak,
-        pue=walk.began.pue if walk.began else None,
-        grid_kg_per_kwh=walk.began.grid_kg_per_kwh if walk.began else None,
-        uncovered_seconds=walk.uncovered,
-        marked=walk.marked,
-    )
+    walk = Walk()
+    for line in lines:
+        walk.take(line)
+    return walk.account()
 
 
 def standing(lines: Iterable[Line]) -> list[Step]:
     """The steps that stand, in order."""
-    return _walk(lines).steps
-
-
-def _walk(lines: Iterable[Line]) -> "_Walk":
-    walk = _Walk()
+    walk = Walk(detailed=sys.maxsize)
     for line in lines:
         walk.take(line)
-    return walk
+    return walk.steps
 
 
-class _Walk:
-    """The walk of `account` through the lines."""
+@dataclass(frozen=True)
+class Sums:
+    """Of steps that stand and have joules."""
 
-    def __init__(self) -> None:
+    steps: float = 0.0
+    joules: float = 0.0
+    seconds: float = 0.0
+    tokens: float = 0.0
+    data_wait: float = 0.0
+    spans: int = 0
+    """In how many stretches they lie with nothing in between."""
+    last_span: int = 0
+
+    def plus(self, steps: Iterable[Step]) -> "Sums":
+        """With steps that follow."""
+        known = [step for step in steps if step.joules is not None]
+        spans = {self.last_span} | {step.span for step in known}
+        return Sums(
+            self.steps + len(known),
+            self.joules + sum(step.joules or 0.0 for step in known),
+            self.seconds + sum(step.seconds for step in known),
+            self.tokens + sum(step.tokens for step in known),
+            self.data_wait + sum(step.data_wait for step in known),
+            self.spans + len(spans) - 1,
+            max(spans),
+        )
+
+    def scaled(self, share: float) -> "Sums":
+        return Sums(
+            self.steps * share,
+            self.joules * share,
+            self.seconds * share,
+            self.tokens * share,
+            self.data_wait * share,
+            self.spans,
+            self.last_span,
+        )
+
+
+class Walk:
+    """The walk of `account` through the lines; it tells what is known so far.
+
+    What it remembers does not grow with the run: of the steps that stand the newest, DETAILED or twice
+    as many, and the sums of all before them. To undo these counts them as alike.
+    """
+
+    def __init__(self, detailed: int | None = None) -> None:
         self.joules = dict.fromkeys(PHASES, 0.0)
         self.steps: list[Step] = []
-        """Those that stand so far."""
+        """Those that stand so far, as far as they are remembered."""
+        self._detailed = detailed or DETAILED
+        self._old, self._old_steps = Sums(), range(0)
+        """Of those before."""
         self.source: str | None = None
         self.refresh = 0.0
         self.devices = 0
@@ -153,19 +178,20 @@ class _Walk:
         self.peak: float | None = None
         self.marked: Counter[str] = Counter()
         self._span = self._since_start = 0
+        """Spans are counted from 1."""
         self._start = "start"
         """What the start of this attempt counts as."""
         self._lost: Lost | None = None
         """The end of the attempt before, as long as no other one measures."""
         self._waited = self._alive = 0.0
-        self._readings = _Readings()
+        self._readings = Readings()
         self._run = (0.0, 0.0)
         """Joules and seconds of the newest steps, for the peak."""
 
     def take(self, line: Line) -> None:
         match line:
             case Began():
-                self.began, self._lost, self._readings = line, None, _Readings()
+                self.began, self._lost, self._readings = line, None, Readings()
                 self._start = "start"
             case Waited():
                 self._waited += line.seconds
@@ -191,6 +217,30 @@ class _Walk:
         if isinstance(line, Metering | Steps | Rest | Window):
             self._alive = line.at
 
+    def account(self) -> Account:
+        sums = self._old.plus(self.steps)
+        phases = self.joules | {
+            "productive": sums.joules - sums.data_wait,
+            "data_wait": sums.data_wait,
+        }
+        return Account(
+            joules=sum(phases.values()),
+            joules_by_phase=phases,
+            steps=round(sums.steps),
+            j_per_iteration=sums.joules / sums.steps if sums.steps else None,
+            j_per_token=sums.joules / sums.tokens if sums.tokens else None,
+            bound=bound(self.refresh, sums.seconds, sums.spans) if sums.steps else None,
+            source=self.source,
+            refresh=self.refresh,
+            devices=self.devices,
+            mean_watts=self.step_joules / self.step_seconds if self.step_seconds else None,
+            peak_watts=self.peak,
+            pue=self.began.pue if self.began else None,
+            grid_kg_per_kwh=self.began.grid_kg_per_kwh if self.began else None,
+            uncovered_seconds=self.uncovered,
+            marked=self.marked,
+        )
+
     def _meter(self, line: Metering) -> None:
         if self._lost:
             self._bridge(line, self._lost)
@@ -198,7 +248,7 @@ class _Walk:
         self.devices = len(line.devices)
         if line.blind:
             self.marked[f"{line.blind} ranks can not measure"] += 1
-        self._readings = _Readings(line.devices)
+        self._readings = Readings(line.devices)
         self._lost, self._waited, self._since_start = None, 0.0, 0
         self._span += 1
 
@@ -217,9 +267,25 @@ class _Walk:
             name = {"start": self._start, "step": "other", "data_wait": "other"}.get(phase, phase)
             self.joules[name] += spent or 0.0
 
-    def _train(self, line: Steps) -> None:
-        while self.steps and self.steps[-1].step >= line.first:
+    def _undo(self, first: int) -> None:
+        """Count the steps from `first` on as lost: they are trained again."""
+        while self.steps and self.steps[-1].step >= first:
             self.joules["lost"] += self.steps.pop().joules or 0.0
+        if not self.steps and first < self._old_steps.stop:
+            stand = range(self._old_steps.start, max(first, self._old_steps.start))
+            sums = self._old.scaled(len(stand) / len(self._old_steps))
+            self.joules["lost"] += self._old.joules - sums.joules
+            self._old, self._old_steps = sums, stand
+
+    def _forget(self) -> None:
+        """Keep only the sums of steps that are old enough."""
+        old, self.steps = self.steps[: -self._detailed], self.steps[-self._detailed :]
+        self._old = self._old.plus(old)
+        start = self._old_steps.start if self._old_steps else old[0].step
+        self._old_steps = range(start, old[-1].step + 1)
+
+    def _train(self, line: Steps) -> None:
+        self._undo(line.first)
         self._spend(line.at, line.before)
         self._readings.note(line.at, sum(joules or 0.0 for joules in line.joules))
         if line.before or not self.steps or self.steps[-1].step != line.first - 1:
@@ -235,6 +301,8 @@ class _Walk:
             self.steps.append(step)
             self._since_start += 1
             self._power(step)
+        if len(self.steps) >= 2 * self._detailed:
+            self._forget()
 
     def _power(self, step: Step) -> None:
         if step.joules is None:
@@ -248,73 +316,6 @@ class _Walk:
         if self._run[1] >= max(PEAK, PERIODS * self.refresh):
             self.peak = max(self.peak or 0.0, self._run[0] / self._run[1])
             self._run = (0.0, 0.0)
-
-
-class _Readings:
-    """What the counters of an attempt's devices last showed, and what is known of the time since."""
-
-    def __init__(self, counters: Mapping[str, float | None] | None = None) -> None:
-        self._counters = dict(counters or {})
-        self._took: dict[str, float] = {}
-        """Joules of each device so far."""
-        self._spent: list[tuple[float, float]] = []
-        """Joules of all devices that lines have told of since, and when."""
-        self._at = -math.inf
-        """When the counters were read."""
-
-    def note(self, at: float, joules: float) -> None:
-        if at > self._at:
-            self._spent.append((at, joules))
-
-    def renew(self, window: Window) -> None:
-        for name, device in window.devices.items():
-            self._counters[name] = device.counter
-            self._took[name] = self._took.get(name, 0.0) + sum(device.joules.values())
-        self._at = window.at
-        self._spent = [spent for spent in self._spent if spent[0] > window.at]
-
-    def since(self, counters: Mapping[str, float | None]) -> tuple[float, float]:
-        """Joules until these counters were read that no line tells of, and the share of the devices
-        whose counters tell. Of lines, a device that is gone took its share."""
-        gains = {}
-        for name, before in self._counters.items():
-            after = counters.get(name)
-            if before is not None and after is not None and after >= before:
-                gains[name] = after - before
-        if not gains:
-            return 0.0, 0.0
-        of_devices = len(gains) / len(self._counters)
-        spent = sum(joules for _, joules in self._spent)
-        took = sum(self._took.values())
-        share = sum(self._took.get(name, 0.0) for name in gains) / took if took else of_devices
-        return max(0.0, sum(gains.values()) - spent * share), of_devices
-
-
-def by_device(lines: Iterable[Line]) -> Iterator[dict[str, str | int | float | None]]:
-    """A row for each device and the rank that read it, in the order in which they came."""
-    totals: dict[tuple[str, int], dict[str, float]] = {}
-    peaks: dict[tuple[str, int], float] = {}
-    for window in lines:
-        for name, device in window.devices.items() if isinstance(window, Window) else ():
-            row = totals.setdefault((name, device.rank), {"seconds": 0.0})
-            row["seconds"] += device.seconds
-            for phase, joules in device.joules.items():
-                row[phase] = row.get(phase, 0.0) + joules
-            if device.peak_watts is not None:
-                known = peaks.get((name, device.rank), 0.0)
-                peaks[name, device.rank] = max(known, device.peak_watts)
-    phases = list(dict.fromkeys(key for row in totals.values() for key in row if key != "seconds"))
-    for (name, rank), row in totals.items():
-        joules = sum(row.get(phase, 0.0) for phase in phases)
-        yield {
-            "device": name,
-            "rank": rank,
-            "seconds": round(row["seconds"], 3),
-            "joules": round(joules, 3),
-            **{f"joules_{phase}": round(row.get(phase, 0.0), 3) for phase in phases},
-            "mean_watts": round(joules / row["seconds"], 3) if row["seconds"] else None,
-            "peak_watts": peaks.get((name, rank)),
-        }
 
 
 def explain(account: Account) -> Iterator[tuple[str, str]]:

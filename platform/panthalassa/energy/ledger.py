@@ -11,7 +11,8 @@ import io
 from contextlib import suppress
 
 from panthalassa.config import Energy
-from panthalassa.energy.account import Account, account, by_device
+from panthalassa.energy import account
+from panthalassa.energy.devices import Devices
 from panthalassa.energy.lines import LINE, Began, Line, Steps, Window, merged
 from panthalassa.line_ledger import CommandLedger, Ledger
 from panthalassa.storage import Storage
@@ -26,12 +27,26 @@ DETAILED = 3600.0
 LEDGER: Ledger[Line] = Ledger(FOLDER, LINE, "energy")
 
 
-class EnergyLedger(CommandLedger[Line]):
+class Walk:
+    """Accounts for lines as a whole, and by device."""
+
+    def __init__(self) -> None:
+        self.whole, self.devices = account.Walk(), Devices()
+
+    def take(self, line: Line) -> None:
+        self.whole.take(line)
+        if isinstance(line, Window):
+            self.devices.take(line)
+
+
+class EnergyLedger(CommandLedger[Line, Walk]):
     """The energy of one command. Nothing here raises."""
 
-    def __init__(self, run: Storage, energy: Energy, began: float) -> None:
-        """began: when the command did, in seconds since 1970."""
-        super().__init__(LEDGER, run, began)
+    begin = Walk
+
+    def __init__(self, run: Storage, energy: Energy, began: float, number: int) -> None:
+        """began: when the command did, in seconds since 1970. number: its epoch of the lease."""
+        super().__init__(LEDGER, run, number)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self._window: Window | None = None
@@ -56,7 +71,7 @@ class EnergyLedger(CommandLedger[Line]):
     def write_detail(self) -> tuple[str, str] | None:
         """Write the detail by device beside the lines; its URI and SHA-256, if anything was measured."""
         self._enter_window()
-        detail = _table(self.every()).encode()
+        detail = _table(self.walked().devices).encode()
         with suppress(OSError):
             if detail:
                 self.folder.write(DETAIL, detail)
@@ -64,11 +79,11 @@ class EnergyLedger(CommandLedger[Line]):
                 return uri, hashlib.sha256(detail).hexdigest()
         return None
 
-    def account(self) -> Account:
+    def account(self) -> account.Account:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""
         self._enter_steps()
         self._enter_window()
-        return account(self.every())
+        return self.walked().whole.account()
 
     def _merge(self, steps: Steps) -> None:
         before = self._steps
@@ -104,9 +119,9 @@ def read(run: Storage) -> list[Line]:
     return LEDGER.read(run)
 
 
-def _table(lines: list[Line]) -> str:
-    """The detail by device, for whoever wants to look into it; empty when nothing was measured."""
-    rows = list(by_device(lines))
+def _table(devices: Devices) -> str:
+    """The detail by device; empty when nothing was measured."""
+    rows = list(devices.rows())
     if not rows:
         return ""
     text = io.StringIO()

@@ -1,10 +1,11 @@
 """The ledger: what each step of a run was trained on, written while it runs.
 
-Each attempt of a run (from a start or restart to its end) writes files of its own below `ledger/`, line
-by line: first what it is, then for each step the number of samples that were trained and a digest of
-which. The digest is the sum of a 128-bit hash of each sample, so that it does not depend on their order
-or on who trained them; samples are hashed where they are read, from where they were found. Every line
-carries a checksum of itself and all before it. `panthalassa.train.audit` reads all this back.
+Each attempt of a run (from a start or restart to its end) writes files of its own below `ledger/`, named
+by its epoch of the run's lease, line by line: first what it is, then for each step the number of samples
+that were trained and a digest of which. The digest is the sum of a 128-bit hash of each sample, so that
+it does not depend on their order or on who trained them; samples are hashed where they are read, from
+where they were found. Every line carries a checksum of itself and all before it.
+`panthalassa.train.audit` reads all this back.
 
 On a local disk each line is written at once; on object storage, where nothing can be appended, every few
 seconds and before every checkpoint.
@@ -12,6 +13,7 @@ seconds and before every checkpoint.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from panthalassa.corpus.manifest import Shard
 from panthalassa.errors import PanthalassaError
-from panthalassa.journal import Journal, journals, next_number
+from panthalassa.journal import Journal, journals, newest_number
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Phase
 from panthalassa.stream.order import Location
@@ -46,6 +48,9 @@ class Attempt(_Line):
     """The first line of an attempt."""
 
     attempt: int = Field(ge=1)
+    """Its epoch of the run's lease: higher than that of any attempt before."""
+    before: int | None = None
+    """The attempt before it, 0 for none; if not given, the number before its own."""
     first_step: int = Field(ge=0)
     dp_size: int
     tp_size: int
@@ -116,7 +121,7 @@ class Ledger:
 
     def __init__(self, run: Storage, attempt: Attempt) -> None:
         self._uri = run.below(FOLDER).uri
-        self.entry, self.attempt = attempt, attempt.attempt
+        self.entry = attempt
         self._journal = Journal(run.below(FOLDER), attempt.attempt)
         self._chain = ""
         self._append(attempt)
@@ -124,7 +129,10 @@ class Ledger:
             try:
                 self._journal.create()
             except FileExistsError:
-                raise self._taken_over() from None
+                raise PanthalassaError(
+                    f"the ledger {self._uri} has an attempt {attempt.attempt}, which did not have the "
+                    "lease of the run. Choose another run.name."
+                ) from None
 
     def record(self, line: Consumed | PassedOver) -> None:
         """Note a step or a rollback. Never raises, nor waits for a `flush`: then the next writes it."""
@@ -138,22 +146,6 @@ class Ledger:
         with self._named_errors():
             self._journal.write()
             self._journal.sync()
-
-    def check_newest(self) -> None:
-        """Raises PanthalassaError when a later attempt has begun, as of another command on this run.
-
-        Before each checkpoint, so that of two who train one run only the later one saves.
-        """
-        with self._named_errors():
-            if self._journal.follows():
-                raise self._taken_over()
-
-    def _taken_over(self) -> PanthalassaError:
-        return PanthalassaError(
-            f"another command goes on with this run: its ledger {self._uri} has a later attempt "
-            f"than this one, number {self.attempt}. This one ends and saves nothing more; choose "
-            "another run.name to train beside the other."
-        )
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -175,9 +167,17 @@ def _link(chain: str, text: str) -> str:
     return hashlib.sha256(f"{chain} {text}".encode()).hexdigest()[:16]
 
 
-def next_attempt(run: Storage) -> int:
-    """The number of a new attempt of a run."""
-    return next_number(run.below(FOLDER))
+def newest_attempt(run: Storage, before: float = math.inf) -> int:
+    """The newest attempt of a run that began `before` another; 0 for none. Raises OSError."""
+    return newest_number(run.below(FOLDER), before)
+
+
+def later_attempts(run: Storage, number: int) -> Iterator[Attempt]:
+    """Those behind an attempt, as far as their first lines can be read. Raises OSError."""
+    for _, lines in journals(run.below(FOLDER), after=number):
+        text, _, _ = next(lines, "").rpartition(" ")
+        with suppress(ValidationError):
+            yield Attempt.model_validate_json(text)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from panthalassa.config import Config
-from panthalassa.journal import INTERVAL, next_number, unread
+from panthalassa.journal import INTERVAL, newest_number, unread
 from panthalassa.redact import without_secrets
 from panthalassa.storage import Storage
 from panthalassa.tracking.mlflow_store import BATCH, MlflowStore, Value, first_line, store_uri
@@ -151,7 +151,7 @@ class Sender:
 
     def send(self) -> None:
         """Send what the spool has. Raises whatever MLflow and the storage do."""
-        last = next_number(self._run.below(DRIVER)) - 1
+        last = newest_number(self._run.below(DRIVER))
         if self._command is not None and last > self._command:
             self._done = True  # another command goes on with this run, and sends
             return

@@ -3,7 +3,8 @@
 What comes in are records; what goes out are lines below `metrics/`, which outlive the process that wrote
 them and the server that is not there. There are two kinds of writers, each with journals of its own. The
 first rank of an attempt writes `metrics/ranks`, and its lines are in place before the checkpoint is that
-covers them; the driver of a command writes `metrics/driver`. A line carries the CRC-32 of its text.
+covers them; the driver of a command writes `metrics/driver`. Both are named by their epoch of the run's
+lease. A line carries the CRC-32 of its text.
 
 A call costs the caller some microseconds. A thread writes: on a local disk four times a second, on
 object storage every few seconds.
@@ -21,7 +22,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from panthalassa.errors import PanthalassaError
-from panthalassa.journal import Journal, journals, next_number
+from panthalassa.journal import Journal, journals
 from panthalassa.storage import Storage
 
 RANKS, DRIVER = "metrics/ranks", "metrics/driver"
@@ -79,19 +80,15 @@ class Spool:
     Any thread may `log`, and any may `flush`.
     """
 
-    def __init__(self, folder: Storage, first: Record, number: int | None = None) -> None:
+    def __init__(self, folder: Storage, first: Record, number: int) -> None:
         """folder: RANKS or DRIVER of a run. first: the first record. number: of a journal that is this
-        writer's alone; if not given, the next."""
-        self._waiting: deque[Record] = deque()
+        writer's alone."""
+        self._waiting: deque[Record] = deque([first])
         self._moving = threading.Lock()
-        self._journal = _journal(folder, encode(first), number)
+        self._journal = Journal(folder, number)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_until_closed, daemon=True, name="spool")
         self._thread.start()
-
-    @property
-    def number(self) -> int:
-        return self._journal.number
 
     def log(self, record: Record) -> None:
         """Have a record written; returns at once."""
@@ -121,24 +118,6 @@ class Spool:
         with self._moving:  # else two threads might exchange lines
             while self._waiting:
                 self._journal.add(encode(self._waiting.popleft()))
-
-
-def _journal(folder: Storage, line: str, number: int | None) -> Journal:
-    """The journal of that number, or the next; of several who begin at once, each gets its own."""
-    tried = number or 1
-    with suppress(OSError):  # else the line waits for better times
-        tried = number or next_number(folder)
-        while number is None:
-            journal = Journal(folder, tried)
-            journal.add(line)
-            try:
-                journal.create()
-                return journal
-            except FileExistsError:
-                tried += 1
-    journal = Journal(folder, tried)
-    journal.add(line)
-    return journal
 
 
 def read(run: Storage) -> list[Record]:

@@ -27,11 +27,12 @@ PATIENCE = 1.0
 class Tracker:
     """Tracks one command of a run. Calls return at once, and nothing here raises."""
 
-    def __init__(self, config: Config, run: Storage, fingerprint: str) -> None:
-        """fingerprint: SHA-256 of the corpus's manifest."""
+    def __init__(self, config: Config, run: Storage, fingerprint: str, command: int) -> None:
+        """fingerprint: SHA-256 of the corpus's manifest. command: the command's epoch of the lease."""
         folder = replace(run.below(DRIVER), patience=PATIENCE)
-        self._spool = Spool(folder, Record("status", time.time(), 0, {"status": "RUNNING"}))
-        self._sender = Sender(config, run, self._spool.number)
+        began = Record("status", time.time(), 0, {"status": "RUNNING"})
+        self._spool = Spool(folder, began, command)
+        self._sender = Sender(config, run, command)
         self._add("parameters", parameters(config))
         corpus = config.corpus.directory
         self._add("dataset", {"name": corpus[-200:], "uri": corpus, "sha256": fingerprint})

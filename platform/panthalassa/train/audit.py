@@ -30,7 +30,7 @@ from panthalassa.stream.ledger import (
     digest_of,
 )
 from panthalassa.stream.order import Domain, Integers, Location, Order
-from panthalassa.train.checkpoint import committed, read_commit
+from panthalassa.train.checkpoint import candidates, read_commit
 
 CHUNK = 1 << 18
 """Samples that are looked at together."""
@@ -137,8 +137,9 @@ def _surviving(
                 report.problems.append(f"attempt {number} trained step {consumed.step + 1} twice")
             kept[consumed.step] = number, consumed
         report.attempts.append(account)
-    numbers = {account.attempt.attempt for account in report.attempts}
-    for number in sorted(set(range(1, max(numbers, default=1))) - numbers):
+    attempts = [account.attempt for account in report.attempts]
+    before = {a.attempt - 1 if a.before is None else a.before for a in attempts}
+    for number in sorted(before - {0} - {a.attempt for a in attempts}):
         report.problems.append(f"the ledger of attempt {number} is missing")
     report.unsaved = sum(step >= report.steps for step in kept)
     surviving = {step: record for step, record in kept.items() if step < report.steps}
@@ -320,7 +321,7 @@ def _whole(hashes: SampleHashes, domain: Domain) -> Limbs:
 def audit_run(run: Storage) -> Report:
     """Audit a run up to its newest checkpoint. Raises CheckpointError when there is none."""
     try:
-        names = committed(run)
+        names = candidates(run)[0]
         if not names:
             raise CheckpointError(f"no run with a checkpoint at {run.uri}")
         commit = read_commit(run, names[-1])

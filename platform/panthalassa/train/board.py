@@ -34,6 +34,8 @@ class Launch:
     """Nodes that are dead, and Ray does not know yet: nothing is read there."""
     peak_flops: float | None = None
     """FLOP/s of a rank, as an earlier attempt measured it."""
+    epoch: int = 1
+    """Of the run's lease: the number of this attempt."""
 
 
 class Board:
@@ -68,8 +70,13 @@ class Board:
         """The placement group of this attempt; None as long as no rank has started."""
         return self._group
 
-    def post(self, events: list[Event]) -> bool:
-        """Leave events; returns whether the run shall stop."""
+    def post(self, events: list[Event], attempt: int | None = None) -> bool:
+        """Leave events; returns whether the run shall stop.
+
+        Ranks that outlive their attempt shall stop, and what they say does not count any more.
+        """
+        if attempt is not None and attempt < len(self._launches) - 1:
+            return True
         self._events += events
         return self._stopping
 
@@ -99,9 +106,10 @@ class Poster:
 
     spool: Spool | None = None
 
-    def __init__(self, board: Any, speaks: bool) -> None:
+    def __init__(self, board: Any, speaks: bool, attempt: int) -> None:
+        """attempt: counted from 0, as the board does."""
         self.stopping = False
-        self._board = board
+        self._board, self._attempt = board, attempt
         self._speaks = speaks
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -134,7 +142,7 @@ class Poster:
     def _send(self) -> None:
         with self._lock:
             events = [self._events.get() for _ in range(self._events.qsize())]
-            self.stopping = ray.get(self._board.post.remote(events))
+            self.stopping = ray.get(self._board.post.remote(events, self._attempt))
 
     def close(self) -> None:
         """Send what is left."""

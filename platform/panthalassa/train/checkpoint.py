@@ -20,12 +20,13 @@ from panthalassa.errors import CheckpointError, CorruptError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Phase, change, differences, resume
+from panthalassa.stream.ledger import later_attempts
 from panthalassa.train.events import Evaluated
 from panthalassa.train.guard import NormGuard
 
 COMMIT = "checkpoint.json"
 PREFIX = "step-"
-FORMAT: Final = 3
+FORMAT: Final = 4
 ASIDE = "corrupt-"
 
 FileName = Annotated[str, Field(pattern=r"^(\.metadata|__\d+_\d+\.distcp)$")]
@@ -37,11 +38,13 @@ class Commit(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    format: Literal[3] = FORMAT
+    format: Literal[4] = FORMAT
     model: dict[str, Any]
     """The shape of the model."""
     phases: list[Phase]
     """The order of the samples: what the run went through, and what it planned."""
+    attempt: int = 0
+    """That committed it; 0 if none of a run."""
     step: int
     """Optimizer steps done."""
     samples: int
@@ -86,15 +89,28 @@ def torn(run: Storage) -> list[str]:
 
 
 def candidates(run: Storage) -> tuple[list[str], list[str]]:
-    """What `committed` and `torn` say of a run that goes on.
+    """What `committed` and `torn` say of a run that goes on, without the newest that are overtaken.
 
     A crash leaves one checkpoint without a commit. Raises CheckpointError when there are several, and
     none with one: their commits were lost, and to begin anew would remove what they belonged to.
     """
     good, without = committed(run), torn(run)
+    while good and _overtaken(run, good[-1]):
+        good.pop()
     if len(without) > 1 and not good:
         raise all_corrupt(run, [f"{run.uri}/{name}/{COMMIT} is missing" for name in without])
     return good, without
+
+
+def _overtaken(run: Storage, name: str) -> bool:
+    """Whether a later attempt began before its step: it was committed in the moment in which its command
+    lost the run, which had gone on from elsewhere."""
+    try:
+        commit = read_commit(run, name)
+        later = later_attempts(run, commit.attempt) if commit.attempt else iter(())
+        return any(attempt.first_step < commit.step for attempt in later)
+    except CorruptError:
+        return False  # whoever reads it says so
 
 
 def read_commit(run: Storage, name: str) -> Commit:
@@ -239,13 +255,19 @@ def set_aside(run: Storage, name: str) -> str:
     return aside
 
 
-def clean(run: Storage, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the newest healthy one before them.
+def clean(run: Storage, keep: int, step: int) -> None:
+    """After the save of `step`: remove all but the newest `keep` checkpoints and the newest healthy one
+    before them.
 
-    What was set aside goes when `keep` checkpoints are newer. A folder without a commit may be one that
-    another save is writing, and is left alone.
+    What is behind `step` is overtaken, and removed, too. What was set aside goes when `keep` checkpoints
+    are newer. A folder without a commit may be one that another save is writing, and is left alone.
     """
-    good = committed(run)
+    good = []
+    for name in committed(run):
+        if name > folder(step):
+            remove(run, name)
+        else:
+            good.append(name)
     old, kept = good[:-keep], good[-keep:]
     healthy = next((name for name in reversed(old) if _healthy(run, name)), None)
     for name in old:

@@ -85,9 +85,9 @@ class Checkpoints(Callback):
 
     def on_start(self, run: TrainingRun) -> None:
         def permit() -> None:
+            run.permit()
             run.poster.flush()  # steps that are not repeated any more must not be lost
             if run.ledger:
-                run.ledger.check_newest()
                 run.ledger.flush()
 
         place = Place(run.storage, run.config.checkpoint.staging_directory, permit)
@@ -142,6 +142,7 @@ class Checkpoints(Callback):
         commit = Commit(
             model=run.config.model.identity(),
             phases=run.curriculum.phases,
+            attempt=run.attempt,
             step=run.step,
             samples=run.curriculum.samples(run.step),
             evaluations=list(run.evaluations),
@@ -164,7 +165,8 @@ class Checkpoints(Callback):
                     saving.commit.digest(),
                 )
                 run.poster.post(saved)
-                clean(run.storage, run.config.checkpoint.keep)
+                run.permit()
+                clean(run.storage, run.config.checkpoint.keep, saving.commit.step)
 
         self.snapshots.take(commit, committed)
 

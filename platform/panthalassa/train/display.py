@@ -179,23 +179,17 @@ def summarize(outcome: Outcome, console: Console) -> None:
 
 
 def _speed(outcome: Outcome) -> dict[str, str]:
-    steps = outcome.history.steps[1:] or outcome.history.steps  # the first one warms up
-    seconds = sum(step.seconds for step in steps)
-    positions = sum(step.tokens_per_second * step.seconds for step in steps)
-    mfu = sum(step.mfu * step.seconds for step in steps) / seconds
-    waited = sum(step.data_seconds for step in steps) / seconds
-    joules = [step.joules for step in steps if step.joules is not None]
+    sums = outcome.history.sums
     ready = outcome.history.ready
     peak = "the matmul peak measured here" if ready and ready.peak_is_measured else "the peak"
     energy = ready.power if ready else ""
-    if joules:
-        energy = (
-            f"{sum(joules) / len(joules):.1f} J an iteration over {len(joules)} steps ({energy})"
-        )
+    if sums.metered:
+        each = sums.joules / sums.metered
+        energy = f"{each:.1f} J an iteration over {sums.metered} steps ({energy})"
     energy_row = {} if outcome.energy else {"energy": energy}  # else the account tells
     return {
-        "speed": f"{positions / seconds:,.0f} tokens/s, {mfu:.1%} of {peak}; "
-        f"{waited:.1%} of the time waiting for data",
+        "speed": f"{sums.positions / sums.seconds:,.0f} tokens/s, {sums.mfu / sums.seconds:.1%} of "
+        f"{peak}; {sums.data_seconds / sums.seconds:.1%} of the time waiting for data",
         **energy_row,
-        "time": f"{outcome.seconds:.0f} s in all, {seconds:.0f} s in steps",
+        "time": f"{outcome.seconds:.0f} s in all, {sums.seconds:.0f} s in steps",
     }

@@ -20,6 +20,7 @@ from ray.util.placement_group import remove_placement_group
 
 from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.lease import Lease
 from panthalassa.train import placement
 from panthalassa.train.board import Launch
 from panthalassa.train.checkpoint import newest
@@ -126,6 +127,7 @@ class Elastic:
     """Runs attempts until the run is complete, stopped, or can not go on."""
 
     task: Task
+    lease: Lease
     take: Callable[[Event], None]
     """Shows and records an event."""
     stopping: threading.Event
@@ -189,11 +191,21 @@ class Elastic:
         return ahead if ahead and ahead.wait(0) else Attempt(self.task, self._launches)
 
     def _launch(self, nodes: Sequence[str]) -> Launch:
+        if self._launches:
+            self.lease.advance()
         goodput = self.goodput()
         between = mean_time_between_failures(len(set(nodes)), goodput.restarts, goodput.seconds)
-        return Launch(tuple(nodes), time.time(), between, self._silent_nodes, self._peak_flops)
+        return Launch(
+            tuple(nodes),
+            time.time(),
+            between,
+            self._silent_nodes,
+            self._peak_flops,
+            self.lease.epoch,
+        )
 
     def _asked_to_stop(self) -> bool:
+        self.lease.check()
         if not self.stopping.is_set() and self.stop_requested():
             self.stopping.set()
             self.take(Notice("asked to stop: after this step, with a checkpoint"))

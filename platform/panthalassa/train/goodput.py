@@ -8,11 +8,14 @@ up to the whole. Steps that were trained again later are taken from training and
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from panthalassa.line_ledger import Ended, LedgerLine, Lost, Waited
+
+DETAILED = 2000
+"""Lines of steps that are remembered one by one, at least: those of two hours or more."""
 
 Part = Literal[
     "productive",
@@ -94,10 +97,9 @@ class Goodput:
 
 def account(lines: Iterable[Line]) -> Goodput:
     """Tell from the lines of all commands, in order, what the time went to."""
-    walk = _Walk()
+    walk = Walk()
     for line in lines:
         walk.take(line)
-    walk.end()
     return walk.goodput()
 
 
@@ -123,13 +125,13 @@ class Timeline:
 
 def timeline(lines: Iterable[Line]) -> Timeline:
     """Tell from the lines of all commands, in order, when the time went to what."""
-    walk = _Walk()
-    moments = []
+    found: list[Span] = []
+    walk, moments = Walk(found.append), []
     for line in lines:
         walk.take(line)
         moments.append((walk.elapsed, line))
-    walk.end()
-    spans = [span for span in walk.all_spans() if span.end > span.start]
+    found += walk.rest()
+    spans = [span for span in found if span.end > span.start]
     return Timeline(sorted(spans, key=lambda span: span.start), moments)
 
 
@@ -157,16 +159,30 @@ class _Trained:
         yield Span("data_wait", trained, self.end)
 
 
-class _Walk:
-    """The walk of `account` and `timeline` through the lines."""
+def _as_one(runs: Sequence[_Trained]) -> _Trained:
+    """Steps that follow each other, by their sums."""
+    lengths = [run.end - run.start for run in runs]
+    seconds = math.fsum(lengths)
+    waiting = math.fsum(run.waiting * length for run, length in zip(runs, lengths, strict=True))
+    return _Trained(runs[0].first, runs[-1].last, 0.0, seconds, waiting / (seconds or 1.0))
 
-    def __init__(self) -> None:
+
+class Walk:
+    """The walk of `account` and `timeline` through the lines; `goodput` tells what is known so far.
+
+    What it remembers does not grow with the run: of the steps that stand, each line of the newest
+    DETAILED, and one line for all before them. To undo these counts them as equally long. With `note`,
+    which gets the spans as they are known, all are remembered.
+    """
+
+    def __init__(self, note: Callable[[Span], None] | None = None) -> None:
         self.elapsed = 0.0
         """Seconds of the run's time."""
-        self.spans: list[Span] = []
-        """Of all parts but training."""
+        self.parts: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
+        """Seconds of all parts but training."""
         self.trained: list[_Trained] = []
         """What stands, by step."""
+        self._note = note
         self.commands = self.restarts = self.resizes = self.lost_steps = 0
         self.repairs: list[float] = []
         self.cursor: float | None = None
@@ -184,13 +200,16 @@ class _Walk:
                 self.end()
                 self._claim(line.at, 0.0)
             case Waited():
-                self.spans.append(Span("standby", *self._claim(line.at, line.seconds)))
+                self._enter("standby", self._claim(line.at, line.seconds))
             case Launched():
                 self._claim(line.at, 0.0)
             case Spent():
-                self.spans.append(Span(line.what, *self._claim(line.at, line.seconds)))
+                self._enter(line.what, self._claim(line.at, line.seconds))
             case Steps():
                 self._train(line)
+                if self._note is None and len(self.trained) >= 2 * DETAILED:
+                    old, self.trained = self.trained[:-DETAILED], self.trained[-DETAILED:]
+                    self.trained.insert(0, _as_one(old))
             case Lost():
                 self._lose(line)
             case Ended():
@@ -202,14 +221,17 @@ class _Walk:
         self._name_idle("finish")
         self.cursor = None
 
-    def all_spans(self) -> Iterator[Span]:
-        yield from self.spans
+    def rest(self) -> Iterator[Span]:
+        """The spans that later lines may change."""
+        for stretch in self.idle:
+            yield Span("finish", *stretch)
         for run in self.trained:
             yield from run.spans()
 
     def goodput(self) -> Goodput:
-        parts: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
-        for span in self.all_spans():
+        """As if the newest line was the last."""
+        parts = dict(self.parts)
+        for span in self.rest():
             parts[span.part] += span.end - span.start
         repairs = self.repairs
         return Goodput(
@@ -232,13 +254,20 @@ class _Walk:
         start = self.elapsed - min(max(0.0, seconds), passed)
         self.cursor += passed
         if self.state:
-            self.spans.append(Span(self.state, before, start))
+            self._enter(self.state, (before, start))
         else:
             self.idle.append((before, start))
         return start, self.elapsed
 
+    def _enter(self, part: Part, stretch: tuple[float, float]) -> None:
+        start, end = stretch
+        self.parts[part] += end - start
+        if self._note:
+            self._note(Span(part, start, end))
+
     def _name_idle(self, part: Part) -> None:
-        self.spans += [Span(part, *stretch) for stretch in self.idle]
+        for stretch in self.idle:
+            self._enter(part, stretch)
         self.idle = []
 
     def _train(self, line: Steps) -> None:
@@ -259,7 +288,7 @@ class _Walk:
         while self.trained and self.trained[-1].last >= first:
             run = self.trained.pop()
             lost = run.between(max(run.first, first), run.last)
-            self.spans.append(Span("lost", lost.start, lost.end))
+            self._enter("lost", (lost.start, lost.end))
             self.lost_steps += lost.last - lost.first + 1
             if run.first < first:
                 self.trained.append(run.between(run.first, first - 1))

@@ -19,7 +19,7 @@ from panthalassa.train.goodput import (
     Line,
     Spent,
     Steps,
-    account,
+    Walk,
 )
 
 FOLDER = "goodput"
@@ -30,13 +30,14 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind
 LEDGER: Ledger[Line] = Ledger(FOLDER, _LINE, "time")
 
 
-class GoodputLedger(CommandLedger[Line]):
+class GoodputLedger(CommandLedger[Line, Walk]):
     """The time of one command. Nothing here raises."""
 
-    def __init__(self, run: Storage, began: float | None = None) -> None:
-        """began: when the command did, in seconds since 1970."""
-        began = began or time.time()
-        super().__init__(LEDGER, run, began)
+    begin = Walk
+
+    def __init__(self, run: Storage, began: float, number: int) -> None:
+        """began: when the command did, in seconds since 1970. number: its epoch of the lease."""
+        super().__init__(LEDGER, run, number)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
         self.note(Began(at=began))
@@ -64,7 +65,7 @@ class GoodputLedger(CommandLedger[Line]):
     def goodput(self) -> Goodput:
         """Of the run so far, or of this command alone when the earlier ones can not be read."""
         self._enter_steps()
-        return account(self.every())
+        return self.walked().goodput()
 
     def _add_step(self, step: events.Step) -> None:
         """Merge steps; but one that follows anything else stays alone, for it may end a recovery."""
@@ -79,7 +80,7 @@ class GoodputLedger(CommandLedger[Line]):
         self._steps = Steps(
             at=step.at, first=first, last=step.step, seconds=seconds, data_seconds=data_seconds
         )
-        if seconds >= MERGED or not isinstance(self.lines[-1], Steps):
+        if seconds >= MERGED or not isinstance(self.newest, Steps):
             self._enter_steps()
 
     def _enter_steps(self) -> None:

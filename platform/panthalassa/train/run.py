@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -20,6 +20,7 @@ from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.energy.account import Account
 from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.lease import Lease
 from panthalassa.model.flops import peak_of
 from panthalassa.run_config import keep
 from panthalassa.storage import Storage, open_storage
@@ -52,16 +53,44 @@ from panthalassa.train.goodput_ledger import GoodputLedger
 from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task, open_curriculum
 
+RECENT = 1000
+"""Steps that are remembered one by one, at least."""
 PATIENCE = 120.0
 """Seconds for which a run outlives an outage of the storage that its folder is in."""
 
 
 @dataclass
+class Sums:
+    """Of steps, for the summary."""
+
+    seconds: float = 0.0
+    positions: float = 0.0
+    mfu: float = 0.0
+    """Times seconds."""
+    data_seconds: float = 0.0
+    joules: float = 0.0
+    metered: int = 0
+    """Steps that have joules."""
+
+    def add(self, step: Step) -> None:
+        self.seconds += step.seconds
+        self.positions += step.tokens_per_second * step.seconds
+        self.mfu += step.mfu * step.seconds
+        self.data_seconds += step.data_seconds
+        self.joules += step.joules or 0.0
+        self.metered += step.joules is not None
+
+
+@dataclass
 class History:
-    """What is remembered of a run's events, for the summary."""
+    """What is remembered of a run's events, for the summary; of a long run as much as of a short one."""
 
     ready: Ready | None = None
     steps: list[Step] = field(default_factory=list)
+    """The newest, RECENT or twice as many."""
+    sums: Sums = field(default_factory=Sums)
+    """Of all steps of this command but the first, which warms up; of that one as long as it is alone."""
+    _alone: bool = field(default=False, init=False)
     evaluations: list[Evaluated] = field(default_factory=list)
     saved: Saved | None = None
     texts: list[Generated] = field(default_factory=list)
@@ -74,7 +103,7 @@ class History:
                 self.ready = event
                 self.evaluations = list(event.evaluations)
             case Step():
-                self.steps.append(event)
+                self._step(event)
             case Evaluated():
                 self.evaluations.append(event)
             case Saved():
@@ -89,6 +118,15 @@ class History:
                 pass
             case Metered() | NodeLoad():
                 pass
+
+    def _step(self, step: Step) -> None:
+        if self._alone:
+            self.sums = Sums()
+        self._alone = not self.steps
+        self.sums.add(step)
+        self.steps.append(step)
+        if len(self.steps) >= 2 * RECENT:
+            del self.steps[:-RECENT]
 
     @property
     def status(self) -> str:
@@ -162,22 +200,36 @@ def pretrain(
     """Train until the configured step, or until asked to stop. `show` gets every event as it comes.
 
     began: when the program began, in seconds since 1970, for the time to the first step.
-    Raises PanthalassaError when a user has to mend something first.
+    Raises PanthalassaError when a user has to mend something first, or another command has the run.
     """
     began = began or time.time()
     manifest = check(config)
     run = replace(_folder(config), patience=PATIENCE)
+    with Lease(run, lambda text: show(Notice(text))) as lease:
+        return _command(config, manifest, run, lease, show, debug, began)
+
+
+def _command(
+    config: Config,
+    manifest: Manifest,
+    run: Storage,
+    lease: Lease,
+    show: Callable[[Event], None],
+    debug: bool,
+    began: float,
+) -> Outcome:
+    """What `pretrain` does with the lease of the run."""
     changed = keep(config, run)
     history = History()
     parts = [Started("program", time.time() - began)]
     before_ray = time.time()
     with (
-        GoodputLedger(run, began) as ledger,
-        EnergyLedger(run, config.energy, began) as energy,
+        GoodputLedger(run, began, lease.command) as ledger,
+        EnergyLedger(run, config.energy, began, lease.command) as energy,
         connected(config.cluster, debug),
     ):
         parts.append(Started("Ray", time.time() - before_ray))
-        tracker = Tracker(config, run, manifest.fingerprint)
+        tracker = Tracker(config, run, manifest.fingerprint, lease.command)
         publish = _Publisher(tracker, Gauges(config.run.name))
 
         def take(event: Event) -> None:
@@ -193,12 +245,14 @@ def pretrain(
                 take(part)
             if changed:
                 take(Notice(f"other than in this run's last command: {', '.join(changed)}"))
-            _fit(config, manifest, run, take, ledger.goodput)
+            _fit(config, manifest, run, lease, take, ledger.goodput)
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
-            if detail := energy.write_detail():
-                tracker.artifact("energy.devices", *detail)
+            with suppress(PanthalassaError):
+                lease.fence.check()  # the file is the run's, whichever command it is
+                if detail := energy.write_detail():
+                    tracker.artifact("energy.devices", *detail)
             tracker.close(history.status)
     if history.failed:
         raise PanthalassaError(history.failed)
@@ -247,6 +301,7 @@ def _fit(
     config: Config,
     manifest: Manifest,
     run: Storage,
+    lease: Lease,
     take: Callable[[Event], None],
     goodput: Callable[[], Goodput],
 ) -> None:
@@ -255,7 +310,8 @@ def _fit(
     corpus = open_storage(config.corpus.directory)
     task = Task(config, manifest, run, corpus, board)
     stopping = threading.Event()
-    elastic = Elastic(task, take, stopping, StopRequests(run), goodput)
+    requests = StopRequests(run, lambda: lease.fence.check())
+    elastic = Elastic(task, lease, take, stopping, requests, goodput)
     try:
         with _signals(stopping, take):
             elastic.run()

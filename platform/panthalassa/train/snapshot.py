@@ -38,8 +38,8 @@ class Place:
     staging: str | None = None
     """For files on their way to object storage; None: the system's temporary folder."""
     permit: Callable[[], None] = lambda: None
-    """Called on rank 0 before anything is changed, and again before the commit. Raises PanthalassaError
-    to forbid it."""
+    """Called on rank 0 before anything is changed or removed, and before the commit. Raises
+    PanthalassaError to forbid it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def save(
     with together(group):
         if first:
             place.permit()
-    with _named(run, name, group):
+    with _named(place, name, group):
         with together(group):
             if first:
                 for leftover in {*torn(run), name}:
@@ -80,10 +80,10 @@ def save(
         if first:
             place.permit()
     commit = commit.model_copy(update={"files": {name: digest for name, digest, _ in files}})
-    with _named(run, name, group), together(group):
+    with _named(place, name, group), together(group):
         if first:
             data = commit.sealed().model_dump_json(indent=1) + "\n"
-            run.write(f"{name}/{COMMIT}", data.encode())
+            run.create(f"{name}/{COMMIT}", data.encode())  # never in place of another's
     return commit, sum(size for *_, size in files)
 
 
@@ -112,8 +112,11 @@ def _written(
 
 
 @contextmanager
-def _named(run: Storage, name: str, group: Group) -> Iterator[None]:
-    """Has all ranks raise a CheckpointError that says what to do, when the torn checkpoint is gone."""
+def _named(place: Place, name: str, group: Group) -> Iterator[None]:
+    """Has all ranks raise a CheckpointError that says what to do, when the torn checkpoint is gone.
+
+    If it is another's by now, it stays, and they raise what forbids it."""
+    run = place.run
     try:
         yield
     except (CheckpointException, PanthalassaError) as error:
@@ -122,6 +125,7 @@ def _named(run: Storage, name: str, group: Group) -> Iterator[None]:
             room = f" ({shutil.disk_usage(run.root).free / 1e6:,.0f} MB free on its disk)"
         with together(group):
             if dist.get_rank() == 0:
+                place.permit()
                 remove(run, name)
         raise agreed(
             CheckpointError(

@@ -1,6 +1,7 @@
 """The wish to stop, left in a run's folder: so it reaches the run wherever its command runs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from panthalassa.errors import PanthalassaError
@@ -17,8 +18,9 @@ PATIENCE = 60.0
 class StopRequests:
     """The end that listens. A request of which whoever made it has given up is forgotten."""
 
-    def __init__(self, run: Storage) -> None:
-        self._run = replace(run, patience=INTERVAL)
+    def __init__(self, run: Storage, permit: Callable[[], None] = lambda: None) -> None:
+        """permit: called before a request is taken; raises PanthalassaError when it is for another."""
+        self._run, self._permit = replace(run, patience=INTERVAL), permit
         self._looked = -INTERVAL
 
     def __call__(self) -> bool:
@@ -31,6 +33,7 @@ class StopRequests:
     def _heard(self) -> bool:
         try:
             if self._run.exists(REQUEST):
+                self._permit()
                 asked = float(self._run.read(REQUEST))
                 self._run.delete(REQUEST)
                 return time.time() < asked + PATIENCE

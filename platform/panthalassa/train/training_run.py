@@ -58,6 +58,11 @@ class TrainingRun:
     """Steps [first, end) that rollbacks left behind."""
     local_seconds: float = 0.0
     """Of the step at hand, in which this rank waited for no other."""
+    attempt: int = 0
+    """Its number."""
+    permit: Callable[[], None] = field(default=lambda: None)
+    """Raises PanthalassaError when another attempt or command goes on with the run. Called by rank 0
+    before it changes what others depend on."""
     beat: Callable[[], None] = field(default=lambda: None)
     """A sign of life for the watchdog."""
     enter_phase: Callable[[Use], Use] = field(default=lambda use: use)

@@ -27,6 +27,7 @@ from panthalassa.config import Config
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.errors import PanthalassaError
+from panthalassa.lease import Fence
 from panthalassa.model.flops import peak_flops
 from panthalassa.model.transformer import Transformer, count_parameters
 from panthalassa.parallel.mesh import Standing, build_mesh, regroup
@@ -34,7 +35,7 @@ from panthalassa.parallel.parallelize import materialize, parallelize
 from panthalassa.storage import Storage
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Curriculum, planned
-from panthalassa.stream.ledger import Attempt, Ledger, next_attempt
+from panthalassa.stream.ledger import Attempt, Ledger, newest_attempt
 from panthalassa.stream.reader import Batch, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
@@ -88,12 +89,12 @@ def work(arguments: dict[str, Any]) -> None:
         claimed = claim(task.config, ray.train.torch.get_device())
         standing = _regroup(task.config)
     except PanthalassaError as error:
-        Poster(task.board, False).fail(Failed(str(error)))
+        Poster(task.board, False, arguments["attempt"]).fail(Failed(str(error)))
         return  # as all other ranks
     if not standing.trains:
         count_standby(claimed, lambda events: ray.get(task.board.post.remote(events)))
         return
-    poster = Poster(task.board, dist.get_rank() == 0)
+    poster = Poster(task.board, dist.get_rank() == 0, arguments["attempt"])
     poster.post(Started("workers", entered - launch.at))
     if standing.spare:
         poster.post(Notice(_spare(standing.spare, task.config.parallel.tp_size)))
@@ -148,7 +149,11 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
     energy = Energy(claimed)
     mesh = build_mesh(device.type, config.parallel.tp_size, config.parallel.replicas)
     reader = _reader(task)
+    fence = Fence(task.run, launch.epoch)
     with part("data"):
+        with together():
+            if dist.get_rank() == 0:
+                fence.check()
         found = resume(task.run, config.checkpoint.staging_directory, tell)
         commit = found.commit if found else None
         first_step = commit.step if commit else 0
@@ -156,11 +161,11 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
             curriculum = open_curriculum(config, task.manifest, task.run, commit)
         stream = _open_stream(task, launch, reader, curriculum, mesh, first_step)
         with together():
-            ledger = _open_ledger(task, curriculum, mesh, first_step)
-        attempt = int(total(ledger.attempt if ledger else 0)[0])
+            ledger = _open_ledger(task, launch.epoch, curriculum, mesh, first_step)
         if ledger:
             poster.spool = open_spool(task.run, ledger.entry)
-        watchdog = Watchdog(config.guard, task.run, attempt, dist.get_rank(), first_step, poster)
+        rank = dist.get_rank()
+        watchdog = Watchdog(config.guard, task.run, launch.epoch, rank, first_step, poster)
         with together():
             tokenizer = read_tokenizer(task.corpus, task.manifest)
     with part("model"):
@@ -184,6 +189,8 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         step=first_step,
         evaluations=list(commit.evaluations) if commit else [],
         passed_over=list(commit.passed_over) if commit else [],
+        attempt=launch.epoch,
+        permit=fence.check,
         beat=watchdog.beat,
     )
     if found:
@@ -255,13 +262,14 @@ def _open_stream(
 
 
 def _open_ledger(
-    task: Task, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
+    task: Task, number: int, curriculum: Curriculum, mesh: DeviceMesh, first_step: int
 ) -> Ledger | None:
     if dist.get_rank() != 0:
         return None
     keep_manifest(task.run, task.manifest)
     attempt = Attempt(
-        attempt=next_attempt(task.run),
+        attempt=number,
+        before=newest_attempt(task.run, number),
         first_step=first_step,
         dp_size=mesh["dp"].size(),
         tp_size=mesh["tp"].size(),

@@ -1,0 +1,40 @@
+"""The energy of a run by device: what each took, for whoever wants to look into it."""
+
+from collections.abc import Iterator
+
+from panthalassa.energy.lines import Window
+
+
+class Devices:
+    """Adds up the windows of all commands, in order."""
+
+    def __init__(self) -> None:
+        self._totals: dict[tuple[str, int], dict[str, float]] = {}
+        """Seconds, and joules by phase, of each device and the rank that read it."""
+        self._peaks: dict[tuple[str, int], float] = {}
+
+    def take(self, window: Window) -> None:
+        for name, device in window.devices.items():
+            row = self._totals.setdefault((name, device.rank), {"seconds": 0.0})
+            row["seconds"] += device.seconds
+            for phase, joules in device.joules.items():
+                row[phase] = row.get(phase, 0.0) + joules
+            if device.peak_watts is not None:
+                known = self._peaks.get((name, device.rank), 0.0)
+                self._peaks[name, device.rank] = max(known, device.peak_watts)
+
+    def rows(self) -> Iterator[dict[str, str | int | float | None]]:
+        """A row for each device and rank, in the order in which they came."""
+        found = (key for row in self._totals.values() for key in row if key != "seconds")
+        phases = list(dict.fromkeys(found))
+        for (name, rank), row in self._totals.items():
+            joules = sum(row.get(phase, 0.0) for phase in phases)
+            yield {
+                "device": name,
+                "rank": rank,
+                "seconds": round(row["seconds"], 3),
+                "joules": round(joules, 3),
+                **{f"joules_{phase}": round(row.get(phase, 0.0), 3) for phase in phases},
+                "mean_watts": round(joules / row["seconds"], 3) if row["seconds"] else None,
+                "peak_watts": self._peaks.get((name, rank)),
+            }
