@@ -1,0 +1,124 @@
+"""What a run asks an autoscaler for: it waits where there is no room, holds what there is, and ends with
+the process that asked."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nodes import CPUS, cluster_of, known
+from ray.autoscaler.v2.sdk import get_cluster_status
+
+ASKING = """
+import sys
+from dataclasses import replace
+
+import ray
+from panthalassa.config import Cluster
+from panthalassa.train.demand import Demand
+from panthalassa.train.placement import survey
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+cluster = Cluster(workers=int(sys.argv[3]), cpus_per_worker=float(sys.argv[4]))
+demand = Demand(cluster, tp_size=int(sys.argv[2]))
+for line in sys.stdin:
+    match line.split():
+        case ["ask", size]:
+            print(demand.ask(survey(), int(size)), flush=True)
+        case ["ask-unknown", size]:
+            print(demand.ask([replace(node, scaled=False) for node in survey()], int(size)), flush=True)
+        case ["held"]:
+            print(*demand.held(), flush=True)
+        case ["withdraw"]:
+            print(demand.withdraw(), flush=True)
+"""
+
+
+@contextmanager
+def asking(
+    address: str, tp_size: int, workers: int, cpus: float = CPUS
+) -> Iterator[tuple[Callable[[str], str], subprocess.Popen[str]]]:
+    """A driver of its own, and its answer to a line."""
+    command = [sys.executable, "-c", ASKING, address, str(tp_size), str(workers), str(cpus)]
+    driver = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+    def answer(line: str) -> str:
+        assert driver.stdin
+        assert driver.stdout
+        driver.stdin.write(f"{line}\n")
+        return driver.stdout.readline().strip()
+
+    with driver:
+        try:
+            yield answer, driver
+        finally:
+            driver.kill()
+
+
+def waiting(address: str) -> list[dict[str, float]]:
+    """The bundles that the cluster's autoscaler is told to find room for."""
+    demands = get_cluster_status(address).resource_demands.placement_group_demand
+    return [
+        bundle.bundle
+        for demand in demands
+        for bundle in demand.bundles_by_count
+        for _ in range(bundle.count)
+    ]
+
+
+def until(seen: Callable[[], Any], expected: Any) -> None:
+    deadline = time.monotonic() + 30
+    while (found := seen()) != expected:
+        assert time.monotonic() < deadline, f"{found}, not {expected}"
+        time.sleep(0.1)
+
+
+def test_groups_wait_for_nodes_hold_them_and_are_gone_with_their_driver() -> None:
+    group = {"CPU": 2 * CPUS}
+    with cluster_of(2, **known("head", "headgroup")) as (nodes, [first]):
+        address = nodes.address
+        with asking(address, tp_size=2, workers=6) as (answer, driver):
+            assert answer("ask-unknown 0") == "False", "no autoscaler knows these nodes"
+            assert waiting(address) == []
+            assert answer("ask 0") == "True"
+            assert answer("ask 0") == "False", "it is asked already"
+            until(lambda: answer("held"), f"{first.node_id} {first.node_id}")
+            until(lambda: waiting(address), [group, group])
+            second = nodes.add(2)
+            until(
+                lambda: sorted(answer("held").split()), sorted([first.node_id, second.node_id] * 2)
+            )
+            until(lambda: waiting(address), [group])
+            nodes.kill(second)
+            until(lambda: waiting(address), [group, group])
+            driver.kill()
+            until(lambda: waiting(address), [])
+        with asking(address, tp_size=2, workers=4) as (answer, _):
+            assert answer("ask 2") == "True"
+            time.sleep(1)
+            assert answer("held") == "", "what is free beside running ranks is for reading"
+            assert waiting(address) == [group]
+            third = nodes.add(2)
+            until(lambda: answer("held"), f"{third.node_id} {third.node_id}")
+            answer("withdraw")
+            assert answer("held") == ""
+            assert waiting(address) == []
+
+
+def test_where_only_reading_has_no_room_that_is_asked_for() -> None:
+    with (
+        cluster_of(1, num_cpus=0, **known("head", "headgroup")) as (nodes, [first]),
+        asking(nodes.address, tp_size=1, workers=2, cpus=1.0) as (answer, _),
+    ):
+        answer("ask 0")
+        until(lambda: answer("held"), first.node_id)
+        answer("ask 0")
+        until(lambda: waiting(nodes.address), [{"CPU": 0.25}])
+        nodes.add(0)
+        answer("ask 0")
+        until(lambda: sorted(answer("held").split()), [first.node_id] * 2)
+        assert waiting(nodes.address) == []
