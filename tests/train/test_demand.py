@@ -11,6 +11,8 @@ from typing import Any
 from nodes import CPUS, cluster_of, known
 from ray.autoscaler.v2.sdk import get_cluster_status
 
+from panthalassa.config import Cluster
+
 ASKING = """
 import sys
 from dataclasses import replace
@@ -21,8 +23,8 @@ from panthalassa.train.demand import Demand
 from panthalassa.train.placement import survey
 
 ray.init(address=sys.argv[1], log_to_driver=False)
-cluster = Cluster(workers=int(sys.argv[3]), cpus_per_worker=float(sys.argv[4]))
-demand = Demand(cluster, tp_size=int(sys.argv[2]))
+cluster = Cluster.model_validate_json(sys.argv[2])
+demand = Demand(cluster, tp_size=int(sys.argv[3]))
 for line in sys.stdin:
     match line.split():
         case ["ask", size]:
@@ -38,10 +40,10 @@ for line in sys.stdin:
 
 @contextmanager
 def asking(
-    address: str, tp_size: int, workers: int, cpus: float = CPUS
+    address: str, cluster: Cluster, tp_size: int
 ) -> Iterator[tuple[Callable[[str], str], subprocess.Popen[str]]]:
     """A driver of its own, and its answer to a line."""
-    command = [sys.executable, "-c", ASKING, address, str(tp_size), str(workers), str(cpus)]
+    command = [sys.executable, "-c", ASKING, address, cluster.model_dump_json(), str(tp_size)]
     driver = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
@@ -77,48 +79,54 @@ def until(seen: Callable[[], Any], expected: Any) -> None:
         time.sleep(0.1)
 
 
-def test_groups_wait_for_nodes_hold_them_and_are_gone_with_their_driver() -> None:
+def test_room_is_waited_for_and_held_and_gone_with_the_driver() -> None:
     group = {"CPU": 2 * CPUS}
+    cluster = Cluster(workers=6, min_workers=4, cpus_per_worker=CPUS)
     with cluster_of(2, **known("head", "headgroup")) as (nodes, [first]):
         address = nodes.address
-        with asking(address, tp_size=2, workers=6) as (answer, driver):
+        with asking(address, cluster, tp_size=2) as (answer, driver):
             assert answer("ask-unknown 0") == "False", "no autoscaler knows these nodes"
             assert waiting(address) == []
             assert answer("ask 0") == "True"
-            assert answer("ask 0") == "False", "it is asked already"
             until(lambda: answer("held"), f"{first.node_id} {first.node_id}")
-            until(lambda: waiting(address), [group, group])
+            assert waiting(address) == [group] * 2, "the rest has room, the least has not"
+            assert answer("ask 0") == "False", "it is asked already"
+            until(lambda: answer("held"), "")
+            assert waiting(address) == [group] * 2, "others may have it meanwhile"
             second = nodes.add(2)
             until(
-                lambda: sorted(answer("held").split()), sorted([first.node_id, second.node_id] * 2)
+                lambda: sorted(answer("held").split()),
+                sorted([first.node_id, second.node_id] * 2),
             )
-            until(lambda: waiting(address), [group])
+            assert waiting(address) == []
             nodes.kill(second)
-            until(lambda: waiting(address), [group, group])
+            until(lambda: waiting(address), [group])
             driver.kill()
             until(lambda: waiting(address), [])
-        with asking(address, tp_size=2, workers=4) as (answer, _):
+        with asking(address, cluster, tp_size=2) as (answer, _):
             assert answer("ask 2") == "True"
             time.sleep(1)
             assert answer("held") == "", "what is free beside running ranks is for reading"
-            assert waiting(address) == [group]
+            assert waiting(address) == [group] * 2
             third = nodes.add(2)
             until(lambda: answer("held"), f"{third.node_id} {third.node_id}")
+            assert waiting(address) == [group]
             answer("withdraw")
             assert answer("held") == ""
             assert waiting(address) == []
 
 
 def test_where_only_reading_has_no_room_that_is_asked_for() -> None:
+    cluster = Cluster(workers=2, cpus_per_worker=1.0)
     with (
         cluster_of(1, num_cpus=0, **known("head", "headgroup")) as (nodes, [first]),
-        asking(nodes.address, tp_size=1, workers=2, cpus=1.0) as (answer, _),
+        asking(nodes.address, cluster, tp_size=1) as (answer, _),
     ):
         answer("ask 0")
-        until(lambda: answer("held"), first.node_id)
+        until(lambda: answer("held"), f"{first.node_id} {first.node_id}")
         answer("ask 0")
-        until(lambda: waiting(nodes.address), [{"CPU": 0.25}])
+        assert waiting(nodes.address) == [{"CPU": 0.25}]
         nodes.add(0)
+        until(lambda: waiting(nodes.address), [])
         answer("ask 0")
-        until(lambda: sorted(answer("held").split()), [first.node_id] * 2)
-        assert waiting(nodes.address) == []
+        assert answer("held") == f"{first.node_id} {first.node_id}"
