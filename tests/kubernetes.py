@@ -105,9 +105,6 @@ class Operator:
         """Pods that shall stay pending, of those to come."""
         self._kubernetes, self._start, self._end, self._busy = kubernetes, start, end, busy
         self._made = 0
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
     def lose(self, name: str) -> None:
         """A pod vanishes, with all that runs in it."""
@@ -115,14 +112,10 @@ class Operator:
             pod = self._kubernetes.pods.pop(name)
         self._end(pod.node)
 
-    def close(self) -> None:
-        self._closing.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closing.wait(0.2):
-            self._delete()
-            self._make()
+    def reconcile(self) -> None:
+        """One turn of its loop; in the main thread, because a raylet starts nowhere else."""
+        self._delete()
+        self._make()
 
     def _delete(self) -> None:
         kubernetes = self._kubernetes

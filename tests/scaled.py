@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,20 +59,6 @@ def ray_cluster() -> dict[str, Any]:
             "workerGroupSpecs": [workers | template(2)],
         },
     }
-
-
-@contextmanager
-def operated(kubernetes: Kubernetes, nodes: Nodes) -> Iterator[Operator]:
-    operator = Operator(
-        kubernetes,
-        start=lambda pod: nodes.add(1, **known(pod.name, pod.group)),
-        end=nodes.kill,
-        busy=lambda node: bool(nodes.ranks(node)),
-    )
-    try:
-        yield operator
-    finally:
-        operator.close()
 
 
 @contextmanager
@@ -169,10 +157,20 @@ def main() -> None:
     with (
         served(kubernetes, folder) as access,
         cluster_of(no_monitor=True, **known("head", HEAD)) as (nodes, _),
-        operated(kubernetes, nodes) as operator,
         autoscaler(nodes.address, access, folder),
+        ThreadPoolExecutor(1) as thread,
     ):
-        live(path, folder, kubernetes, operator, nodes)
+        operator = Operator(
+            kubernetes,
+            start=lambda pod: nodes.add(1, **known(pod.name, pod.group)),
+            end=nodes.kill,
+            busy=lambda node: bool(nodes.ranks(node)),
+        )
+        story = thread.submit(live, path, folder, kubernetes, operator, nodes)
+        while not story.done():
+            operator.reconcile()
+            time.sleep(0.2)
+        story.result()
 
 
 if __name__ == "__main__":

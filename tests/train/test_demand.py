@@ -28,13 +28,14 @@ demand = Demand(cluster, tp_size=int(sys.argv[3]))
 for line in sys.stdin:
     match line.split():
         case ["ask", size]:
-            print(demand.ask(survey(), int(size)), flush=True)
+            found = demand.ask(survey(), int(size))
         case ["ask-unknown", size]:
-            print(demand.ask([replace(node, scaled=False) for node in survey()], int(size)), flush=True)
+            found = demand.ask([replace(node, scaled=False) for node in survey()], int(size))
         case ["held"]:
-            print(*demand.held(), flush=True)
+            found = " ".join(demand.held())
         case ["withdraw"]:
-            print(demand.withdraw(), flush=True)
+            found = demand.withdraw()
+    print(f"answer: {found}", flush=True)
 """
 
 
@@ -52,7 +53,9 @@ def asking(
         assert driver.stdin
         assert driver.stdout
         driver.stdin.write(f"{line}\n")
-        return driver.stdout.readline().strip()
+        while not (said := driver.stdout.readline()).startswith("answer: "):
+            assert said, "the driver has ended"  # else it is Ray that says something
+        return said.removeprefix("answer: ").strip()
 
     with driver:
         try:
