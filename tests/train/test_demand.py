@@ -12,6 +12,7 @@ from nodes import CPUS, cluster_of, known
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from panthalassa.config import Cluster
+from panthalassa.stream.reader import READ_CPUS
 
 ASKING = """
 import sys
@@ -23,10 +24,11 @@ from panthalassa.train.demand import Demand
 from panthalassa.train.placement import survey
 
 ray.init(address=sys.argv[1], log_to_driver=False)
-cluster = Cluster.model_validate_json(sys.argv[2])
-demand = Demand(cluster, tp_size=int(sys.argv[3]))
 for line in sys.stdin:
+    found = ""
     match line.split():
+        case ["run", cluster, tp_size]:
+            demand = Demand(Cluster.model_validate_json(cluster), int(tp_size))
         case ["ask", size]:
             found = demand.ask(survey(), int(size))
         case ["ask-unknown", size]:
@@ -34,17 +36,15 @@ for line in sys.stdin:
         case ["held"]:
             found = " ".join(demand.held())
         case ["withdraw"]:
-            found = demand.withdraw()
+            demand.withdraw()
     print(f"answer: {found}", flush=True)
 """
 
 
 @contextmanager
-def asking(
-    address: str, cluster: Cluster, tp_size: int
-) -> Iterator[tuple[Callable[[str], str], subprocess.Popen[str]]]:
+def asking(address: str) -> Iterator[tuple[Callable[[str], str], subprocess.Popen[str]]]:
     """A driver of its own, and its answer to a line."""
-    command = [sys.executable, "-c", ASKING, address, cluster.model_dump_json(), str(tp_size)]
+    command = [sys.executable, "-c", ASKING, address]
     driver = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
@@ -84,29 +84,31 @@ def until(seen: Callable[[], Any], expected: Any) -> None:
 
 def test_room_is_waited_for_and_held_and_gone_with_the_driver() -> None:
     group = {"CPU": 2 * CPUS}
-    cluster = Cluster(workers=6, min_workers=4, cpus_per_worker=CPUS)
-    with cluster_of(2, **known("head", "headgroup")) as (nodes, [first]):
+    pairs = f"run {Cluster(workers=6, min_workers=4, cpus_per_worker=CPUS).model_dump_json()} 2"
+    single = f"run {Cluster(workers=6, cpus_per_worker=1.0).model_dump_json()} 1"
+    with cluster_of(2, num_cpus=0, **known("head", "headgroup")) as (nodes, [first]):
         address = nodes.address
-        with asking(address, cluster, tp_size=2) as (answer, driver):
+        with asking(address) as (answer, driver):
+            answer(pairs)
             assert answer("ask-unknown 0") == "False", "no autoscaler knows these nodes"
             assert waiting(address) == []
             assert answer("ask 0") == "True"
             until(lambda: answer("held"), f"{first.node_id} {first.node_id}")
             assert waiting(address) == [group] * 2, "the rest has room, the least has not"
             assert answer("ask 0") == "False", "it is asked already"
-            until(lambda: answer("held"), "")
-            assert waiting(address) == [group] * 2, "others may have it meanwhile"
+            assert answer("held") == "", "others may have it meanwhile"
+            assert waiting(address) == [group] * 2
             second = nodes.add(2)
-            until(
-                lambda: sorted(answer("held").split()),
-                sorted([first.node_id, second.node_id] * 2),
-            )
+            both = sorted([first.node_id, second.node_id] * 2)
+            until(lambda: sorted(answer("held").split()), both)
             assert waiting(address) == []
             nodes.kill(second)
             until(lambda: waiting(address), [group])
             driver.kill()
             until(lambda: waiting(address), [])
-        with asking(address, cluster, tp_size=2) as (answer, _):
+
+        with asking(address) as (answer, _):
+            answer(pairs)
             assert answer("ask 2") == "True"
             time.sleep(1)
             assert answer("held") == "", "what is free beside running ranks is for reading"
@@ -118,18 +120,13 @@ def test_room_is_waited_for_and_held_and_gone_with_the_driver() -> None:
             assert answer("held") == ""
             assert waiting(address) == []
 
-
-def test_where_only_reading_has_no_room_that_is_asked_for() -> None:
-    cluster = Cluster(workers=2, cpus_per_worker=1.0)
-    with (
-        cluster_of(1, num_cpus=0, **known("head", "headgroup")) as (nodes, [first]),
-        asking(nodes.address, cluster, tp_size=1) as (answer, _),
-    ):
-        answer("ask 0")
-        until(lambda: answer("held"), f"{first.node_id} {first.node_id}")
-        answer("ask 0")
-        assert waiting(nodes.address) == [{"CPU": 0.25}]
-        nodes.add(0)
-        until(lambda: waiting(nodes.address), [])
-        answer("ask 0")
-        assert answer("held") == f"{first.node_id} {first.node_id}"
+            answer(single)
+            answer("ask 0")
+            every = sorted([first.node_id, third.node_id] * 3)
+            until(lambda: sorted(answer("held").split()), every)
+            answer("ask 0")
+            assert waiting(address) == [{"CPU": READ_CPUS}], "only reading has no room"
+            nodes.add(0)
+            until(lambda: waiting(address), [])
+            answer("ask 0")
+            assert sorted(answer("held").split()) == every
