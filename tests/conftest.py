@@ -204,6 +204,18 @@ def undisturbed(
     return pretrain(configure(tmp_path_factory.mktemp("undisturbed")), lambda event: None)
 
 
+@pytest.fixture(scope="session")
+def undisturbed_long(
+    configure: "Callable[..., Config]", tmp_path_factory: pytest.TempPathFactory
+) -> "Outcome":
+    """The run of nodes.LONG, whose curve every disturbed one of it must have."""
+    from nodes import LONG
+
+    from panthalassa.train.run import pretrain
+
+    return pretrain(configure(tmp_path_factory.mktemp("long"), *LONG), lambda event: None)
+
+
 @pytest.fixture
 def finished(undisturbed: "Outcome", tmp_path: Path) -> Path:
     """`tmp_path`, in which the same run has ended."""

@@ -25,6 +25,16 @@ CPUS = 1.25
 """CPUs of a rank: more than the head has."""
 
 
+FAULTS = int(os.environ.get("CHAOS_FAULTS", "3"))
+LONG = (
+    f"train.steps={60 + 30 * FAULTS}",
+    "train.global_batch=48",
+    "evaluation.every=1000",
+    "evaluation.prompts=[]",
+)
+"""A run long enough for so many faults, one after the other."""
+
+
 class Nodes:
     """The nodes of a cluster. The head holds no rank, but has room for reading tasks."""
 

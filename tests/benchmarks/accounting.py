@@ -1,7 +1,8 @@
 """What metering and tracking cost a step: the same run with both at work and at rest.
 
-`make bench-accounting`. The laptop model trains on as many positions a step as `make train`, with energy
-from the stand-in for NVML and MLflow in sqlite. In every other window of steps the meters are not read,
+`make bench-accounting`. The laptop model trains on a quarter of the positions that `make train` has in a
+step, so that the cost of a step weighs four times as much, with energy from the stand-in for NVML and
+MLflow in sqlite. In every other window of steps the meters are not read,
 and nothing is spooled, sent to MLflow, or entered in the ledger of energy.
 """
 
@@ -82,7 +83,7 @@ def measure(pairs: int, workers: int, folder: Path) -> Windows:
         f"run.name=workers-{workers}",
         f"cluster.workers={workers}",
         *("train.steps=1000000", "evaluation.every=1000000"),
-        *("train.sequence_length=64", "train.global_batch=32", "train.micro_batch=16"),
+        *("train.sequence_length=64", "train.global_batch=8", "train.micro_batch=4"),
         *("checkpoint.every=1000000", "energy.source=nvml"),
     ]
     found.run(load(LAPTOP, overrides))

@@ -60,9 +60,9 @@ def measure(pairs: int) -> Windows:
             overrides = [
                 *elastic(nodes.address),
                 *("cluster.workers=2", "cluster.min_workers=1"),
-                *("model.hidden_size=256", "model.layers=6", "model.heads=8", "model.ffn_size=768"),
-                *("train.steps=1000000", "train.global_batch=32", "evaluation.every=1000000"),
-                "checkpoint.every=1000000",
+                *("model.hidden_size=256", "model.heads=8", "model.ffn_size=768"),
+                *("train.steps=1000000", "train.global_batch=8", "evaluation.every=1000000"),
+                *("checkpoint.every=1000000", "parallel.keep_gathered=true"),
             ]
             found.run(build(tree(corpus, Path(folder)), overrides, "idle", Config))
     return found
@@ -70,7 +70,7 @@ def measure(pairs: int) -> Windows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=16)
     measure(parser.parse_args().pairs).tell("elasticity", TARGET)
 
 

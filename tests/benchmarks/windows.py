@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-WINDOW = 40
+WINDOW = 20
 """Steps."""
 
 
@@ -35,7 +35,10 @@ class Windows:
         if not isinstance(event, Step):
             return
         self.step = event.step
-        window = event.step // WINDOW - 1  # the first one warms up
+        window, into = divmod(event.step - WINDOW, WINDOW)  # the first one warms up
+        if window > 0 and into == 0:
+            median = statistics.median(self.seconds[window - 1])
+            print(f"window {window} of {len(self.seconds)}: {median:.3f} s a step", flush=True)
         if window >= len(self.seconds):
             raise Enough
         if window >= 0:

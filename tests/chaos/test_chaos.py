@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from chaos.stage import ON_DISK, ON_S3, Stage
-from nodes import cluster_of, elastic, tracked_losses
+from nodes import FAULTS, LONG, cluster_of, elastic, tracked_losses
 from s3 import BUCKET, free_port, use_s3
 
 from panthalassa.config import Config
@@ -23,25 +23,11 @@ from panthalassa.tracking.spool import series
 from panthalassa.train.audit import audit_run
 from panthalassa.train.goodput import account
 from panthalassa.train.goodput_ledger import read
-from panthalassa.train.run import Outcome, pretrain
+from panthalassa.train.run import Outcome
 
 Configure = Callable[..., Config]
 
 SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "1")))
-FAULTS = int(os.environ.get("CHAOS_FAULTS", "3"))
-RUN = (
-    f"train.steps={60 + 30 * FAULTS}",
-    "train.global_batch=48",
-    "checkpoint.every=5",
-    "evaluation.every=1000",
-    "evaluation.prompts=[]",
-)
-
-
-@pytest.fixture(scope="module")
-def whole(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The undisturbed run."""
-    return pretrain(configure(tmp_path_factory.mktemp("whole"), *RUN), lambda event: None)
 
 
 @contextmanager
@@ -55,8 +41,9 @@ def stage_for(
     with cluster_of(2, 2) as (nodes, joined):
         config = configure(
             folder,
-            *RUN,
+            *LONG,
             *elastic(nodes.address),
+            "checkpoint.every=5",
             f"run.directory={directory}",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             "cluster.max_failures=5",
@@ -76,11 +63,12 @@ def stage_for(
 def test_no_schedule_of_faults_changes_the_run(
     seed: int,
     configure: Configure,
-    whole: Outcome,
+    undisturbed_long: Outcome,
     make_disk: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    expected = {step.step: step.loss for step in undisturbed_long.history.steps}
     mark, temporary = uuid.uuid4().hex, tmp_path / "temporary"
     (temporary / "ray").mkdir(parents=True)  # Ray leaves the address of its newest cluster there
     use_s3(monkeypatch, f"http://127.0.0.1:{free_port()}")
@@ -93,13 +81,12 @@ def test_no_schedule_of_faults_changes_the_run(
         for fault in faults:
             stage.suffer(fault)
         printed = stage.finish()
-        assert f"complete, after step {len(whole.history.steps)}" in printed
+        assert f"complete, after step {len(expected)}" in printed
         assert audit_run(stage.storage).problems == []
         goodput = account(read(stage.storage))
         spooled = {step: loss for step, _, loss in series(stage.storage)["loss"]}
     assert goodput.commands == len(stage.logs)
     assert goodput.parts["other"] <= 0.01 * goodput.seconds
-    expected = {step.step: step.loss for step in whole.history.steps}
     assert tracked_losses(tmp_path / "mlflow.db") == pytest.approx(expected, abs=1e-4)
     assert spooled == pytest.approx(expected, abs=1e-4)
     assert processes(mark) == []

@@ -198,3 +198,14 @@ def test_a_comparison_of_two_runs_that_differ_by_22_percent_says_so(
     assert high < 0, "it is a difference"
     steps = standing(read(open_storage(runs[1])))
     assert [step.step for step in steps] == list(range(1, 201))
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "panthalassa.cli", "report", runs[0], "--out", str(page)]
+    done = subprocess.run(
+        [*command, "--compare", runs[1]], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    for run in runs:
+        per_iteration = account(read(open_storage(run))).j_per_iteration
+        assert per_iteration is not None
+        assert f"{per_iteration:.3g} J" in text, "its headline"

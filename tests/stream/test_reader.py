@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from panthalassa.stream.curriculum import Curriculum, Phase
 from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import (
+    BYTES_PER_TOKEN,
     MOST_TASKS,
     PADDING,
     Batch,
@@ -36,6 +38,7 @@ from panthalassa.stream.reader import (
     _stay,
     _tasks,
     open_stream,
+    segments,
 )
 
 LENGTH = 16
@@ -141,7 +144,7 @@ def stream(
     corpus: Corpus, steps: range, dp_size: int = 1, rank: int = 0, reader: ShardReader | None = None
 ) -> Iterator[Batch]:
     pieces = list(corpus.curriculum().pieces(steps))
-    return open_stream(reader or corpus.reader(), pieces, dp_size, rank, Stream())
+    return open_stream(reader or corpus.reader(), pieces, dp_size, rank, Stream(ahead_megabytes=1))
 
 
 def read(corpus: Corpus, dp_size: int, rank: int, steps: range) -> list[Samples]:
@@ -205,6 +208,35 @@ def test_blocks_that_are_read_slowly_keep_their_place(
     reader = SlowAtFirst(corpus.reader().cache, corpus.manifest)
     found = stream(corpus, range(1, 13), reader=reader)
     assert_same([batch.samples for batch in found], expected)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 9), st.floats(1, 1e5))
+def test_segments_are_all_steps_in_order_and_no_larger_than_asked_for(
+    corpus: Corpus, first: int, count: int, dp_size: int, most_bytes: float
+) -> None:
+    for piece in corpus.curriculum().pieces(range(first, first + count)):
+        cut = list(segments(piece, dp_size, most_bytes))
+        assert [step for segment in cut for step in segment.steps] == list(piece.steps)
+        a_step = -(-GLOBAL_BATCH // dp_size) * LENGTH * BYTES_PER_TOKEN
+        assert all(len(segment.steps) * a_step <= max(most_bytes, a_step) for segment in cut)
+
+
+def test_a_long_stream_is_whole_and_rests_while_nobody_asks(
+    ray_cluster: None, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read in segments; Ray Data's scheduler does not spin beside the loop between two of them."""
+    monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 64 * LENGTH)
+    found = stream(corpus, range(200_000))
+    batches = [next(found)]
+    until = time.monotonic() + 60
+    while any(thread.name.startswith("StreamingExecutor") for thread in threading.enumerate()):
+        assert time.monotonic() < until, "it waits for the loop"
+        time.sleep(0.1)
+    batches += islice(found, 1999)
+    positions = np.arange(2000 * GLOBAL_BATCH)
+    assert_same(
+        [batch.samples for batch in batches], split(corpus.expected(positions), GLOBAL_BATCH)
+    )
 
 
 def test_a_rank_without_samples_has_empty_steps(corpus: Corpus) -> None:

@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nodes import Command, Nodes, cluster_of, elastic, tracked_losses, tracked_status
+from nodes import LONG, Command, Nodes, cluster_of, elastic, tracked_losses, tracked_status
 
 from panthalassa.config import Config
 from panthalassa.storage import open_storage
 from panthalassa.train.audit import audit_run
-from panthalassa.train.run import pretrain
+from panthalassa.train.run import Outcome
 
 Configure = Callable[..., Config]
-
-LONG = "train.steps=120", "train.global_batch=48", "checkpoint.every=10", "evaluation.every=60"
 
 
 def going_on(times: int) -> Callable[[str], bool]:
@@ -32,13 +30,16 @@ def two_nodes() -> Iterator[tuple[Nodes, list[object]]]:
 
 
 def test_nodes_die_join_and_are_drained_and_the_curve_stays(
-    configure: Configure, two_nodes: tuple[Nodes, list[object]], tmp_path: Path
+    configure: Configure,
+    two_nodes: tuple[Nodes, list[object]],
+    undisturbed_long: Outcome,
+    tmp_path: Path,
 ) -> None:
     """Four ranks on two nodes; one node dies; two go on; a node joins; four go on; one is drained;
     two go on until SIGTERM; the same command ends the run."""
     nodes, (_, second) = two_nodes
-    whole = pretrain(configure(tmp_path / "whole", *LONG), lambda event: None)
-    config = configure(tmp_path, *LONG, *elastic(nodes.address))
+    expected = {step.step: step.loss for step in undisturbed_long.history.steps}
+    config = configure(tmp_path, *LONG, *elastic(nodes.address), "checkpoint.every=10")
     first = Command(config, tmp_path, "first")
     ledger = tmp_path / "runs" / "small" / "ledger" / "000001.jsonl"
     try:
@@ -60,12 +61,11 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
         text = again.wait()
     finally:
         again.close()
-    assert "complete, after step 120" in text
+    assert f"complete, after step {len(expected)}" in text
     report = audit_run(open_storage(str(tmp_path / "runs" / "small")))
     assert report.problems == []
     assert [account.attempt.dp_size for account in report.attempts] == [4, 2, 4, 2, 2]
     assert [back.attempt for back in report.rolled_back] == [1], "only the death cost steps"
-    expected = {step.step: step.loss for step in whole.history.steps}
     assert tracked_losses(tmp_path / "runs" / "mlflow.db") == pytest.approx(expected, abs=1e-4)
 
 

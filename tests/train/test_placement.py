@@ -104,10 +104,12 @@ def test_a_node_whose_raylet_is_gone_is_known_before_ray_notices() -> None:
         )
         assert asking.stdin
         assert asking.stdout
+        answers = (line for line in asking.stdout if line.startswith("["))  # Ray writes there, too
         with asking:
-            answers = (line for line in asking.stdout if line.startswith("["))  # else it is Ray's
             asking.stdin.write("\n")
             assert next(answers) == "[(False, False)]\n"
             nodes.kill_raylet(node)
             asking.stdin.write("\n")
             assert next(answers) == "[(True, True)]\n"
+            asking.stdin.close()
+            asking.stdout.read()

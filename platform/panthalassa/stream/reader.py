@@ -30,11 +30,12 @@ from panthalassa.stream.order import Location
 from panthalassa.stream.partition import Partition
 
 TOKENS_PER_BLOCK = 1 << 17
-MOST_TASKS = 2000
+BYTES_PER_TOKEN = 6
+"""Of a sample on its way: its token, and its document within the row."""
+MOST_TASKS = 16
+"""In a segment."""
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2
-STEPS_AHEAD = 20
-"""Steps before the end of a phase at which the stream of the next one starts."""
 PADDING = -1
 
 _owned: ray.ObjectRef[None] | None = None
@@ -178,39 +179,54 @@ def open_stream(
     not_on: nodes (Ray's ids) that nothing is read on. Starts at once. Raises the PanthalassaError of a
     task that could not read.
     """
-    streams = (_open_piece(reader, piece, dp_size, dp_rank, settings, not_on) for piece in pieces)
-    return _one_after_the_other(streams, [len(piece.steps) for piece in pieces])
+    streams = (
+        (len(segment.steps), _open(reader, segment, dp_size, dp_rank, settings, not_on))
+        for piece in pieces
+        for segment in segments(piece, dp_size, settings.ahead_megabytes * 1e6 / 2)
+    )
+    return _one_after_the_other(streams)
 
 
-def _one_after_the_other(
-    streams: Iterator[Iterator[Batch]], lengths: Sequence[int]
-) -> Iterator[Batch]:
-    """The items of streams of known lengths; each is opened before the one ahead of it ends."""
+def segments(piece: Piece, dp_size: int, most_bytes: float) -> Iterator[Piece]:
+    """Cut a piece into some of so many bytes a rank, or of a step when that is larger.
+
+    Ray Data reads a segment without a pause. If it had to wait for the loop instead, its scheduler would
+    spin in this process (Ray 2.60) and hold the interpreter, which makes small steps several times as
+    long.
+    """
+    phase, steps = piece.phase, piece.steps
+    step_bytes = -(-phase.global_batch // dp_size) * phase.sequence_length * BYTES_PER_TOKEN
+    most = max(1, int(most_bytes / step_bytes))
+    for first in range(0, len(steps), most):
+        yield replace(piece, steps=steps[first : first + most])
+
+
+def _one_after_the_other(streams: Iterator[tuple[int, Iterator[Batch]]]) -> Iterator[Batch]:
+    """The items of streams of known lengths; each is opened when the one ahead of it is half through."""
     following = next(streams, None)
 
     def items() -> Iterator[Batch]:
         nonlocal following
-        for length in lengths:
-            stream, following = following, None
-            assert stream is not None
+        while following:
+            (length, stream), following = following, None
             for number, batch in enumerate(stream):
-                if following is None and number >= length - STEPS_AHEAD:
+                if following is None and number >= length // 2:
                     following = next(streams, None)
                 yield batch
 
     return items()
 
 
-def _open_piece(
+def _open(
     reader: ShardReader,
-    piece: Piece,
+    segment: Piece,
     dp_size: int,
     dp_rank: int,
     settings: Stream,
     not_on: Sequence[str],
 ) -> Iterator[Batch]:
-    length, steps = piece.phase.sequence_length, piece.steps
-    partition = Partition(piece.phase.global_batch, dp_size, dp_rank)
+    length, steps = segment.phase.sequence_length, segment.steps
+    partition = Partition(segment.phase.global_batch, dp_size, dp_rank)
     if partition.samples == 0:
         nothing = Batch(no_samples(length), 0, np.zeros(4, np.int64), [])
         return iter([nothing] * len(steps))
@@ -221,7 +237,7 @@ def _open_piece(
         _stay()
         for first in range(task["first"][0], task["end"][0], block):
             step, sample = partition.steps(np.arange(first, min(first + block, task["end"][0])))
-            location = piece.order.locate(piece.positions(steps.start + step, sample))
+            location = segment.order.locate(segment.positions(steps.start + step, sample))
             samples, whole = reader.fetch_readable(location, length)
             yield {
                 "tokens": samples.tokens,
@@ -233,9 +249,7 @@ def _open_piece(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(
-        object_store_memory=settings.ahead_megabytes * 1e6
-    )
+    context.downstream_capacity_backpressure_ratio = None  # waits at half of a small object store
     samples = ray.data.from_items(_tasks(total, block), override_num_blocks=MOST_TASKS).map_batches(
         read,
         batch_size=1,
