@@ -39,20 +39,20 @@ LONG = (
 class Nodes:
     """The nodes of a cluster. The head holds no rank, but has room for reading tasks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": str(folder)}
+        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": str(folder), **options}
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args=head | {"object_store_memory": STORE, "node_ip_address": "127.0.0.1"},
         )
         self.address: str = self._cluster.address
 
-    def add(self, places: int) -> Any:
+    def add(self, places: int, **options: Any) -> Any:
         """A node with room for so many ranks of CPUS each."""
         return self._cluster.add_node(
-            num_cpus=places + 1, object_store_memory=STORE, node_ip_address="127.0.0.1"
+            num_cpus=places + 1, object_store_memory=STORE, node_ip_address="127.0.0.1", **options
         )
 
     def kill(self, node: Any) -> None:
@@ -82,10 +82,10 @@ class Nodes:
         ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
-    def ranks(self) -> list[psutil.Process]:
-        """The processes of the ranks, those that just start included."""
+    def ranks(self, *nodes: Any) -> list[psutil.Process]:
+        """The processes of the ranks on these nodes, or all, those that just start included."""
         found = []
-        for node in self._cluster.list_all_nodes():
+        for node in nodes or self._cluster.list_all_nodes():
             for info in node.all_processes.get("raylet", []):
                 with suppress(psutil.NoSuchProcess):
                     found += psutil.Process(info.process.pid).children(recursive=True)
@@ -95,13 +95,18 @@ class Nodes:
         self._cluster.shutdown()
 
 
+def known(name: str, group: str) -> dict[str, Any]:
+    """Options of a node that an autoscaler knows by this name."""
+    return {"env_vars": {"RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": group}}
+
+
 @contextmanager
-def cluster_of(*places: int) -> Iterator[tuple[Nodes, list[Any]]]:
-    """A head and a node for each number of `places`."""
+def cluster_of(*places: int, **options: Any) -> Iterator[tuple[Nodes, list[Any]]]:
+    """A head, with `options`, and a node for each number of `places`."""
     with tempfile.TemporaryDirectory(
         prefix="ray", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        nodes = Nodes(Path(folder))
+        nodes = Nodes(Path(folder), **options)
         try:
             yield nodes, [nodes.add(count) for count in places]
         finally:

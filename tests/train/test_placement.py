@@ -10,7 +10,7 @@ from nodes import cluster_of
 
 from panthalassa.config import Cluster
 from panthalassa.stream.reader import READ_CPUS
-from panthalassa.train.placement import Node, free, places, plan, whole
+from panthalassa.train.placement import Node, crowded, free, places, plan, whole
 
 layouts = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 9), max_size=8)
 
@@ -66,6 +66,15 @@ def test_what_is_ours_counts_as_free_for_us_and_a_leaving_node_for_nobody() -> N
     assert free(nodes, CLUSTER) == {"a": 2}, "one place is left to reading tasks"
     assert free(nodes, CLUSTER, ours=["a"]) == {"a": 3}
     assert whole(nodes, CLUSTER) == {"a": 4}
+
+
+def test_a_cluster_is_crowded_when_only_reading_keeps_a_group_out() -> None:
+    full = Node("a", total={"CPU": 8.0}, free={})
+    assert crowded([full], CLUSTER, 1)
+    assert crowded([full], CLUSTER, 4)
+    assert not crowded([full], CLUSTER, 3), "a third group has no place anyway"
+    assert not crowded([full, Node("b", total={"CPU": 0.5}, free={})], CLUSTER, 1)
+    assert not crowded([], CLUSTER, 1)
 
 
 def test_nothing_is_no_place() -> None:

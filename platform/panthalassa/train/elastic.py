@@ -7,7 +7,8 @@ join or are about to leave. Then the next begins at the newest checkpoint, on wh
 
 Ray Train could resize by itself. It does so without asking for a checkpoint, and waits for nodes that
 are dead for as long as its own account of them is old (up to 20 s, each try another 15 to 60 s). So
-here each attempt is a run of Ray Train's with ranks on nodes that have just answered.
+here each attempt is a run of Ray Train's with ranks on nodes that have just answered. What a run lacks
+it asks the cluster's autoscaler for, if there is one.
 """
 
 import threading
@@ -25,6 +26,7 @@ from panthalassa.train import placement
 from panthalassa.train.board import Launch
 from panthalassa.train.checkpoint import newest
 from panthalassa.train.checkpointing import mean_time_between_failures
+from panthalassa.train.demand import Demand
 from panthalassa.train.events import (
     Ended,
     Event,
@@ -136,14 +138,25 @@ class Elastic:
     """Whether somebody has left the wish to stop in the run's folder."""
     goodput: Callable[[], Goodput]
     """Of the run so far."""
+    demand: Demand = field(init=False)
     _launches: int = field(default=0, init=False)
     _next: Attempt | None = field(default=None, init=False)
     """Started ahead, because Ray Train's controller takes seconds to start; it waits for its launch."""
     _silent_nodes: tuple[str, ...] = field(default=(), init=False)
     _peak_flops: float | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        config = self.task.config
+        self.demand = Demand(config.cluster, config.parallel.tp_size)
+
     def run(self) -> None:
         """Raises PanthalassaError when the run can not go on; its checkpoints stand."""
+        try:
+            self._run()
+        finally:
+            self.demand.withdraw()
+
+    def _run(self) -> None:
         cluster, failures, lost = self.task.config.cluster, 0, False
         while nodes := self._await_places(lost):
             attempt = self._follow(nodes)
@@ -168,6 +181,7 @@ class Elastic:
         board = self.task.board
         self.take(Launched(len(nodes), len(set(nodes))))
         attempt = self._next_attempt()
+        self.demand.withdraw()  # what it holds is for these ranks
         attempt.launch(self._launch(nodes))
         self._launches += 1
         watch = _Watch(self, attempt)
@@ -233,12 +247,16 @@ class Elastic:
         try:
             while not self._asked_to_stop():
                 waited = time.monotonic() - began
+                held = self.demand.held()  # first, so that no place counts twice
                 nodes = placement.survey()
                 self._note_silent([node.id for node in nodes if node.silent])
                 most = placement.plan(placement.whole(nodes, cluster), tp_size, cluster.workers)
-                found = placement.plan(placement.free(nodes, cluster), tp_size, cluster.workers)
+                free = placement.free(nodes, cluster, held)
+                found = placement.plan(free, tp_size, cluster.workers)
                 if len(found) >= least and (len(found) == len(most) or waited > SETTLE):
                     return found
+                if waited > SETTLE:
+                    self.ask(nodes)
                 if not most and not lost:
                     self._refuse_large_groups(nodes)
                 if waited > cluster.wait_seconds:
@@ -254,6 +272,12 @@ class Elastic:
         finally:
             self.take(Waited(time.monotonic() - began))
 
+    def ask(self, nodes: Sequence[placement.Node], size: int = 0) -> None:
+        """Have the autoscaler asked for what a run on `size` ranks lacks."""
+        if self.demand.ask(nodes, size):
+            workers = self.task.config.cluster.workers
+            self.take(Notice(f"asking the autoscaler for room for {workers} ranks, not {size}"))
+
     def _note_silent(self, nodes: Sequence[str]) -> None:
         for node in set(nodes) - set(self._silent_nodes):
             self.take(Notice(f"node {node} does not answer: nothing is started there"))
@@ -262,7 +286,7 @@ class Elastic:
     def _refuse_large_groups(self, nodes: Sequence[placement.Node]) -> None:
         cluster, tp_size = self.task.config.cluster, self.task.config.parallel.tp_size
         most = max(placement.whole(nodes, cluster).values(), default=0)
-        if 0 < most < tp_size:
+        if 0 < most < tp_size and not any(node.scaled for node in nodes):
             raise ConfigError(
                 f"parallel.tp_size={tp_size} needs that many ranks on one node, and no node of this "
                 f"cluster holds more than {most} of {placement.need(cluster)}. Lower it, or "
@@ -298,23 +322,25 @@ class _Watch:
         elif leaving := {node for node in ours if nodes[node].leaving}:
             self._resize(f"{len(leaving)} of {len(ours)} nodes are being drained")
         elif self._attempt.stepping:
-            self._grow(now, nodes.values())
+            self._grow(now, list(nodes.values()))
 
-    def _grow(self, now: float, nodes: Iterable[placement.Node]) -> None:
+    def _grow(self, now: float, nodes: Sequence[placement.Node]) -> None:
         """Resize when there has been room for more for some time, also on a closer look."""
         size = len(self._attempt.nodes)
-        if self._room(nodes) <= size:
+        held = self._elastic.demand.held()
+        if self._room(nodes, held) <= size:
             self._room_since = None
+            self._elastic.ask(nodes, size)
         elif self._room_since is None:
             self._room_since = now
         elif now > self._room_since + STEADY:
             self._room_since = None
-            if (room := self._room(placement.survey())) > size:
+            if (room := self._room(placement.survey(), held)) > size:
                 self._resize(f"there is room for {room} ranks instead of {size}")
 
-    def _room(self, nodes: Iterable[placement.Node]) -> int:
+    def _room(self, nodes: Iterable[placement.Node], held: Sequence[str]) -> int:
         config = self._elastic.task.config
-        found = placement.free(nodes, config.cluster, self._attempt.nodes)
+        found = placement.free(nodes, config.cluster, [*self._attempt.nodes, *held])
         return len(placement.plan(found, config.parallel.tp_size, config.cluster.workers))
 
     def _resize(self, why: str) -> None:

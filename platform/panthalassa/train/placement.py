@@ -34,6 +34,8 @@ class Node:
     """It did not answer when it was asked: it is dead, and Ray does not know yet."""
     refuses: bool = False
     """Its machine did, and says that Ray's process is not there."""
+    scaled: bool = False
+    """It bears the name that an autoscaler knows it by."""
 
 
 def survey(asked: Container[str] | None = None) -> list[Node]:
@@ -45,6 +47,7 @@ def survey(asked: Container[str] | None = None) -> list[Node]:
             found.total_resources(),
             found.available_resources(),
             found.node_status == DRAINING,
+            scaled=bool(found.instance_id),
         )
         for found in (*status.active_nodes, *status.idle_nodes)
     ]
@@ -82,7 +85,9 @@ def need(cluster: Cluster) -> str:
 
 
 def places(
-    resources: Mapping[str, Mapping[str, float]], rank: Mapping[str, float]
+    resources: Mapping[str, Mapping[str, float]],
+    rank: Mapping[str, float],
+    reading: float = READ_CPUS,
 ) -> dict[str, int]:
     """How many ranks each node takes when all that is in `resources` is theirs.
 
@@ -93,7 +98,7 @@ def places(
         for node, have in resources.items()
     }
     left = (have.get("CPU", 0.0) - found[node] * rank["CPU"] for node, have in resources.items())
-    if any(found.values()) and max(left) < READ_CPUS:
+    if any(found.values()) and max(left) < reading:
         found[max(found, key=lambda node: found[node])] -= 1
     return found
 
@@ -109,11 +114,13 @@ def plan(found: Mapping[str, int], tp_size: int, most: int) -> list[str]:
 
 
 def free(nodes: Iterable[Node], cluster: Cluster, ours: Sequence[str] = ()) -> dict[str, int]:
-    """Places that a run can have now; it has a rank on each node of `ours` already."""
+    """Places that a run can have now; it has one on each node of `ours` already."""
     rank = per_rank(cluster)
     resources = {
         node.id: {
-            name: node.free.get(name, 0.0) + ours.count(node.id) * amount
+            name: min(
+                node.total.get(name, 0.0), node.free.get(name, 0.0) + ours.count(node.id) * amount
+            )
             for name, amount in rank.items()
         }
         for node in _usable(nodes)
@@ -121,9 +128,17 @@ def free(nodes: Iterable[Node], cluster: Cluster, ours: Sequence[str] = ()) -> d
     return places(resources, rank)
 
 
-def whole(nodes: Iterable[Node], cluster: Cluster) -> dict[str, int]:
+def whole(nodes: Iterable[Node], cluster: Cluster, reading: float = READ_CPUS) -> dict[str, int]:
     """Places that a run could have if it had the nodes for itself."""
-    return places({node.id: node.total for node in _usable(nodes)}, per_rank(cluster))
+    return places({node.id: node.total for node in _usable(nodes)}, per_rank(cluster), reading)
+
+
+def crowded(nodes: Sequence[Node], cluster: Cluster, tp_size: int) -> bool:
+    """Whether one more group of ranks had a place if nothing had to be read."""
+    without, with_reading = (
+        plan(whole(nodes, cluster, cpus), tp_size, cluster.workers) for cpus in (0.0, READ_CPUS)
+    )
+    return len(without) > len(with_reading)
 
 
 def _usable(nodes: Iterable[Node]) -> Iterator[Node]:
