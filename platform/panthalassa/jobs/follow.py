@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from panthalassa.errors import PanthalassaError
+from panthalassa.jobs.submit import STOP_WAIT
 from panthalassa.train.display import STOPPED, literal, progress_bar
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def follow(client: "JobSubmissionClient", job: str, console: Console) -> int:
                     log.say(f"left; `panthalassa jobs follow {job}` shows its end")
                     return SIGINT
                 asked = True
-                client.stop_job(job)
+                _ask_to_stop(client, job)
                 log.say("asked to stop, with a checkpoint (once more to leave it)")
             except Exception as error:  # whatever has cut the connection
                 if time.monotonic() > seen + PATIENCE:
@@ -103,13 +104,31 @@ def follow(client: "JobSubmissionClient", job: str, console: Console) -> int:
 
 
 def stop(client: "JobSubmissionClient", job: str, console: Console) -> int:
-    """Ask a job to stop, with a checkpoint, and wait for its end; returns its exit code."""
+    """Ask a job to stop, with a checkpoint, and wait for its end; returns its exit code.
+
+    Raises PanthalassaError when it does not run any more, or Ray would kill it before its checkpoint.
+    """
+    _ask_to_stop(client, job)
+    console.print(f"{job} stops after this step, with a checkpoint", markup=False)
+    try:
+        while not client.get_job_info(job).status.is_terminal():
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        console.print(f"left; `panthalassa jobs follow {job}` shows its end", markup=False)
+        return SIGINT
+    return exit_code(client, job, console)
+
+
+def _ask_to_stop(client: "JobSubmissionClient", job: str) -> None:
+    """Ray sends SIGTERM, which ends a run at a step boundary, and waits as long as the job has said."""
+    variables = (client.get_job_info(job).runtime_env or {}).get("env_vars") or {}
+    if STOP_WAIT not in variables:
+        raise PanthalassaError(
+            f"job {job} was sent without {STOP_WAIT}, so Ray kills it 3 s after it has asked it to stop. "
+            "Stop its run with `panthalassa stop` and the run's folder, or the job with `ray job stop`."
+        )
     if not client.stop_job(job):
         raise PanthalassaError(f"job {job} does not run any more")
-    console.print(f"{job} stops after this step, with a checkpoint", markup=False)
-    while not client.get_job_info(job).status.is_terminal():
-        time.sleep(POLL)
-    return exit_code(client, job, console)
 
 
 def exit_code(client: "JobSubmissionClient", job: str, console: Console) -> int:

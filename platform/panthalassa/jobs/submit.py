@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Job = Literal["pretrain", "prepare"]
 COMMANDS: dict[str, Command] = {"pretrain": "train", "prepare": "prepare"}
-STOP_SECONDS = 600
+STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
 """Time for a checkpoint between the signal to stop and the kill; Ray's own is 3."""
 AGENT_SECONDS = 60.0
 """Time that a cluster which has just started may take until it accepts jobs."""
@@ -75,7 +75,7 @@ def submit(
                 "excludes": request.excludes,
                 "env_vars": {
                     "PYTHONPATH": "platform",
-                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+                    STOP_WAIT: str(STOP_SECONDS),
                 },
             },
         )
