@@ -1,8 +1,8 @@
 """How long `panthalassa submit` takes to a running job, over Ray's own bare job.
 
-`make bench-submit`. On a warm head on loopback, in turn: `ray job submit -- true` from its call to its end,
-and `panthalassa submit` from its call until its log shows that the driver has checked everything, joined
-the cluster and starts the ranks; and until their first step.
+`make bench-submit`. On a warm head on loopback, in turn: `ray job submit -- true` from its call to its
+end, and `panthalassa submit` from its call until it shows that the job's driver has checked everything,
+joined the cluster and starts the ranks; and until their first step.
 """
 
 import argparse
@@ -72,8 +72,8 @@ def main() -> None:
             one, (running, stepping) = bare_job(), our_job()
             found.append((running - one, stepping - one))
             print(
-                f"round {number + 1}: bare {one:.1f} s, ours running after {running:.1f} s, at its first "
-                f"step after {stepping:.1f} s",
+                f"round {number + 1}: bare {one:.1f} s, ours running after {running:.1f} s, "
+                f"first step after {stepping:.1f} s",
                 flush=True,
             )
     running, stepping = (statistics.median(part) for part in zip(*found, strict=True))
