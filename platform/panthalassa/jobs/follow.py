@@ -23,6 +23,7 @@ STEP = re.compile(r"step (\d+)/(\d+)  (.+)")
 """A line of the display that stands for the bar."""
 PATIENCE = 120.0
 """Seconds for which the cluster may be away."""
+RETRY = 2.0
 POLL = 0.5
 SIGINT, SIGTERM = 130, 143
 """Exit codes of programs that these have ended."""
@@ -78,14 +79,14 @@ def follow(client: "JobSubmissionClient", job: str, console: Console) -> int:
 
     Raises PanthalassaError when the cluster is away for too long; the job goes on.
     """
-    asked, seen = False, time.monotonic()
+    asked, failures = False, 0
     with Log(console) as log:
         while True:
+            began = time.monotonic()
             try:
                 asyncio.run(log.follow(client, job))
                 if client.get_job_info(job).status.is_terminal():
                     break
-                seen = time.monotonic()
             except KeyboardInterrupt:
                 if asked:
                     log.say(f"left; `panthalassa jobs follow {job}` shows its end")
@@ -94,12 +95,13 @@ def follow(client: "JobSubmissionClient", job: str, console: Console) -> int:
                 _ask_to_stop(client, job)
                 log.say("asked to stop, with a checkpoint (once more to leave it)")
             except Exception as error:  # whatever has cut the connection
-                if time.monotonic() > seen + PATIENCE:
+                failures = 1 if time.monotonic() > began + RETRY else failures + 1
+                if failures * RETRY > PATIENCE:
                     raise PanthalassaError(
                         f"the cluster at {client.get_address()} is away: {error}. The job goes on; "
                         f"`panthalassa jobs follow {job}` shows it."
                     ) from error
-            time.sleep(POLL)
+                time.sleep(RETRY)
     return exit_code(client, job, console)
 
 
@@ -108,7 +110,8 @@ def stop(client: "JobSubmissionClient", job: str, console: Console) -> int:
 
     Raises PanthalassaError when it does not run any more, or Ray would kill it before its checkpoint.
     """
-    _ask_to_stop(client, job)
+    if not _ask_to_stop(client, job):
+        raise PanthalassaError(f"job {job} does not run any more")
     console.print(f"{job} stops after this step, with a checkpoint", markup=False)
     try:
         while not client.get_job_info(job).status.is_terminal():
@@ -119,29 +122,29 @@ def stop(client: "JobSubmissionClient", job: str, console: Console) -> int:
     return exit_code(client, job, console)
 
 
-def _ask_to_stop(client: "JobSubmissionClient", job: str) -> None:
-    """Ray sends SIGTERM, which ends a run at a step boundary, and waits as long as the job has said."""
+def _ask_to_stop(client: "JobSubmissionClient", job: str) -> bool:
+    """Ray sends SIGTERM, which ends a run at a step boundary, and waits as long as the job has said.
+
+    Whether the job still ran. Raises PanthalassaError when Ray would kill it before its checkpoint.
+    """
     variables = (client.get_job_info(job).runtime_env or {}).get("env_vars") or {}
     if STOP_WAIT not in variables:
         raise PanthalassaError(
-            f"job {job} was sent without {STOP_WAIT}, so Ray kills it 3 s after it has asked it to stop. "
+            f"job {job} was sent without {STOP_WAIT}, so Ray kills it 3 s after asking it to stop. "
             "Stop its run with `panthalassa stop` and the run's folder, or the job with `ray job stop`."
         )
-    if not client.stop_job(job):
-        raise PanthalassaError(f"job {job} does not run any more")
+    return bool(client.stop_job(job))
 
 
 def exit_code(client: "JobSubmissionClient", job: str, console: Console) -> int:
     """How an ended job ended: as its driver did, whose code Ray keeps to itself when it stops it."""
     info = client.get_job_info(job)
     log = client.get_job_logs(job)
-    code = info.driver_exit_code
-    if info.status.value == "STOPPED":
+    how, code = info.status.value.lower(), info.driver_exit_code
+    if how == "stopped":
         code = 0 if STOPPED in log else SIGTERM
-    elif code is None:
-        code = 0 if info.status.value == "SUCCEEDED" else 1
-    how = info.status.value.lower()
-    if code and not log.strip():  # it never came to its command
-        how += f": {(info.message or '').strip()}"
+    elif code is None:  # it never came to its command
+        code, how = 1, f"{how}: {info.message}"
+    code = 128 - code if code < 0 else code
     console.print(literal(f"job {job} {how}, exit code {code}"), soft_wrap=True)
-    return 128 - code if code < 0 else code
+    return code
