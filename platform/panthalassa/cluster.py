@@ -72,7 +72,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                     logging_level=level,
                 )
         else:
-            _check_answer(cluster.address)
+            check_answer(cluster.address)
             ray.init(
                 address=cluster.address,
                 log_to_driver=debug,
@@ -204,7 +204,7 @@ def _cpus(cluster: Cluster) -> int:
     return max(os.cpu_count() or 1, needed)
 
 
-def _check_answer(address: str) -> None:
+def check_answer(address: str) -> None:
     """Raises OSError when nothing listens at host:port, for which Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

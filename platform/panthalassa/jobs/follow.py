@@ -35,7 +35,6 @@ class Log:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = progress_bar(console)
-        self._task = self._bar.add_task("starting", total=None)
         self._read = 0
         self._rest = ""
 
@@ -66,7 +65,8 @@ class Log:
         step = STEP.fullmatch(line) if self._console.is_terminal else None
         if step:
             done, total, text = step.groups()
-            self._bar.update(self._task, completed=int(done), total=int(total), description=text)
+            task = (self._bar.task_ids or [self._bar.add_task("")])[0]
+            self._bar.update(task, completed=int(done), total=int(total), description=text)
         elif line:
             self.say(line)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from panthalassa.cluster import ANSWER, set_authentication
+from panthalassa.cluster import ANSWER, check_answer, set_authentication
 from panthalassa.errors import PanthalassaError
 from panthalassa.redact import without_secrets
 
@@ -37,19 +37,20 @@ def connect(address: str | None) -> "JobSubmissionClient":
     address = (address or given).rstrip("/")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # for Ray it goes before what a call says
     set_authentication()
-    if address.startswith(("http://", "https://")):
-        _check_answer(address)
     with _refusals(address):
+        is_dashboard = address.startswith(("http://", "https://"))
+        (_check_dashboard if is_dashboard else check_answer)(address)
         from ray.job_submission import JobSubmissionClient  # reads the environment
 
         for module in ("modules.job.sdk", "modules.dashboard_sdk"):
             logging.getLogger(f"ray.dashboard.{module}").setLevel(logging.ERROR)
         client = JobSubmissionClient(address)
+    os.environ["RAY_API_SERVER_ADDRESS"] = client.get_address()
     _check_version(client)
     return client
 
 
-def _check_answer(address: str) -> None:
+def _check_dashboard(address: str) -> None:
     """Ask what needs no token: whether Ray is there, and whether it wants one."""
     try:
         with urllib.request.urlopen(f"{address}/api/authentication_mode", timeout=ANSWER) as answer:
