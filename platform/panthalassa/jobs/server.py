@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 LOCAL = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+TALKERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Modules of Ray that tell people of each package and connection."""
 TOKEN = (
     "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
 )
@@ -42,8 +48,8 @@ def connect(address: str | None) -> "JobSubmissionClient":
         (_check_dashboard if is_dashboard else check_answer)(address)
         from ray.job_submission import JobSubmissionClient  # reads the environment
 
-        for module in ("modules.job.sdk", "modules.dashboard_sdk"):
-            logging.getLogger(f"ray.dashboard.{module}").setLevel(logging.ERROR)
+        for talker in TALKERS:
+            logging.getLogger(talker).setLevel(logging.ERROR)
         client = JobSubmissionClient(address)
     os.environ["RAY_API_SERVER_ADDRESS"] = client.get_address()
     _check_version(client)

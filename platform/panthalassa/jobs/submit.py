@@ -168,7 +168,7 @@ def _send(client: "JobSubmissionClient", folder: Path, **job: Any) -> str:
             if "No available agent" in reason and time.monotonic() < until:
                 time.sleep(0.5)
                 continue
-            if "EntityTooLarge" in reason or "exceeds the maximum size" in reason:
+            if "status code 413" in reason:
                 raise PanthalassaError(
                     "what the job needs of this machine is larger than Ray takes (100 MiB, packed): "
                     f"{largest(folder)}. Move texts and data elsewhere, or name them in .rayignore."
