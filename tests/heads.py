@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -92,10 +91,8 @@ def head(cpus: int = 4) -> Iterator[Head]:
             _wait_for_dashboard(running, process)
             yield running
         finally:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(30)
             running.end()
+            process.wait(PATIENCE)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and who follows a job needs 
 
 LINES = 20
 """Progress lines of a whole run where there is no terminal,"""
-SILENCE = 10.0
+SILENCE = 5.0
 """and the seconds after which there is another one in any case."""
 
 STOPPED = "stopped as asked; the same command goes on"
