@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report chaos clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit chaos clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-tracking    measure what tracking costs, and the replay of a long outage"
 	@echo "make bench-accounting    measure what metering and tracking cost a step"
 	@echo "make bench-report    measure how long the report of a long run takes"
+	@echo "make bench-submit    measure how long a submitted job takes until it runs"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
@@ -74,6 +75,9 @@ bench-accounting: $(INSTALLED)
 
 bench-report: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/report.py
+
+bench-submit: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/submit.py
 
 chaos: $(INSTALLED)
 	CHAOS_SEEDS=$(SEEDS) CHAOS_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/chaos

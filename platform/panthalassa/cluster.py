@@ -4,12 +4,15 @@ Authentication is said explicitly, because Ray otherwise turns it on wherever it
 embedded cluster listens on loopback and sends no usage statistics.
 """
 
+import json
 import logging
 import os
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,6 +22,8 @@ from panthalassa.errors import ConfigError, PanthalassaError
 OBJECT_STORE = 256 << 20
 ANSWER = 10
 """Seconds for a cluster to accept a connection."""
+JOB, PATH = "RAY_JOB_CONFIG_JSON_ENV_VAR", "PYTHONPATH"
+"""The variable in which Ray tells the driver of a job about it, and that of Python's packages."""
 GRACE = 5
 """Seconds that Ray's processes have to end after its shutdown."""
 
@@ -31,7 +36,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
     """
     if cluster.address == "local" and cluster.dashboard_port is not None:
         _check_port(cluster.dashboard_port)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    set_authentication()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The places of ranks are known to be there when they are asked for, dead ranks shall be seen soon,
     # and the driver itself watches for drains.
@@ -67,8 +72,13 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                     logging_level=level,
                 )
         else:
-            _check_answer(cluster.address)
-            ray.init(address=cluster.address, log_to_driver=debug, logging_level=level)
+            check_answer(cluster.address)
+            ray.init(
+                address=cluster.address,
+                log_to_driver=debug,
+                logging_level=level,
+                runtime_env=_of_this_job(),
+            )
     except Exception as error:  # Ray has no class for what keeps it from starting
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PanthalassaError(
@@ -87,6 +97,32 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
         _, left = psutil.wait_procs(started, GRACE)
         for process in left:  # a worker of Ray 2.60 can hang for ever in its exit handlers
             process.kill()
+
+
+def _of_this_job() -> dict[str, Any]:
+    """What lets the workers of a submitted job find this package in the job's working directory.
+
+    Nothing where the job says so itself, or the package comes from elsewhere, as from an image.
+    """
+    job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {})
+    package, here = Path(__file__).parents[1], Path.cwd()
+    if (
+        "working_dir" not in job
+        or PATH in job.get("env_vars", {})
+        or not package.is_relative_to(here)
+    ):
+        return {}
+    return {"env_vars": {PATH: str(package.relative_to(here))}}
+
+
+def set_authentication() -> None:
+    """Say whether Ray authenticates by token; unsaid, it does wherever it finds one.
+
+    Raises ConfigError for what Ray would end the process at.
+    """
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if mode.lower() not in ("disabled", "token"):
+        raise ConfigError(f"RAY_AUTH_MODE={mode}: expected token or disabled")
 
 
 @contextmanager
@@ -168,7 +204,7 @@ def _cpus(cluster: Cluster) -> int:
     return max(os.cpu_count() or 1, needed)
 
 
-def _check_answer(address: str) -> None:
+def check_answer(address: str) -> None:
     """Raises OSError when nothing listens at host:port, for which Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

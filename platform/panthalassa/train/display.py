@@ -5,6 +5,7 @@ import time
 import unicodedata
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,10 +32,16 @@ from panthalassa.train.events import (
     Waited,
 )
 from panthalassa.train.goodput import explain
-from panthalassa.train.run import Outcome
+
+if TYPE_CHECKING:  # torch takes seconds to import, and who follows a job needs none
+    from panthalassa.train.run import Outcome
 
 LINES = 20
-"""Progress lines of a whole run where there is no terminal."""
+"""Progress lines of a whole run where there is no terminal,"""
+SILENCE = 5.0
+"""and the seconds after which there is another one in any case."""
+
+STOPPED = "stopped as asked; the same command goes on"
 
 
 class Display:
@@ -47,15 +54,8 @@ class Display:
         self.checkpoint = "none yet"
         self.metered = False
         self.parts: list[Started] | None = []
-        self.progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}", markup=False),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            refresh_per_second=2,
-            disable=not console.is_terminal,
-        )
+        self.printed: float | None = None
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task("starting", total=self.steps)
 
     def __enter__(self) -> "Display":
@@ -133,11 +133,27 @@ class Display:
             f"{event.tokens_per_second:,.0f} tokens/s  {energy}  checkpoint {self.checkpoint}"
         )
         self.progress.update(self.task, completed=event.step, description=text)
-        if not self.console.is_terminal and event.step % max(1, self.steps // LINES) == 0:
+        self.printed = self.printed or event.at
+        due = event.step % max(1, self.steps // LINES) == 0 or event.at > self.printed + SILENCE
+        if due and not self.console.is_terminal:
+            self.printed = event.at
             self._print(f"step {event.step}/{self.steps}  {text}")
 
     def _print(self, text: str) -> None:
         self.console.print(literal(text), soft_wrap=True)
+
+
+def progress_bar(console: Console) -> Progress:
+    """The live line of a run, where there is a terminal."""
+    return Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        refresh_per_second=2,
+        disable=not console.is_terminal,
+    )
 
 
 def literal(text: str) -> Text:
@@ -148,12 +164,12 @@ def literal(text: str) -> Text:
     return Text("".join(escaped))
 
 
-def summarize(outcome: Outcome, console: Console) -> None:
+def summarize(outcome: "Outcome", console: Console) -> None:
     """Print what a run came to."""
     history, ended = outcome.history, outcome.history.ended
     lines: list[tuple[str, str]] = []
     if ended:
-        how = "stopped as asked; the same command goes on" if ended.interrupted else "complete"
+        how = STOPPED if ended.interrupted else "complete"
         lines.append(("run", f"{outcome.config.run.name}: {how}, after step {ended.step}"))
     if history.evaluations:
         ends = dict.fromkeys((history.evaluations[0], history.evaluations[-1]))
@@ -178,7 +194,7 @@ def summarize(outcome: Outcome, console: Console) -> None:
         console.print(literal(f"{name:14} {text}"), soft_wrap=True)
 
 
-def _speed(outcome: Outcome) -> dict[str, str]:
+def _speed(outcome: "Outcome") -> dict[str, str]:
     sums = outcome.history.sums
     ready = outcome.history.ready
     peak = "the matmul peak measured here" if ready and ready.peak_is_measured else "the peak"

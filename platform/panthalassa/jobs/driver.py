@@ -1,0 +1,64 @@
+"""A command as the driver of a submitted job: the job's arguments come in, the command runs.
+
+Ray runs a job in a copy of what was submitted and deletes that copy afterwards. So the command joins the
+cluster that runs the job, and refuses folders that would vanish with it.
+"""
+
+import argparse
+import os
+import sys
+from typing import Literal
+
+from panthalassa.config import Config
+from panthalassa.config_file import load
+from panthalassa.errors import ConfigError, PanthalassaError
+
+Command = Literal["train", "prepare"]
+JOIN = "cluster.address=auto"
+
+
+def main(command: Command) -> None:
+    """Run `panthalassa COMMAND` with the arguments `--config FILE KEY=VALUE…` of this process."""
+    parser = argparse.ArgumentParser(description=f"`panthalassa {command}` inside a job")
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and all logs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_intermixed_args()
+    overrides = [JOIN, *given.overrides]
+    try:
+        refuse_relative(load(given.config, overrides), command)
+    except PanthalassaError as error:
+        sys.exit(f"panthalassa: {error}")
+    from panthalassa.cli import app
+
+    try:
+        app([command, given.config, *overrides, *["--debug"] * given.debug])
+    except SystemExit as ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Threads that wait for Ray can crash the interpreter's own end, and with it a job that is done.
+        os._exit(ended.code if isinstance(ended.code, int) else bool(ended.code))
+
+
+def relative_folders(config: Config, command: Command) -> dict[str, str]:
+    """What the command writes below its current directory, by key."""
+    places = {"corpus.directory": config.corpus.directory}
+    if command == "train":
+        places["run.directory"] = config.run.directory
+    return {key: place for key, place in places.items() if is_relative(place)}
+
+
+def is_relative(place: str) -> bool:
+    """Whether a folder means another one in another directory."""
+    return "://" not in place and not place.startswith(("/", "~"))
+
+
+def refuse_relative(config: Config, command: Command) -> None:
+    """Raises ConfigError for folders that would vanish with the job."""
+    if found := relative_folders(config, command):
+        listed = ", ".join(f"{key}={place}" for key, place in found.items())
+        raise ConfigError(
+            f"{listed}: a relative folder lies in the job's own directory, which Ray deletes. Give "
+            "s3://bucket/prefix, or an absolute path that all nodes see. (`panthalassa submit` makes it "
+            "absolute by itself when the whole cluster is on its machine.)"
+        )

@@ -1,0 +1,208 @@
+"""Jobs on a running cluster: a configuration comes in, a job that runs it is sent, and found again.
+
+A job runs `jobs/NAME.py` in what `upload` sends along, with that copy of the package on the path of
+the driver and of all workers. Only this side knows where a relative folder is meant to be: on a cluster
+that is all on this machine it becomes absolute, on any other it is refused.
+"""
+
+import json
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+from panthalassa.config import Config
+from panthalassa.config_file import load
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.jobs.driver import Command, is_relative, refuse_relative, relative_folders
+from panthalassa.jobs.upload import TEXTS, largest, uploaded
+from panthalassa.redact import without_secrets
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+Job = Literal["pretrain", "prepare"]
+COMMANDS: dict[str, Command] = {"pretrain": "train", "prepare": "prepare"}
+STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
+"""Time for a checkpoint between the signal to stop and the kill; Ray's own is 3."""
+AGENT_SECONDS = 60.0
+"""Time that a cluster which has just started may take until it accepts jobs."""
+ALL_NODES = 10_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a cluster."""
+
+    entrypoint: str
+    """The command of the job's driver."""
+    files: dict[str, Path]
+    """What goes along beside the package and `jobs/`, by its path in the job."""
+    excludes: list[str]
+    """What does not."""
+
+
+def submit(
+    client: "JobSubmissionClient",
+    path: Path,
+    overrides: list[str],
+    job: Job = "pretrain",
+    directory: Path = Path(),
+) -> str:
+    """Send a job that runs the configuration at `path`; returns its id.
+
+    directory: the root of the repository. Raises ConfigError for what can not be run, and
+    PanthalassaError when the cluster does not take the job.
+    """
+    config = load(path, overrides)
+    request = plan(config, path, overrides, job, directory.resolve(), _on_this_machine(client))
+    with uploaded(directory.resolve(), request.files) as folder:
+        return _send(
+            client,
+            folder,
+            entrypoint=request.entrypoint,
+            submission_id=f"{job}-{config.run.name}-{uuid.uuid4().hex[:8]}",
+            metadata={"run": config.run.name},
+            runtime_env={
+                "working_dir": str(folder),
+                "excludes": request.excludes,
+                "env_vars": {
+                    "PYTHONPATH": "platform",
+                    STOP_WAIT: str(STOP_SECONDS),
+                },
+            },
+        )
+
+
+def plan(
+    config: Config, path: Path, overrides: list[str], job: Job, directory: Path, local: bool
+) -> Request:
+    """The request for a job; `local`: all of the cluster is on this machine.
+
+    Raises ConfigError for secrets on the command line, and for folders that the job could not see.
+    """
+    _refuse_secrets(overrides)
+    command = COMMANDS[job]
+    inside = path.resolve().is_relative_to(directory)
+    name = str(path.resolve().relative_to(directory)) if inside else path.name
+    files, sources = {name: path}, _relative_sources(config) if job == "prepare" else []
+    if local:
+        meant: dict[str, object] = {
+            key: str(Path(place).absolute())
+            for key, place in relative_folders(config, command).items()
+        }
+        if sources:
+            meant["corpus.sources"] = [
+                str(Path(name).absolute()) if name in sources else name
+                for name in config.corpus.sources
+            ]
+        overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in meant.items())]
+    else:
+        refuse_relative(config, command)
+        files |= _texts(sources, directory)
+    python = sys.executable if local else "python"
+    return Request(
+        shlex.join([python, f"jobs/{job}.py", "--config", name, *overrides]),
+        files,
+        [] if sources and not local else [TEXTS],
+    )
+
+
+def _refuse_secrets(overrides: list[str]) -> None:
+    for override in overrides:
+        if without_secrets(override) != " ".join(override.split()):
+            raise ConfigError(
+                f"override {override.partition('=')[0]}: there is a secret in it, and all who use a "
+                "cluster see what its jobs are called with. Give it to the nodes in their environment."
+            )
+
+
+def _on_this_machine(client: "JobSubmissionClient") -> bool:
+    """Whether all nodes have addresses of this machine; one behind a forwarded port has not."""
+    from ray.util.state import list_nodes
+
+    mine = {found.address for every in psutil.net_if_addrs().values() for found in every}
+    nodes = list_nodes(
+        client.get_address(),
+        filters=[("state", "=", "ALIVE")],
+        limit=ALL_NODES,
+        raise_on_missing_output=False,
+    )
+    return all(node.node_ip in mine for node in nodes)
+
+
+def _relative_sources(config: Config) -> list[str]:
+    from panthalassa.corpus.sources import PYTHON_REFERENCE  # with it come slow imports
+
+    return [
+        name for name in config.corpus.sources if is_relative(name) and name != PYTHON_REFERENCE
+    ]
+
+
+def _texts(sources: list[str], directory: Path) -> dict[str, Path]:
+    """The folders that go along with a preparation on another machine."""
+    found = {name: directory / name for name in sources}
+    for name, folder in found.items():
+        if not folder.resolve().is_relative_to(directory) or not folder.is_dir():
+            raise ConfigError(
+                f"corpus.sources: {name} is no folder below {directory}, which is all that a job gets. "
+                "Give an absolute path that all nodes see, or s3://bucket/prefix."
+            )
+    return found
+
+
+def _send(client: "JobSubmissionClient", folder: Path, **job: Any) -> str:
+    until = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except (RuntimeError, OSError) as error:
+            reason = str(error)
+            if "No available agent" in reason and time.monotonic() < until:
+                time.sleep(0.5)
+                continue
+            if "status code 413" in reason:
+                raise PanthalassaError(
+                    "what the job needs of this machine is larger than Ray takes (100 MiB, packed): "
+                    f"{largest(folder)}. Move texts and data elsewhere, or name them in .rayignore."
+                ) from error
+            lines = reason.strip().splitlines() or [type(error).__name__]
+            raise PanthalassaError(
+                f"the cluster at {client.get_address()} does not take the job: {lines[-1]}"
+            ) from error
+
+
+def find(client: "JobSubmissionClient", name: str) -> "JobDetails":
+    """The job of that id, or of that run: the one that runs, else the last one."""
+    found = [
+        job for job in jobs(client) if name in (job.submission_id, (job.metadata or {}).get("run"))
+    ]
+    if not found:
+        raise PanthalassaError(
+            f"no job {name!r} at {client.get_address()}; `panthalassa jobs status` lists them"
+        )
+    return max(found, key=lambda job: (not job.status.is_terminal(), job.start_time or 0))
+
+
+def jobs(client: "JobSubmissionClient") -> "list[JobDetails]":
+    """The submitted jobs of the cluster, those of others included, in the order of their start."""
+    every = [job for job in client.list_jobs() if job.submission_id]
+    return sorted(every, key=lambda job: job.start_time or 0)
+
+
+def explain(client: "JobSubmissionClient") -> Iterator[tuple[str, str]]:
+    """Each job and how it stands: since when, and for one that runs the last line of its log."""
+    for job in jobs(client):
+        since = datetime.fromtimestamp((job.end_time or job.start_time or 0) / 1e3)
+        text = f"{job.status.value.lower()} since {since:%Y-%m-%d %H:%M:%S}"
+        if not job.status.is_terminal():
+            lines = client.get_job_logs(str(job.submission_id)).strip().splitlines()
+            text += f": {lines[-1]}" if lines else ""
+        yield str(job.submission_id), text
