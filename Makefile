@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report chaos clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-accounting    measure what metering and tracking cost a step"
 	@echo "make bench-report    measure how long the report of a long run takes"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
+	@echo "make ray-cluster.yaml    render it from k8s/"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
 install: $(INSTALLED)
@@ -77,6 +78,10 @@ bench-report: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	CHAOS_SEEDS=$(SEEDS) CHAOS_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/chaos
+
+ray-cluster.yaml:
+	{ echo "# Rendered from k8s/ by \`make ray-cluster.yaml\`; change it there."; kubectl kustomize k8s/ray-cluster; } > $@.new
+	mv $@.new $@
 
 clean:
 	rm -rf .venv
