@@ -81,7 +81,10 @@ class Nodes:
 
     def take_away(self, node: Any, seconds: int = 120) -> None:
         """What a pod does before Kubernetes takes it away; returns when no rank is left there."""
-        environment = {"RAY_ADDRESS": self.address, "RAY_CLOUD_INSTANCE_ID": self._pods[node.node_id]}
+        environment = {
+            "RAY_ADDRESS": self.address,
+            "RAY_CLOUD_INSTANCE_ID": self._pods[node.node_id],
+        }
         subprocess.run(
             [sys.executable, "-m", "panthalassa.drain", "--seconds", str(seconds)],
             env=os.environ | environment,
