@@ -24,8 +24,8 @@ def leave(address: str, instance: str, seconds: float) -> None:
     Returns when nothing runs there any more. Raises PanthalassaError when Ray does not answer, refuses,
     or something still runs after so many seconds.
     """
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
     until = time.time() + seconds
     try:
