@@ -51,7 +51,7 @@ def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
     return [found for found in objects if found["kind"] in kinds]
 
 
-def ray_cluster(overlay: str) -> Object:
+def cluster_in(overlay: str) -> Object:
     (cluster,) = of_kind(rendered(f"overlays/{overlay}"), "RayCluster")
     return cluster
 

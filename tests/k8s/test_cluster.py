@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +14,16 @@ from manifests import (
     OVERLAYS,
     ROOT,
     Object,
+    cluster_in,
     containers,
     group,
     of_kind,
     pods,
     quantity,
-    ray_cluster,
     rendered,
 )
 from ray.autoscaler._private.kuberay import autoscaling_config
+from ray.job_submission import JobSubmissionClient
 
 from panthalassa.config_file import load
 from panthalassa.train.placement import per_rank
@@ -31,12 +35,12 @@ PLACEHOLDER = "@sha256:" + 64 * "0"
 
 def test_ray_cluster_yaml_is_what_the_overlay_spot_renders() -> None:
     """After a change: `make ray-cluster.yaml`."""
-    assert yaml.safe_load((ROOT / "ray-cluster.yaml").read_text()) == ray_cluster("spot")
+    assert yaml.safe_load((ROOT / "ray-cluster.yaml").read_text()) == cluster_in("spot")
 
 
 def test_the_autoscaler_of_ray_reads_the_groups_as_they_are_meant() -> None:
     """By the function with which it reads a RayCluster from Kubernetes."""
-    read: Any = autoscaling_config._derive_autoscaling_config_from_ray_cr(ray_cluster("spot"))
+    read: Any = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster_in("spot"))
     types = read["available_node_types"]
     assert set(types) == {"headgroup", "cpu", "a100", "a100-spot"}
     assert types["headgroup"]["resources"]["CPU"] == 0
@@ -76,7 +80,7 @@ def test_what_is_asked_for_is_the_limit(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_objects_fit_into_shared_memory_and_that_into_the_pods(overlay: str) -> None:
-    cluster = ray_cluster(overlay)
+    cluster = cluster_in(overlay)
     for owner in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
         spec = owner["template"]["spec"]
         memory = quantity(spec["containers"][0]["resources"]["limits"]["memory"])
@@ -94,7 +98,7 @@ def test_objects_fit_into_shared_memory_and_that_into_the_pods(overlay: str) -> 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_pod_of_workers_drains_its_node_and_has_the_time_for_a_checkpoint(overlay: str) -> None:
-    for found in ray_cluster(overlay)["spec"]["workerGroupSpecs"]:
+    for found in cluster_in(overlay)["spec"]["workerGroupSpecs"]:
         spec = found["template"]["spec"]
         hook = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert hook[:4] == ["python", "-m", "panthalassa.drain", "--seconds"]
@@ -107,7 +111,7 @@ def test_a_pod_of_workers_drains_its_node_and_has_the_time_for_a_checkpoint(over
 
 
 def test_a_group_of_machines_holds_what_a_run_writes_there() -> None:
-    spec = group(ray_cluster("production"), "a100")["template"]["spec"]
+    spec = group(cluster_in("production"), "a100")["template"]["spec"]
     room = quantity(spec["containers"][0]["resources"]["limits"]["ephemeral-storage"])
     logs = sum(
         quantity(volume["emptyDir"]["sizeLimit"])
@@ -126,7 +130,7 @@ def test_jobs_bring_the_overlays_cluster_and_nothing_else(overlay: str) -> None:
     ]
     for job in jobs:
         assert job["metadata"]["namespace"] == NAMESPACE
-        assert job["spec"]["rayClusterSpec"] == ray_cluster(overlay)["spec"]
+        assert job["spec"]["rayClusterSpec"] == cluster_in(overlay)["spec"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -137,8 +141,25 @@ def test_what_jobs_start_exists_and_is_configured(overlay: str) -> None:
         assert script == f"jobs/{job['metadata']['name']}.py"
         assert (ROOT / script).is_file()
         loaded = load(ROOT / config, overrides)
-        if script == "jobs/pretrain.py":
-            assert loaded.cluster.address == "auto"
+        places = [loaded.corpus.directory, loaded.run.directory]
+        assert all(
+            place.startswith(("/", "s3://")) for place in places[: 1 + ("pretrain" in script)]
+        )
+
+
+def test_a_job_without_a_folder_of_its_own_starts_where_ray_was_started(ray_cluster: str) -> None:
+    """In a pod that is the image's WORKDIR, where `jobs/` lies."""
+    client, until = JobSubmissionClient(ray_cluster), time.monotonic() + 120
+    while True:
+        with suppress(RuntimeError):  # Ray's agent may take a while to be there
+            job = client.submit_job(entrypoint="pwd")
+            break
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    while not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < until, client.get_job_logs(job)
+        time.sleep(0.5)
+    assert client.get_job_logs(job).split()[-1] == str(Path.cwd())
 
 
 def test_a_run_has_room_in_the_dev_cluster() -> None:
@@ -146,7 +167,7 @@ def test_a_run_has_room_in_the_dev_cluster() -> None:
     (job,) = (j for j in rendered("jobs/dev") if j["metadata"]["name"] == "pretrain")
     _, _, _, config, *overrides = shlex.split(job["spec"]["entrypoint"])
     cluster = load(ROOT / config, overrides).cluster
-    node = group(ray_cluster("dev"), "cpu")
+    node = group(cluster_in("dev"), "cpu")
     cpus = quantity(node["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     assert node["minReplicas"] == 1
     assert cluster.workers * cluster.cpus_per_worker + 0.5 <= cpus
@@ -154,7 +175,7 @@ def test_a_run_has_room_in_the_dev_cluster() -> None:
 
 def test_versions_are_those_of_the_lock() -> None:
     pins = dict(re.findall(r"(?m)^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text()))
-    assert ray_cluster("production")["spec"]["rayVersion"] == pins["ray"]
+    assert cluster_in("production")["spec"]["rayVersion"] == pins["ray"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

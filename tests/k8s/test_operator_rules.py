@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from kuberay_rules import problems
-from manifests import OVERLAYS, Object, group, of_kind, ray_cluster, rendered
+from manifests import OVERLAYS, Object, cluster_in, group, of_kind, rendered
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -57,7 +57,7 @@ def _environment(cluster: Object) -> list[Object]:
     ],
 )
 def test_a_cluster_that_breaks_a_rule_is_seen(change: Any, complaint: str) -> None:
-    cluster = ray_cluster("spot")
+    cluster = cluster_in("spot")
     change(cluster)
     (line,) = problems(cluster)
     assert complaint in line

@@ -10,7 +10,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from manifests import OVERLAYS, Object, of_kind, pods, ray_cluster, rendered
+from manifests import OVERLAYS, Object, cluster_in, of_kind, pods, rendered
 
 JOBS = [f"jobs/{overlay}" for overlay in OVERLAYS]
 EVERYTHING = [*(f"overlays/{overlay}" for overlay in OVERLAYS), *JOBS]
@@ -59,7 +59,7 @@ def test_ray_kinds_are_what_kuberay_takes(path: str) -> None:
     ],
 )
 def test_what_kuberay_does_not_know_is_refused(change: Any, place: str) -> None:
-    cluster = ray_cluster("dev")
+    cluster = cluster_in("dev")
     change(cluster["spec"])
     assert [error.json_path for error in validator("RayCluster").iter_errors(cluster)] == [place]
 
