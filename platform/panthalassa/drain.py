@@ -65,7 +65,7 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     missing = [name for name in ("RAY_ADDRESS", "RAY_CLOUD_INSTANCE_ID") if name not in os.environ]
     if missing:
-        sys.exit(f"{' and '.join(missing)} are not set, which KubeRay sets in each pod of Ray")
+        sys.exit(f"not set: {', '.join(missing)}, which KubeRay sets in each pod of Ray")
     try:
         leave(os.environ["RAY_ADDRESS"], os.environ["RAY_CLOUD_INSTANCE_ID"], seconds)
     except PanthalassaError as error:

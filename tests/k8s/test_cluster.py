@@ -3,7 +3,6 @@
 import re
 import shlex
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +150,13 @@ def test_a_job_without_a_folder_of_its_own_starts_where_ray_was_started(ray_clus
     """In a pod that is the image's WORKDIR, where `jobs/` lies."""
     client, until = JobSubmissionClient(ray_cluster), time.monotonic() + 120
     while True:
-        with suppress(RuntimeError):  # Ray's agent may take a while to be there
+        try:
             job = client.submit_job(entrypoint="pwd")
             break
-        assert time.monotonic() < until
-        time.sleep(0.5)
+        except RuntimeError:  # Ray's agent may take a while to be there
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
     while not client.get_job_status(job).is_terminal():
         assert time.monotonic() < until, client.get_job_logs(job)
         time.sleep(0.5)
