@@ -20,6 +20,7 @@ COPY --from=build /install /usr/local
 RUN python -c "import torch; assert torch.version.cuda or ${CPU}, 'torch has no CUDA'" \
     && useradd --uid 1000 --create-home ray
 COPY jobs /app/jobs
+# Where Ray starts here, jobs start, too: k8s/jobs name their scripts from here.
 WORKDIR /app
 USER 1000
 ENV PYTHONUNBUFFERED=1 \

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ from manifests import (
     rendered,
 )
 from ray.autoscaler._private.kuberay import autoscaling_config
-from ray.job_submission import JobSubmissionClient
 
 from panthalassa.config_file import load
 from panthalassa.train.placement import per_rank
@@ -144,22 +141,6 @@ def test_what_jobs_start_exists_and_is_configured(overlay: str) -> None:
         assert all(
             place.startswith(("/", "s3://")) for place in places[: 1 + ("pretrain" in script)]
         )
-
-
-def test_a_job_without_a_folder_of_its_own_starts_where_ray_was_started(ray_cluster: str) -> None:
-    """In a pod that is the image's WORKDIR, where `jobs/` lies."""
-    client, until = JobSubmissionClient(ray_cluster), time.monotonic() + 120
-    while True:
-        try:
-            job = client.submit_job(entrypoint="pwd")
-            break
-        except RuntimeError:  # Ray's agent may take a while to be there
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
-    while not (log := client.get_job_logs(job)).endswith(f"{Path.cwd()}\n"):
-        assert time.monotonic() < until, log
-        time.sleep(0.5)
 
 
 def test_a_run_has_room_in_the_dev_cluster() -> None:
