@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit chaos clean
+.PHONY: help install train test lint types bench bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-report    measure how long the report of a long run takes"
 	@echo "make bench-submit    measure how long a submitted job takes until it runs"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
+	@echo "make ray-cluster.yaml    render it from k8s/"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
 
 install: $(INSTALLED)
@@ -81,6 +82,10 @@ bench-submit: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	CHAOS_SEEDS=$(SEEDS) CHAOS_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/chaos
+
+ray-cluster.yaml:
+	{ echo "# Rendered from k8s/ by \`make ray-cluster.yaml\`; change it there."; kubectl kustomize k8s/ray-cluster; } > $@.new
+	mv $@.new $@
 
 clean:
 	rm -rf .venv

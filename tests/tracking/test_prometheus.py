@@ -10,7 +10,7 @@ import pytest
 
 from panthalassa.tracking.prometheus import GAUGES, Gauges
 
-DASHBOARD = Path(__file__).parents[2] / "k8s" / "grafana-dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "k8s" / "monitoring" / "grafana-dashboard.json"
 
 
 def test_the_dashboard_shows_exactly_the_gauges() -> None:

@@ -1,6 +1,7 @@
 """A run in Prometheus: gauges that Ray exports at the metrics port of a node, with the prefix `ray_`.
 
-`k8s/grafana-dashboard.json` shows them. An embedded Ray has them only with `cluster.dashboard_port`.
+`k8s/monitoring/` shows them and alerts by them. An embedded Ray has them only with
+`cluster.dashboard_port`.
 """
 
 from ray.util.metrics import Gauge
