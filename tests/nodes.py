@@ -37,20 +37,17 @@ class Nodes:
             head_node_args=head | {"object_store_memory": STORE, "node_ip_address": "127.0.0.1"},
         )
         self.address: str = self._cluster.address
-        self._pods: dict[str, str] = {}
-        """What KubeRay would have called each node."""
+        self._added = 0
 
     def add(self, places: int) -> Any:
-        """A node with room for so many ranks of CPUS each."""
-        pod = f"pod-{len(self._pods)}"
-        node = self._cluster.add_node(
+        """A node with room for so many ranks of CPUS each: pod-1, pod-2 … if this were Kubernetes."""
+        self._added += 1
+        return self._cluster.add_node(
             num_cpus=places + 1,
             object_store_memory=STORE,
             node_ip_address="127.0.0.1",
-            env_vars={"RAY_CLOUD_INSTANCE_ID": pod},
+            env_vars={"RAY_CLOUD_INSTANCE_ID": f"pod-{self._added}"},
         )
-        self._pods[node.node_id] = pod
-        return node
 
     def kill(self, node: Any) -> None:
         """End a node as a power cut does: the raylet and all that runs below it, at once."""
@@ -78,19 +75,6 @@ class Nodes:
             *("--deadline-remaining-seconds", str(seconds)),
         ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-    def take_away(self, node: Any, seconds: int = 120) -> None:
-        """What a pod does before Kubernetes takes it away; returns when no rank is left there."""
-        environment = {
-            "RAY_ADDRESS": self.address,
-            "RAY_CLOUD_INSTANCE_ID": self._pods[node.node_id],
-        }
-        subprocess.run(
-            [sys.executable, "-m", "panthalassa.drain", "--seconds", str(seconds)],
-            env=os.environ | environment,
-            check=True,
-            timeout=seconds + 30,
-        )
 
     def ranks(self) -> list[psutil.Process]:
         """The processes of the ranks, those that just start included."""

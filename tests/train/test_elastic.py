@@ -34,8 +34,8 @@ def two_nodes() -> Iterator[tuple[Nodes, list[object]]]:
 def test_nodes_die_join_and_are_drained_and_the_curve_stays(
     configure: Configure, two_nodes: tuple[Nodes, list[object]], tmp_path: Path
 ) -> None:
-    """Four ranks on two nodes; one node dies; two go on; a node joins; four go on; one is taken
-    away; two go on until SIGTERM; the same command ends the run."""
+    """Four ranks on two nodes; one node dies; two go on; a node joins; four go on; one is drained;
+    two go on until SIGTERM; the same command ends the run."""
     nodes, (_, second) = two_nodes
     whole = pretrain(configure(tmp_path / "whole", *LONG), lambda event: None)
     config = configure(tmp_path, *LONG, *elastic(nodes.address))
@@ -48,8 +48,7 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
         first.wait_for(going_on(1), "an attempt of two ranks")
         third = nodes.add(2)
         first.wait_for(going_on(2), "an attempt of four ranks")
-        nodes.take_away(third)
-        nodes.kill(third)
+        nodes.drain(third)
         first.wait_for(going_on(3), "an attempt on one node")
         first.signal(signal.SIGTERM)
         text = first.wait()
