@@ -82,16 +82,6 @@ class Nodes:
         ]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
-    def take_away(self, pod: str, seconds: int = 120) -> None:
-        """What a pod does before Kubernetes takes it away; returns when no rank is left there."""
-        environment = {"RAY_ADDRESS": self.address, "RAY_CLOUD_INSTANCE_ID": pod}
-        subprocess.run(
-            [sys.executable, "-m", "panthalassa.drain", "--seconds", str(seconds)],
-            env=os.environ | environment,
-            check=True,
-            timeout=seconds + 30,
-        )
-
     def ranks(self, *nodes: Any) -> list[psutil.Process]:
         """The processes of the ranks on these nodes, or all, those that just start included."""
         found = []

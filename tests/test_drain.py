@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from nodes import cluster_of
+from nodes import cluster_of, known
 
 STAYS = """
 import sys, time, ray
@@ -24,17 +24,18 @@ sys.stdin.readline()
 
 
 def test_a_node_is_drained_and_leaves_when_nothing_runs_there_any_more() -> None:
-    with cluster_of(1) as (nodes, (node,)):
+    with cluster_of() as (nodes, _):
+        node = nodes.add(1, **known("pod-1", "ranks"))
         command = [sys.executable, "-c", STAYS, nodes.address, node.node_id]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as rank:
             assert rank.stdout is not None
             assert rank.stdout.readline() == "there\n"
-            late = drain(RAY_ADDRESS=nodes.address, RAY_CLOUD_INSTANCE_ID="pod-0", seconds=1)
+            late = drain(RAY_ADDRESS=nodes.address, RAY_CLOUD_INSTANCE_ID="pod-1", seconds=1)
             assert late.returncode == 1
-            assert late.stderr == "something still runs on pod-0 after 1 s\n"
+            assert late.stderr == "something still runs on pod-1 after 1 s\n"
             rank.communicate("\n", timeout=60)
-        done = drain(RAY_ADDRESS=nodes.address, RAY_CLOUD_INSTANCE_ID="pod-0", seconds=60)
+        done = drain(RAY_ADDRESS=nodes.address, RAY_CLOUD_INSTANCE_ID="pod-1", seconds=60)
         assert (done.returncode, done.stderr) == (0, "")
         gone = drain(RAY_ADDRESS=nodes.address, RAY_CLOUD_INSTANCE_ID="pod-7", seconds=60)
         assert (gone.returncode, gone.stderr) == (0, ""), "a node that Ray does not know has left"

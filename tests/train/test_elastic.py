@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nodes import LONG, Command, Nodes, cluster_of, elastic, known, tracked_losses, tracked_status
+from nodes import LONG, Command, Nodes, cluster_of, elastic, tracked_losses, tracked_status
 
 from panthalassa.config import Config
 from panthalassa.storage import open_storage
@@ -35,8 +35,8 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
     undisturbed_long: Outcome,
     tmp_path: Path,
 ) -> None:
-    """Four ranks on two nodes; one node dies; two go on; a node joins; four go on; one is taken
-    away; two go on until SIGTERM; the same command ends the run."""
+    """Four ranks on two nodes; one node dies; two go on; a node joins; four go on; one is drained;
+    two go on until SIGTERM; the same command ends the run."""
     nodes, (_, second) = two_nodes
     expected = {step.step: step.loss for step in undisturbed_long.history.steps}
     config = configure(tmp_path, *LONG, *elastic(nodes.address), "checkpoint.every=10")
@@ -47,10 +47,9 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
         first.wait_for(lambda text: ledger.read_bytes().count(b"\n") > 12, "two steps behind it")
         nodes.kill(second)
         first.wait_for(going_on(1), "an attempt of two ranks")
-        third = nodes.add(2, **known("third", "ranks"))
+        third = nodes.add(2)
         first.wait_for(going_on(2), "an attempt of four ranks")
-        nodes.take_away("third")
-        nodes.kill(third)
+        nodes.drain(third)
         first.wait_for(going_on(3), "an attempt on one node")
         first.signal(signal.SIGTERM)
         text = first.wait()
