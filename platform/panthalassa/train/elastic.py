@@ -51,6 +51,8 @@ STEADY = 3.0
 """Seconds for which places must be there before a run stops in order to grow into them."""
 SETTLE = 3.0
 """Seconds in which what an ended attempt held comes back, before it counts as taken by others."""
+CLOSING = 10.0
+"""Seconds for which a command waits at its end for what Ray has still to say of its attempts."""
 REMIND = 60.0
 """Seconds between two lines that say what a waiting run waits for."""
 
@@ -88,6 +90,10 @@ class Attempt:
         """Whether it is still under way after at most so long."""
         self._thread.join(seconds)
         return self._thread.is_alive() and not self.lost
+
+    def join(self) -> None:
+        """Wait for the end of the thread, at most CLOSING seconds."""
+        self._thread.join(CLOSING)
 
     def note(self, event: Event) -> None:
         match event:
@@ -142,6 +148,7 @@ class Elastic:
     _launches: int = field(default=0, init=False)
     _next: Attempt | None = field(default=None, init=False)
     """Started ahead, because Ray Train's controller takes seconds to start; it waits for its launch."""
+    _over: list[Attempt] = field(default_factory=list, init=False)
     _silent_nodes: tuple[str, ...] = field(default=(), init=False)
     _peak_flops: float | None = field(default=None, init=False)
 
@@ -155,6 +162,12 @@ class Elastic:
             self._run()
         finally:
             self.demand.withdraw()
+
+    def close(self) -> None:
+        """To be called when the board is gone: Ray ends a process in which a thread still asks it
+        something after its shutdown."""
+        for attempt in filter(None, (*self._over, self._next)):
+            attempt.join()
 
     def _run(self) -> None:
         cluster, failures, lost = self.task.config.cluster, 0, False
@@ -197,6 +210,7 @@ class Elastic:
         self._pass_on(attempt)
         if attempt.lost and (group := ray.get(board.group.remote())):
             remove_placement_group(group)  # what is left of it ends at once
+        self._over.append(attempt)
         return attempt
 
     def _next_attempt(self) -> Attempt:

@@ -317,6 +317,7 @@ def _fit(
             elastic.run()
     finally:
         ray.kill(board)  # what waits for another launch ends with it
+        elastic.close()
 
 
 @contextmanager
