@@ -281,6 +281,12 @@ def test_a_run_is_followed_line_by_line_where_there_is_no_terminal() -> None:
     assert "checkpoint /runs/small/step-40: 46.8 MB in 0.25 s" in lines
 
 
+def test_a_long_run_is_heard_every_few_seconds() -> None:
+    lines = displayed([READY, *map(step_of, range(1, 41))], steps=10_000).splitlines()
+    steps = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert steps == ["12/10000", "23/10000", "34/10000"]
+
+
 def test_a_step_names_the_last_checkpoint() -> None:
     events: list[Event] = [READY, step_of(1), Saved(1, "/runs/x", 0.1, 1), step_of(2)]
     assert "checkpoint step 1\n" in displayed(events)
