@@ -5,7 +5,6 @@ cluster that runs the job, and refuses folders that would vanish with it.
 """
 
 import argparse
-import os
 import sys
 from typing import Literal
 
@@ -31,13 +30,7 @@ def main(command: Command) -> None:
         sys.exit(f"panthalassa: {error}")
     from panthalassa.cli import app
 
-    try:
-        app([command, given.config, *overrides, *["--debug"] * given.debug])
-    except SystemExit as ended:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Threads that wait for Ray can crash the interpreter's own end, and with it a job that is done.
-        os._exit(ended.code if isinstance(ended.code, int) else bool(ended.code))
+    app([command, given.config, *overrides, *["--debug"] * given.debug])
 
 
 def relative_folders(config: Config, command: Command) -> dict[str, str]:
