@@ -240,11 +240,15 @@ def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) ->
     def command(console: Console) -> None:
         from rich.progress import Progress
 
+        from panthalassa.redact import without_secrets
         from panthalassa.storage import open_storage
+        from panthalassa.tracking.mlflow_store import store_uri
         from panthalassa.tracking.replay import configuration, replay
 
         folder = open_storage(run)
         config = configuration(folder, overrides or [])
+        where = without_secrets(store_uri(config))
+        console.print(f"sending what {where} does not have of {run}", soft_wrap=True, markup=False)
         with Progress(console=console) as progress:
             task = progress.add_task("sending", total=None)
             left_out = replay(

@@ -153,8 +153,8 @@ class Lease:
             self.epoch = _take(run, self._owner, tell)
         except OSError as error:
             raise ConfigError(
-                f"{run.uri} is not writable: {error}. Correct run.directory, or the endpoint, "
-                "credentials and permissions."
+                f"run.directory={run.uri.rpartition('/')[0]} is not writable: {error}. Correct the key, "
+                "or the endpoint, credentials and permissions."
             ) from error
         """The newest: that of the attempt under way."""
         self.command = self.epoch

@@ -1,6 +1,7 @@
 """The account of a run's energy: known answers, and simulated histories in which each joule is known."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Energy
-from panthalassa.energy.account import Account, account, explain, standing
+from panthalassa.energy.account import Account, account, explain, so_far, standing
 from panthalassa.energy.devices import Devices
 from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
 from panthalassa.energy.lines import (
@@ -86,7 +87,14 @@ def test_an_undisturbed_run_has_its_energy_by_phase() -> None:
 def test_without_a_power_source_nothing_is_claimed() -> None:
     found = account([Began(at=T), Ended(at=T + 9)])
     assert (found.j_per_iteration, found.source, found.mean_watts) == (None, None, None)
-    assert text_of(found) == "energy not measured: no rank had a power source"
+    assert text_of(found).startswith("energy not measured: no rank had a power source")
+
+
+def test_nothing_read_is_not_zero() -> None:
+    lines = [Began(at=T, pue=1.2, grid_kg_per_kwh=0.4), metering(0, a=None), Ended(at=T + 9)]
+    found = account(lines)
+    assert text_of(found).startswith("energy not known: nothing was read of 1 device")
+    assert " 0 k" not in text_of(found)
 
 
 def test_repeated_steps_and_what_the_counters_saw_between_attempts_are_lost() -> None:
@@ -268,6 +276,9 @@ def test_no_joule_is_counted_twice_or_missed_whatever_dies_when(
             job.die(unseen, gap, min(back, len(attempts[number + 1][1])))
     found = account(job.lines)
     assert found.joules == pytest.approx(100 * job.now)
+    growing = so_far(job.lines)
+    assert growing[-1][2] == pytest.approx(found.joules)
+    assert all(a < b and x <= y for (a, _, x), (b, _, y) in pairwise(growing))
     assert found.joules_by_phase["productive"] == pytest.approx(100 * sum(job.kept))
     assert found.joules_by_phase["lost"] == pytest.approx(100 * job.lost, abs=1e-6)
     assert found.joules_by_phase["start"] == pytest.approx(100 * attempts[0][0])

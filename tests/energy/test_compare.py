@@ -152,6 +152,36 @@ def test_runs_that_are_not_alike_are_refused_or_marked(
     assert [name for name, _ in explain(allowed)].count("NOT COMPARABLE") == 1
 
 
+def metered(run: Recorded, **changes: object) -> Recorded:
+    """The run, with other meters."""
+    first, *rest = run.lines
+    return replace(run, lines=[first.model_copy(update=changes), *rest])
+
+
+def test_a_run_without_a_power_source_is_never_compared() -> None:
+    nothing = replace(recorded([None] * 60, name="b"), lines=[Began(at=T)])
+    for allow in (False, True):
+        with pytest.raises(PanthalassaError, match=r"energy of runs/b was not measured: no rank"):
+            compare(recorded(wave(60, 1)), nothing, allow=allow)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"devices": {"GPU-0": None, "GPU-1": None}}, "number of devices is 1 and 2"),
+        ({"blind": 4}, "4 ranks of runs/b could not measure"),
+    ],
+)
+def test_other_devices_make_another_sum(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(PanthalassaError, match=f"{reason}.*--allow"):
+        compare(recorded(wave(60, 1)), metered(recorded(wave(60, 1), name="b"), **changes))
+
+
+def test_steps_of_unknown_energy_are_no_reason_to_train_for_longer() -> None:
+    with pytest.raises(PanthalassaError, match=r"energy show runs/b` tells why"):
+        compare(recorded(wave(60, 1)), recorded([None] * 60, name="b"))
+
+
 def test_too_few_windows_are_refused_with_what_was_left_out() -> None:
     with pytest.raises(PanthalassaError, match=r"runs/b has 5 .*3 warming up"):
         compare(recorded(wave(60, 1)), recorded(wave(5 + WARM_UP, 1), name="b"))

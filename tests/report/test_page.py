@@ -145,7 +145,7 @@ def test_hostile_names_are_inert(page: Page, tmp_path: Path) -> None:
     )
     write_report(run, run)
     page.open(tmp_path / "run" / "report.html")
-    assert page.value("document.querySelector('h1 .run').textContent") == HOSTILE
+    assert page.value("document.querySelector('h1 .run').textContent") == f"{HOSTILE} (1)"
     assert page.value("document.images.length") == 0
     assert "owned" not in page.value("document.title.replace(/<.*>/, '')")
     figure = page.driver.find_element(By.CSS_SELECTOR, "#figure-languages .plot")

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from panthalassa.cli import app
 from panthalassa.report import csv_files
-from panthalassa.report.headlines import duration, si, signed
+from panthalassa.report.headlines import Headline, difference, duration, si, signed
+from panthalassa.report.page import write_report
 from panthalassa.report.read import read_run
 from panthalassa.storage import Storage, open_storage
 
 LARGEST = 5_000_000
+TIMES = ("1 min 0 s", 60.0), ("2 min 0 s", 120.0)
 
 
 @pytest.fixture
@@ -72,9 +74,11 @@ def test_another_file_and_another_run_beside(run: Storage, tmp_path: Path) -> No
 def test_without_a_power_source_it_says_so(run: Storage) -> None:
     write_run(run, 30, joules=None)
     page = page_of(run)
-    assert "Energy was not measured" in page
-    assert page.count("not measured") >= 3
+    assert "Energy is not measured: no rank had a power source" in page
     assert drawn(page) == FIGURES - {"joules", "kwh"}
+    text = run.read("config.yaml").decode()
+    run.write("config.yaml", text.replace("source: auto", "source: none").encode())
+    assert "Energy was not measured: energy.source is none." in page_of(run)
 
 
 def test_a_run_without_a_step(run: Storage) -> None:
@@ -92,8 +96,8 @@ def test_a_run_without_a_step(run: Storage) -> None:
         ("ledger", {"languages"}),
         ("manifests", {"languages"}),
         ("goodput", {"goodput-0", "world"}),
-        ("metrics", {"loss", "speed", "mfu", "joules", "kwh", "checkpoints"}),
-        ("energy", set()),
+        ("metrics", {"loss", "speed", "mfu", "joules", "checkpoints"}),
+        ("energy", {"kwh"}),
         ("step-00000030", set()),
     ],
 )
@@ -114,6 +118,12 @@ def test_damaged_files_are_named_in_their_section(run: Storage) -> None:
     page = page_of(run)
     assert "is not what was written there" in page
     assert "checkpoint.json is corrupt" in page
+    ledger = run.read("energy/000001.jsonl")
+    run.write("energy/000001.jsonl", ledger.replace(b"steps", b"stems", 1))
+    page = page_of(run)
+    assert "account of energy can not be read" in page
+    assert "line 3 is none of a run&#39;s account of its energy" in page
+    assert drawn(page) == FIGURES - {"kwh", "languages"}
 
 
 def test_a_loss_that_is_not_finite_is_shown_and_counted(run: Storage) -> None:
@@ -168,6 +178,27 @@ def test_a_run_beside_that_is_none_is_named(run: Storage, tmp_path: Path) -> Non
     told = report(run.uri, "--compare", tmp_path / "nothing")
     assert told.exit_code == 1
     assert f"no run at {tmp_path}/nothing" in told.stderr
+
+
+def test_totals_of_runs_of_other_lengths_are_not_compared() -> None:
+    a, b = (Headline("time", text, value=value, compare="total") for text, value in TIMES)
+    assert difference(a, b) == "+100.0 %"
+    assert difference(a, b, alike=False) == "–"
+
+
+def test_the_energy_so_far_ends_at_that_of_the_whole_run(run: Storage) -> None:
+    """Also what was lost is in it."""
+    write_run(run, 30)
+    found = read_run(run)
+    assert not isinstance(found.energy, str)
+    assert found.series("kwh_so_far").value[-1] == pytest.approx(found.energy.kwh)
+
+
+def test_runs_of_one_name_are_told_apart(run: Storage) -> None:
+    write_run(run, 30)
+    text = Path(write_report(run, run)).read_text()
+    assert "ocean (1)" in text
+    assert "ocean (2)" in text
 
 
 def test_numbers_have_three_digits_and_units() -> None:

@@ -109,6 +109,25 @@ def account(lines: Iterable[Line]) -> Account:
     return walk.account()
 
 
+def so_far(lines: Iterable[Line]) -> list[tuple[int, float, float]]:
+    """After which step, at what second since 1970, all joules of the run so far: what was lost, too.
+
+    Of steps that were trained again only the last time counts as their place; the last of all has what
+    came behind it.
+    """
+    walk = Walk()
+    found: list[tuple[int, float, float]] = []
+    for line in lines:
+        walk.take(line)
+        if isinstance(line, Steps):
+            while found and found[-1][0] >= line.first:
+                found.pop()
+            found.append((line.last, line.at, walk.joules_so_far))
+    if found:
+        found[-1] = *found[-1][:2], walk.joules_so_far
+    return found
+
+
 def standing(lines: Iterable[Line]) -> list[Step]:
     """The steps that stand, in order."""
     walk = Walk(detailed=sys.maxsize)
@@ -165,6 +184,7 @@ class Walk:
 
     def __init__(self, detailed: int | None = None) -> None:
         self.joules = dict.fromkeys(PHASES, 0.0)
+        """Of all but the steps that stand."""
         self.steps: list[Step] = []
         """Those that stand so far, as far as they are remembered."""
         self._detailed = detailed or DETAILED
@@ -175,6 +195,9 @@ class Walk:
         self.devices = 0
         self.began: Began | None = None
         self.step_joules = self.step_seconds = self.uncovered = 0.0
+        """Of all steps, repeated ones included; and seconds that are not known."""
+        self._lost_steps = 0.0
+        """Joules of those that were repeated."""
         self.peak: float | None = None
         self.marked: Counter[str] = Counter()
         self._span = self._since_start = 0
@@ -216,6 +239,11 @@ class Walk:
                     self.uncovered += max(0.0, line.at - self._alive)
         if isinstance(line, Metering | Steps | Rest | Window):
             self._alive = line.at
+
+    @property
+    def joules_so_far(self) -> float:
+        """Of everything."""
+        return sum(self.joules.values()) - self._lost_steps + self.step_joules
 
     def account(self) -> Account:
         sums = self._old.plus(self.steps)
@@ -270,12 +298,16 @@ class Walk:
     def _undo(self, first: int) -> None:
         """Count the steps from `first` on as lost: they are trained again."""
         while self.steps and self.steps[-1].step >= first:
-            self.joules["lost"] += self.steps.pop().joules or 0.0
+            self._lose(self.steps.pop().joules or 0.0)
         if not self.steps and first < self._old_steps.stop:
             stand = range(self._old_steps.start, max(first, self._old_steps.start))
             sums = self._old.scaled(len(stand) / len(self._old_steps))
-            self.joules["lost"] += self._old.joules - sums.joules
+            self._lose(self._old.joules - sums.joules)
             self._old, self._old_steps = sums, stand
+
+    def _lose(self, joules: float) -> None:
+        self.joules["lost"] += joules
+        self._lost_steps += joules
 
     def _forget(self) -> None:
         """Keep only the sums of steps that are old enough."""
@@ -321,13 +353,26 @@ class Walk:
 def explain(account: Account) -> Iterator[tuple[str, str]]:
     """A table for people: names and what stands beside them."""
     if account.source is None:
-        yield "energy", "not measured: no rank had a power source"
+        yield (
+            "energy",
+            "not measured: no rank had a power source (NVML, RAPL), or energy.source is none",
+        )
         return
-    yield (
-        "energy",
-        f"{account.joules:,.1f} J = {account.kwh:.4g} kWh of {account.devices} "
-        f"device{'s' * (account.devices != 1)} ({account.source}), all attempts and commands",
-    )
+    of = f"{account.devices} device{'s' * (account.devices != 1)} ({account.source})"
+    if account.joules:
+        total = f"{account.joules:,.1f} J = {account.kwh:.4g} kWh of {of}"
+        yield "energy", f"{total}, all attempts and commands"
+        yield from _measured(account)
+        yield from _beyond(account)
+    else:
+        yield "energy", f"not known: nothing was read of {of} so far"
+    if account.uncovered_seconds > 0:
+        yield "not covered", f"{account.uncovered_seconds:.1f} s, in which energy is not known"
+    for reason, count in account.marked.items():
+        yield "marked", f"{count} window{'s' * (count > 1)}: {reason}"
+
+
+def _measured(account: Account) -> Iterator[tuple[str, str]]:
     for phase, joules in sorted(account.joules_by_phase.items(), key=lambda item: -item[1]):
         if joules > 0:
             share = joules / account.joules
@@ -341,11 +386,6 @@ def explain(account: Account) -> Iterator[tuple[str, str]]:
     if account.mean_watts is not None:
         peak = f", {account.peak_watts:,.1f} W at most over a second" if account.peak_watts else ""
         yield "power", f"{account.mean_watts:,.1f} W on average while it trained{peak}"
-    yield from _beyond(account)
-    if account.uncovered_seconds > 0:
-        yield "not covered", f"{account.uncovered_seconds:.1f} s, in which energy is not known"
-    for reason, count in account.marked.items():
-        yield "marked", f"{count} window{'s' * (count > 1)}: {reason}"
 
 
 def _beyond(account: Account) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from panthalassa.config import Config, sequence_lengths
 from panthalassa.energy.account import Step, account, standing
 from panthalassa.energy.ledger import read
-from panthalassa.energy.lines import Line
+from panthalassa.energy.lines import Line, Metering
 from panthalassa.energy.meters import PERIODS, SENSOR
 from panthalassa.errors import PanthalassaError
 from panthalassa.run_config import kept
@@ -34,6 +34,7 @@ FEWEST = 12
 """Windows of a run that a comparison needs."""
 MOST = 2000
 """Windows that are looked at; of a longer run, neighbours are merged."""
+UNKNOWN = "whose energy is not known"
 REPLICATES = 4000
 SEED = 0
 T = (1.96**2 + 1) / 4
@@ -94,6 +95,12 @@ def compare(
     Raises PanthalassaError when they are not comparable, unless that is allowed, and when one has too
     few undisturbed steps.
     """
+    for run in (a, b):
+        if account(run.lines).source is None:
+            raise PanthalassaError(
+                f"the energy of {run.uri} was not measured: no rank had a power source (NVML, RAPL), or "
+                "its energy.source is none"
+            )
     objections = list(_objections(a, b))
     if objections and not allow:
         raise PanthalassaError(
@@ -104,9 +111,12 @@ def compare(
     for run, found in zip((a, b), samples, strict=True):
         if len(found.joules) < FEWEST:
             left = ", ".join(f"{count} {why}" for why, count in found.left_out.items())
+            remedy = "Train it for longer"
+            if found.left_out.get(UNKNOWN, 0) > found.steps:
+                remedy = f"`panthalassa energy show {run.uri}` tells why"
             raise PanthalassaError(
                 f"{run.uri} has {len(found.joules)} undisturbed windows of energy, too few for a "
-                f"comparison, which takes {FEWEST} (left out: {left or 'nothing'}). Train it for longer."
+                f"comparison, which takes {FEWEST} (steps left out: {left or 'none'}). {remedy}."
             )
     first, second = samples
     percent, low, high = difference(first, second)
@@ -126,7 +136,15 @@ def _objections(a: Recorded, b: Recorded) -> Iterator[str]:
     lengths = (dict(sequence_lengths(run.config)) for run in (a, b))
     yield from differs("train.sequence_length", *(list(found.values()) for found in lengths))
     sources = (account(run.lines).source for run in (a, b))
-    yield from differs("the source of power", *(found or "none" for found in sources))
+    yield from differs("the source of power", *sources)
+    metered = [[line for line in run.lines if isinstance(line, Metering)] for run in (a, b)]
+    counts = (sorted({len(line.devices) for line in lines}) for lines in metered)
+    yield from differs(
+        "the number of devices", *(", then ".join(map(str, each)) for each in counts)
+    )
+    for run, lines in zip((a, b), metered, strict=True):
+        if blind := max(line.blind for line in lines):
+            yield f"{blind} ranks of {run.uri} could not measure"
 
 
 def sample(lines: Iterable[Line], metric: Metric) -> Sample:
@@ -159,7 +177,7 @@ def sample(lines: Iterable[Line], metric: Metric) -> Sample:
 
 def _disturbed(step: Step) -> str | None:
     if step.joules is None:
-        return "whose energy is not known"
+        return UNKNOWN
     if step.since_start < WARM_UP:
         return "warming up"
     if step.disturbed:

@@ -64,6 +64,8 @@ def tune(
 
     Raises PanthalassaError when the run has no GPUs here, or its limits may not be set.
     """
+    if wrong := [watt for watt in watts if watt <= 0]:
+        raise PanthalassaError(f"--limits {wrong[0]:g}: expected watts above zero")
     uuids = _gpus(run)
     with _guarded(uuids) as (now, least, most):
         chosen = list(watts) or [
@@ -115,8 +117,8 @@ def _guarded(uuids: Sequence[str]) -> Iterator[tuple[int, int, int]]:
             _set(uuid, limit)  # nothing changes, except that it is known to be allowed
     except MeterLost as error:
         raise PanthalassaError(
-            f"power limits can not be set: {error}. It takes root, on a machine that has all GPUs of "
-            "the run"
+            f"power limits can not be set: {error}. It takes NVIDIA's driver, root, and a machine that "
+            "has all GPUs of the run"
         ) from error
     guardian = _start_guardian(before)
     try:

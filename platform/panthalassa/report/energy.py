@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from panthalassa.energy.account import account, explain
+from panthalassa.energy.account import KWH, account, explain, so_far
 from panthalassa.energy.ledger import read
 from panthalassa.errors import PanthalassaError
+from panthalassa.report.series import Series
 from panthalassa.storage import Storage
 
 
@@ -12,27 +13,40 @@ from panthalassa.storage import Storage
 class Energy:
     """The energy of a run, of all devices that were measured."""
 
-    j_per_iteration: float
-    """Over the steps that stand."""
+    j_per_iteration: float | None
+    """Over the steps that stand; None as long as nothing is known of any."""
     bound: float | None
     """Relative bound of its error."""
     kwh: float
     """Of the whole run, what was lost included."""
     source: str
+    so_far: Series
+    """kWh of the whole run, after each step that ends a line of the ledger."""
+    uncovered_seconds: float
+    """In which energy is not known."""
     explained: list[tuple[str, str]]
     """The account, for people."""
 
 
-def energy_of(run: Storage) -> Energy | str:
-    """The energy of a run, or why it is not known."""
+def energy_of(run: Storage, asked: str | None) -> Energy | str:
+    """The energy of a run that was to be measured at the source `asked`, or why it is not known."""
     try:
-        found = account(read(run))
+        lines = read(run)
     except PanthalassaError as error:
-        return f"Energy was not measured: {error}"
-    if found.source is None or found.j_per_iteration is None:
-        return (
-            "Energy was not measured: no rank had a power source that it could read (NVML, RAPL), or "
-            "energy.source is none."
-        )
+        return f"The account of energy can not be read: {error}"
+    found = account(lines)
     explained = list(explain(found))
-    return Energy(found.j_per_iteration, found.bound, found.kwh, found.source, explained)
+    if found.source is None and asked == "none":
+        return "Energy was not measured: energy.source is none."
+    if found.source is None or not found.joules:
+        return f"Energy is {'; '.join(text for _, text in explained)}."
+    kwh = [(step, at, joules / KWH) for step, at, joules in so_far(lines)]
+    return Energy(
+        found.j_per_iteration,
+        found.bound,
+        found.kwh,
+        found.source,
+        Series.of(kwh),
+        found.uncovered_seconds,
+        explained,
+    )

@@ -122,7 +122,7 @@ def _by_step(runs: Sequence[RunData], plots: Plots) -> None:
             if name == "loss":
                 _draw_held_out(made, run.name, colour, run.series("held_out_loss"))
                 _draw_not_finite(made, run.name, colour, buckets)
-    if "joules" in plots:
+    if any(len(run.series("kwh_so_far").step) for run in runs):
         plots["kwh"] = _kwh(runs, shared)
     saves = ("checkpoint_seconds", "stall_seconds")
     if any(len(run.series(metric).step) for run in runs for metric in saves):

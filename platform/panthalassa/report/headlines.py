@@ -11,7 +11,7 @@ from panthalassa.report.read import RunData
 from panthalassa.report.series import Series
 
 TAIL = 100
-"""Steps over which the last training loss is averaged."""
+"""Steps over which the last training loss is averaged, at most: of a short run, a tenth."""
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -25,8 +25,9 @@ class Headline:
     note: str = ""
     value: float | None = None
     """To compare it with another run's."""
-    compare: Literal["ratio", "points", "no"] = "ratio"
-    """Runs differ in it by per cent, by percentage points, or it is not to be compared."""
+    compare: Literal["ratio", "total", "points", "no"] = "ratio"
+    """Runs differ in it by per cent (in a total only if they did as many steps), by percentage points,
+    or it is not to be compared."""
 
 
 def headlines(run: RunData) -> list[Headline]:
@@ -43,9 +44,10 @@ def headlines(run: RunData) -> list[Headline]:
     ]
 
 
-def difference(a: Headline, b: Headline) -> str:
-    """What b is, seen from a."""
-    if a.compare == "no" or a.value is None or b.value is None:
+def difference(a: Headline, b: Headline, alike: bool = True) -> str:
+    """What b is, seen from a; alike: whether the runs did as many steps."""
+    unlike = a.compare == "no" or (a.compare == "total" and not alike)
+    if unlike or a.value is None or b.value is None:
         return "–"
     if a.compare == "points":
         return signed(100 * (b.value - a.value), "points")
@@ -109,7 +111,7 @@ def _loss(run: RunData) -> Headline:
     loss = _finite(run.series("loss"))
     if not len(loss.step):
         return Headline("training loss", "not known")
-    last = loss.value[-TAIL:]
+    last = loss.value[-max(1, min(TAIL, len(loss.value) // 10)) :]
     bad = len(run.series("loss").step) - len(loss.step)
     note = f"nats a token, mean of the last {count(len(last), 'step')}"
     note += f"; not finite in {count(bad, 'step')}" if bad else ""
@@ -119,7 +121,8 @@ def _loss(run: RunData) -> Headline:
 def _held_out(run: RunData) -> Headline:
     loss = _finite(run.series("held_out_loss"))
     if not len(loss.step):
-        return Headline("held-out loss", "not known", "no evaluation yet")
+        note = "" if isinstance(run.metrics, str) else "no evaluation yet"
+        return Headline("held-out loss", "not known", note)
     best = int(loss.value.argmin())
     note = f"after step {loss.step[-1]:,}"
     if best != len(loss.step) - 1:
@@ -148,15 +151,20 @@ def _mfu(run: RunData) -> Headline:
 
 def _energy(run: RunData) -> Iterator[Headline]:
     if isinstance(run.energy, str):
-        yield Headline("energy an iteration", "not measured")
-        yield Headline("energy", "not measured")
+        yield Headline("energy an iteration", "not known", "see below")
+        yield Headline("energy", "not known")
         return
     mean, bound = run.energy.j_per_iteration, run.energy.bound
-    text = f"{si(mean)} J" + ("" if bound is None else f" ± {bound:.1%}")
-    known = "bound of the error not known" if bound is None else "with the bound of the error"
-    note = ", ".join(filter(None, (known, run.energy.source)))
-    yield Headline("energy an iteration", text, note, mean)
-    yield Headline("energy", f"{_three(run.energy.kwh)} kWh", "of the whole run", run.energy.kwh)
+    if mean is None:
+        yield Headline("energy an iteration", "not known", "no step of which it is known")
+    else:
+        text = f"{si(mean)} J" + ("" if bound is None else f" ± {bound:.1%}")
+        known = "bound of the error not known" if bound is None else "with the bound of the error"
+        note = ", ".join(filter(None, (known, run.energy.source)))
+        yield Headline("energy an iteration", text, note, mean)
+    missing = run.energy.uncovered_seconds
+    note = "of the whole run" + (f" but for {duration(missing)}" if missing else "")
+    yield Headline("energy", f"{_three(run.energy.kwh)} kWh", note, run.energy.kwh, "total")
 
 
 def _time(run: RunData) -> Iterator[Headline]:
@@ -171,7 +179,7 @@ def _time(run: RunData) -> Iterator[Headline]:
     )
     counts = {"command": found.commands, "restart": found.restarts, "resize": found.resizes}
     note = ", ".join(count(number, what) for what, number in counts.items() if number)
-    yield Headline("time", duration(found.seconds), note, found.seconds)
+    yield Headline("time", duration(found.seconds), note, found.seconds, "total")
 
 
 def _tokens(run: RunData) -> Headline:
@@ -179,10 +187,11 @@ def _tokens(run: RunData) -> Headline:
         return Headline("trained on", "not known")
     positions = sum(language.positions for language in run.languages)
     note = f"positions of samples, in {count(len(run.languages), 'language')}"
-    return Headline("trained on", f"{si(positions)} tokens", note, positions)
+    return Headline("trained on", f"{si(positions)} tokens", note, positions, "total")
 
 
 def compared(runs: Sequence[RunData]) -> list[tuple[list[Headline], str]]:
     """The headlines of all runs side by side, and of two how the second differs from the first."""
     rows = zip(*map(headlines, runs), strict=True)
-    return [(list(row), difference(*row) if len(row) == 2 else "") for row in rows]
+    alike = len({run.last_step for run in runs}) == 1
+    return [(list(row), difference(*row, alike) if len(row) == 2 else "") for row in rows]

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bokeh.embed import components
@@ -33,7 +34,7 @@ def write_report(run: Storage, beside: Storage | None = None, out: Path | None =
 
     Raises PanthalassaError when one of them is no run, or the file can not be written.
     """
-    runs = [read_run(folder) for folder in (run, beside) if folder]
+    runs = _told_apart([read_run(folder) for folder in (run, beside) if folder])
     page = render(runs).encode()
     try:
         if out is None:
@@ -46,6 +47,13 @@ def write_report(run: Storage, beside: Storage | None = None, out: Path | None =
             f"{where} can not be written: {error}. Choose another --out FILE."
         ) from error
     return str(out)
+
+
+def _told_apart(runs: list[RunData]) -> list[RunData]:
+    """Runs of one name with a number behind it."""
+    if len({run.name for run in runs}) == len(runs):
+        return runs
+    return [replace(run, name=f"{run.name} ({n})") for n, run in enumerate(runs, 1)]
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -86,10 +94,14 @@ def _shares(run: RunData) -> list[tuple[str, str, str, str]]:
     found = run.time.goodput
     seconds = [(group, sum(found.parts[part] for part in group.parts)) for group in GROUPS]
     return [
-        (group.colour, group.name, duration(taken), f"{taken / found.seconds:.1%}")
+        (group.colour, group.name, _short(taken), f"{taken / found.seconds:.1%}")
         for group, taken in seconds
         if taken > 0
     ]
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _configuration(runs: Sequence[RunData]) -> Iterator[tuple[str, list[str], bool]]:

@@ -8,11 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-
 from panthalassa.config import Config
 from panthalassa.config_file import build, flatten
-from panthalassa.energy.account import KWH
 from panthalassa.errors import CheckpointError, ConfigError, PanthalassaError
 from panthalassa.redact import without_secrets
 from panthalassa.report.energy import Energy, energy_of
@@ -73,6 +70,8 @@ class RunData:
 
     def series(self, metric: str) -> Series:
         """A metric; empty when it was not measured."""
+        if metric == "kwh_so_far":
+            return Series.of([]) if isinstance(self.energy, str) else self.energy.so_far
         found = None if isinstance(self.metrics, str) else self.metrics.get(metric)
         return found or Series.of([])
 
@@ -96,7 +95,7 @@ def read_run(run: Storage) -> RunData:
         steps=steps,
         metrics=metrics,
         time=_or_reason(lambda: _time(run)),
-        energy=energy_of(run),
+        energy=energy_of(run, configuration.get("energy.source")),
         languages=_or_reason(lambda: languages(run)),
         checkpoints=_or_reason(lambda: _checkpoints(run)),
     )
@@ -123,9 +122,6 @@ def _metrics(run: Storage) -> dict[str, Series]:
     found = {name: Series.of(points) for name, points in spool.series(run).items()}
     if not found:
         raise PanthalassaError(f"there are no metrics at {run.uri}: no step has ended yet")
-    if joules := found.get("joules"):
-        kwh = np.nancumsum(joules.value) / KWH
-        found["kwh_so_far"] = Series(joules.step, joules.at, kwh)
     return found
 
 

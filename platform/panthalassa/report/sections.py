@@ -120,16 +120,23 @@ def _reading(runs: Sequence[RunData]) -> str:
 
 
 def _of_energy(runs: Sequence[RunData]) -> str:
-    measured = [run for run in runs if not isinstance(run.energy, str)]
-    if not measured:
-        return ""
-    missing = _reason(runs, "energy")
-    bounds = (
-        ""
-        if all(run.energy.bound is None for run in measured if not isinstance(run.energy, str))
-        else "The inner band is the bound of the error. "
-    )
-    return f"Joules of all devices that were measured. {bounds}{missing}"
+    told = [_reason(runs, "energy")]
+    measured = [run.energy for run in runs if not isinstance(run.energy, str)]
+    if measured:
+        told = [
+            "Joules of all devices that were measured; so far: also what was lost, or spent between "
+            "steps.",
+            *told,
+        ]
+    if any(energy.bound is not None for energy in measured):
+        thinned = any(len(run.series("joules").step) > BUCKETS for run in runs)
+        told.insert(1, f"The {'inner ' if thinned else ''}band is the bound of the error.")
+    if len(measured) > 1:
+        told.append(
+            "Whether the runs are comparable, and how well their difference is known, is told by "
+            "`panthalassa energy compare`."
+        )
+    return " ".join(told)
 
 
 def _of_languages(runs: Sequence[RunData]) -> str:
