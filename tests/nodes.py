@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from processes import title
 
+from panthalassa.cluster import GRACE
 from panthalassa.config import Config
 
 STORE = 80 << 20
@@ -59,11 +60,9 @@ class Nodes:
         """End a node as a power cut does: the raylet and all that runs below it, at once."""
         for started in node.all_processes.values():
             for info in started:
-                with suppress(psutil.NoSuchProcess):
-                    root = psutil.Process(info.process.pid)
-                    for process in (root, *root.children(recursive=True)):
-                        with suppress(psutil.NoSuchProcess):
-                            process.kill()
+                for process in _family(info.process.pid):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
     def kill_raylet(self, node: Any) -> None:
@@ -92,7 +91,27 @@ class Nodes:
         return [process for process in found if title(process).startswith("ray::RayTrainWorker")]
 
     def shutdown(self) -> None:
+        """A worker of Ray 2.60 can hang for ever in its exit handlers, when its raylet is gone."""
+        started = [
+            process
+            for node in self._cluster.list_all_nodes()
+            for infos in node.all_processes.values()
+            for info in infos
+            for process in _family(info.process.pid)
+        ]
         self._cluster.shutdown()
+        _, left = psutil.wait_procs(started, GRACE)
+        for process in left:
+            process.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def known(name: str, group: str) -> dict[str, Any]:

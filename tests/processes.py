@@ -46,9 +46,12 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def left_over(mark: str, patience: float = 10) -> list[str]:
-    """What still runs of the processes that carry `mark`, after a moment to end."""
+def left_over(mark: str, titles: tuple[str, ...] = ("",), patience: float = 10) -> list[str]:
+    """What still runs of the processes that carry `mark` and one of these titles, after a moment to end."""
     until = time.monotonic() + patience
-    while (left := [title(process) for process in marked(mark)]) and time.monotonic() < until:
+    while True:
+        left = [title(process) for process in marked(mark)]
+        left = [found for found in left if found.startswith(titles)]
+        if not left or time.monotonic() > until:
+            return left
         time.sleep(0.5)
-    return left

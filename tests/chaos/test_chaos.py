@@ -82,6 +82,7 @@ def test_no_schedule_of_faults_changes_the_run(
         printed = stage.finish()
         assert f"complete, after step {len(expected)}" in printed
         assert audit_run(stage.storage).problems == []
+        assert left_over(mark, ("ray::RayTrainWorker", "ray::TrainController")) == []
         goodput = account(read(stage.storage))
         spooled = {step: loss for step, _, loss in series(stage.storage)["loss"]}
     assert goodput.commands == len(stage.logs)
