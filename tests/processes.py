@@ -47,7 +47,7 @@ def title(process: psutil.Process) -> str:
 
 
 def left_over(mark: str, titles: tuple[str, ...] = ("",), patience: float = 10) -> list[str]:
-    """What still runs of the processes that carry `mark` and one of these titles, after a moment to end."""
+    """What still runs of the processes with `mark` and one of these titles, after a moment to end."""
     until = time.monotonic() + patience
     while True:
         left = [title(process) for process in marked(mark)]
