@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from processes import MARK, marked
+from processes import title as title_of
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 PATIENCE = 120
@@ -33,28 +35,16 @@ class Head:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Those whose command line begins with `title`."""
-        return [found for found in self._all() if _title(found).startswith(title)]
+        return [found for found in self._all() if title_of(found).startswith(title)]
 
     def _all(self) -> list[psutil.Process]:
-        mark, found = self.environment["PANTHALASSA_TEST"], []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("PANTHALASSA_TEST") == mark:
-                    found.append(process)
-        return found
+        return marked(self.environment[MARK])
 
     def end(self) -> None:
         """Whatever of it is left."""
         for process in self._all():
             with suppress(psutil.Error):
                 process.kill()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @contextmanager
@@ -69,7 +59,7 @@ def head(cpus: int = 4) -> Iterator[Head]:
         environment = {
             **os.environ,
             "HOME": temporary,
-            "PANTHALASSA_TEST": uuid.uuid4().hex,
+            MARK: uuid.uuid4().hex,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         }
