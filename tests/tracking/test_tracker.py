@@ -149,6 +149,10 @@ def test_the_later_of_two_commands_has_the_last_word(runs: Path) -> None:
     """The earlier one ends when it finds out, as a failure; the run goes on."""
     config = config_of(runs, "taken-over")
     earlier = tracker_of(config)
+    until = time.monotonic() + 60
+    while not tracked(config):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     later = tracker_of(config)
     later.log(1, {"goodput": 0.5})
     earlier.close("FAILED")

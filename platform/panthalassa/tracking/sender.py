@@ -151,8 +151,9 @@ class Sender:
 
     def send(self) -> None:
         """Send what the spool has. Raises whatever MLflow and the storage do."""
-        last = newest_number(self._run.below(DRIVER))
-        if self._command is not None and last > self._command:
+        own = self._command or 0  # whose journal is not there before its first lines are
+        last = max(own, newest_number(self._run.below(DRIVER)))
+        if 0 < own < last:
             self._done = True  # another command goes on with this run, and sends
             return
         store = self._store = self._store or self._open()
