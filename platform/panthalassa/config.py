@@ -248,6 +248,8 @@ class Tracking(Section):
     """MLflow server; else MLFLOW_TRACKING_URI, else a sqlite file in run.directory."""
     experiment: Name = "panthalassa"
     """The MLflow experiment that the run is filed under."""
+    parent: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
+    """MLflow's id of the run that this one is a child of, as the runs of a sweep are."""
 
 
 class Energy(Section):

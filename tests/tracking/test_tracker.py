@@ -135,6 +135,18 @@ def test_mlflow_shows_how_the_run_ended(runs: Path) -> None:
         assert [run.info.status for run in tracked(config)] == [status]
 
 
+def test_a_run_can_be_the_child_of_another(runs: Path) -> None:
+    """As those of a sweep are."""
+    sweep = config_of(runs, "sweep")
+    tracker_of(sweep).close()
+    (parent,) = tracked(sweep)
+    config = config_of(runs, "trial")
+    below = config.tracking.model_copy(update={"parent": parent.info.run_id})
+    tracker_of(config.model_copy(update={"tracking": below})).close()
+    (child,) = tracked(config)
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
 def test_another_run_folder_is_another_mlflow_run(runs: Path) -> None:
     configs = [config_of(runs, "here"), config_of(runs, "there")]
     for config in configs:

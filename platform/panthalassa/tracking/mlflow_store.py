@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from panthalassa.config import Config
+from panthalassa.config import Config, Tracking
 from panthalassa.storage import open_storage
 
 BATCH = 1000
 """Metrics in one request, the most that MLflow takes."""
 FEW = 100
 """Parameters or tags in one request, the most that MLflow takes."""
-MARK = "panthalassa.run"
+MARK, PARENT = "panthalassa.run", "mlflow.parentRunId"
 LONGEST_PARAMETER, LONGEST_DIGEST = 6000, 36
 
 
@@ -41,7 +41,7 @@ def store_uri(config: Config) -> str:
 class MlflowStore:
     """A store, and one run in it. What MLflow raises passes through."""
 
-    def __init__(self, uri: str, experiment: str, name: str) -> None:
+    def __init__(self, uri: str, tracking: Tracking, name: str) -> None:
         # A server that is down shall be found out in seconds, not in MLflow's minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -51,7 +51,7 @@ class MlflowStore:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._client = mlflow.MlflowClient(uri)
-        self._experiment, self._name = experiment, name
+        self._experiment, self._parent, self._name = tracking.experiment, tracking.parent, name
         self.run_id = ""
 
     def open(self, run_id: str, mark: str) -> bool:
@@ -66,7 +66,7 @@ class MlflowStore:
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._create_experiment()
         if not (marked := self._marked(experiment, mark)):
-            tags = {MARK: mark}
+            tags = {MARK: mark} | ({PARENT: self._parent} if self._parent else {})
             own = self._client.create_run(experiment, run_name=self._name, tags=tags).info.run_id
             marked = self._marked(experiment, mark)
             if marked[0] != own:  # another command was as fast

@@ -170,9 +170,7 @@ class Sender:
             self._note()
 
     def _open(self) -> MlflowStore:
-        store = MlflowStore(
-            self._secret_uri, self._config.tracking.experiment, self._config.run.name
-        )
+        store = MlflowStore(self._secret_uri, self._config.tracking, self._config.run.name)
         with suppress(FileNotFoundError, ValidationError):
             self._state = Acknowledged.model_validate_json(self._run.read(POINTER))
         if self._state.uri != self.uri:  # another store may have nothing yet
