@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from s3 import BUCKET, Server
 
-from panthalassa import lease
+from panthalassa import cluster, lease
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.lease import Fence, Lease, Owner
 from panthalassa.storage import Storage, open_storage
@@ -106,7 +106,7 @@ def line(process: subprocess.Popen[str]) -> str:
 def test_while_one_command_has_it_others_are_refused_and_told_by_whom(
     run: Storage, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(lease.JOB, '{"metadata": {"job_submission_id": "raysubmit_7"}}')
+    monkeypatch.setenv(cluster.JOB, '{"metadata": {"job_submission_id": "raysubmit_7"}}')
     holder = start(HOLD)
     assert line(holder) == "1"
     told: list[str] = []

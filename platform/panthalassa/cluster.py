@@ -99,12 +99,17 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
             process.kill()
 
 
+def submitted_job() -> dict[str, Any]:
+    """What Ray tells the driver of a submitted job about it; nothing in any other process."""
+    return dict(json.loads(os.environ.get(JOB, "{}")))
+
+
 def _of_this_job() -> dict[str, Any]:
     """What lets the workers of a submitted job find this package in the job's working directory.
 
     Nothing where the job says so itself, or the package comes from elsewhere, as from an image.
     """
-    job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {})
+    job = submitted_job().get("runtime_env", {})
     package, here = Path(__file__).parents[1], Path.cwd()
     if (
         "working_dir" not in job

@@ -16,7 +16,6 @@ command takes it over when the owner's process is gone from this machine, or whe
 changed for PATIENCE seconds of the watcher's own clock; no two clocks are ever compared.
 """
 
-import json
 import os
 import re
 import socket
@@ -33,6 +32,7 @@ from typing import Self
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from panthalassa.cluster import submitted_job
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.storage import Storage
 
@@ -47,8 +47,6 @@ TOLD = 1.5 * BEAT
 """Seconds of waiting that are not worth a word: an owner that lives is found out sooner."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 PROCESSES = Path("/proc/self/ns/pid")
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The variable in which Ray tells a submitted job what it is."""
 
 
 class Owner(BaseModel):
@@ -106,7 +104,7 @@ def _runs(pid: int) -> bool:
 
 def _job() -> str:
     try:
-        return str(json.loads(os.environ.get(JOB, "{}"))["metadata"]["job_submission_id"])
+        return str(submitted_job()["metadata"]["job_submission_id"])
     except (ValueError, KeyError, TypeError):
         return ""
 
@@ -153,8 +151,8 @@ class Lease:
             self.epoch = _take(run, self._owner, tell)
         except OSError as error:
             raise ConfigError(
-                f"run.directory={run.uri.rpartition('/')[0]} is not writable: {error}. Correct the key, "
-                "or the endpoint, credentials and permissions."
+                f"run.directory={run.uri.rpartition('/')[0]}: {run.uri} is not writable: {error}. "
+                "Correct the key, or the endpoint, credentials and permissions."
             ) from error
         """The newest: that of the attempt under way."""
         self.command = self.epoch

@@ -9,7 +9,7 @@ nobody reads; a counter that runs since the driver was loaded still tells what i
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from panthalassa.energy.lines import (
     Began,
@@ -103,10 +103,7 @@ class Account:
 
 def account(lines: Iterable[Line]) -> Account:
     """Tell from the lines of all commands, in order, what the energy went to."""
-    walk = Walk()
-    for line in lines:
-        walk.take(line)
-    return walk.account()
+    return _walked(lines).account()
 
 
 def so_far(lines: Iterable[Line]) -> list[tuple[int, float, float]]:
@@ -130,10 +127,14 @@ def so_far(lines: Iterable[Line]) -> list[tuple[int, float, float]]:
 
 def standing(lines: Iterable[Line]) -> list[Step]:
     """The steps that stand, in order."""
-    walk = Walk(detailed=sys.maxsize)
+    return _walked(lines, detailed=sys.maxsize).steps
+
+
+def _walked(lines: Iterable[Line], detailed: int | None = None) -> "Walk":
+    walk = Walk(detailed)
     for line in lines:
         walk.take(line)
-    return walk.steps
+    return walk
 
 
 @dataclass(frozen=True)
@@ -164,15 +165,8 @@ class Sums:
         )
 
     def scaled(self, share: float) -> "Sums":
-        return Sums(
-            self.steps * share,
-            self.joules * share,
-            self.seconds * share,
-            self.tokens * share,
-            self.data_wait * share,
-            self.spans,
-            self.last_span,
-        )
+        parts = ("steps", "joules", "seconds", "tokens", "data_wait")
+        return replace(self, **{part: getattr(self, part) * share for part in parts})
 
 
 class Walk:
@@ -353,10 +347,8 @@ class Walk:
 def explain(account: Account) -> Iterator[tuple[str, str]]:
     """A table for people: names and what stands beside them."""
     if account.source is None:
-        yield (
-            "energy",
-            "not measured: no rank had a power source (NVML, RAPL), or energy.source is none",
-        )
+        why = "no rank had a power source (NVML, RAPL), or energy.source is none"
+        yield "energy", f"not measured: {why}"
         return
     of = f"{account.devices} device{'s' * (account.devices != 1)} ({account.source})"
     if account.joules:

@@ -12,13 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panthalassa.config import Config, sequence_lengths
-from panthalassa.energy.account import Step, account, standing
+from panthalassa.energy.account import Account, Step, account, standing
 from panthalassa.energy.ledger import read
 from panthalassa.energy.lines import Line, Metering
 from panthalassa.energy.meters import PERIODS, SENSOR
@@ -50,6 +51,10 @@ class Recorded:
     uri: str
     config: Config
     lines: Sequence[Line]
+
+    @cached_property
+    def account(self) -> Account:
+        return account(self.lines)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def compare(
     few undisturbed steps.
     """
     for run in (a, b):
-        if account(run.lines).source is None:
+        if run.account.source is None:
             raise PanthalassaError(
                 f"the energy of {run.uri} was not measured: no rank had a power source (NVML, RAPL), or "
                 "its energy.source is none"
@@ -135,8 +140,7 @@ def _objections(a: Recorded, b: Recorded) -> Iterator[str]:
     yield from differs("train.global_batch", *batches)
     lengths = (dict(sequence_lengths(run.config)) for run in (a, b))
     yield from differs("train.sequence_length", *(list(found.values()) for found in lengths))
-    sources = (account(run.lines).source for run in (a, b))
-    yield from differs("the source of power", *sources)
+    yield from differs("the source of power", a.account.source, b.account.source)
     metered = [[line for line in run.lines if isinstance(line, Metering)] for run in (a, b)]
     counts = (sorted({len(line.devices) for line in lines}) for lines in metered)
     yield from differs(
