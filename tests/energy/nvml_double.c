@@ -74,8 +74,7 @@ static void read_limits(Gpu *gpu) {
 /* Read the script: the time, how many GPUs there are, and the one called `uuid` or, without a name,
  * the one at `index`. */
 static int script(const char *uuid, int index, double *now, unsigned *count, Gpu *gpu) {
-    static char line[LINE], lines[4096];
-    char name[UUID_SIZE], word[32];
+    char line[LINE], lines[4096], name[UUID_SIZE], word[32]; /* several threads may ask at once */
     int at, used, found = NOT_FOUND, timed = 0;
     double from;
     const char *path = getenv("NVML_DOUBLE");

@@ -289,3 +289,20 @@ def test_real_time_runs_too(nvml: "NvmlDouble", energy_error: int) -> None:
     with closing(meter):
         first = meter.read()
         wait_until(lambda: meter.read() > first + 1)
+
+
+def test_threads_that_read_at_once_do_not_spoil_each_others_joules(nvml: "NvmlDouble") -> None:
+    nvml.add(A, [(0, 250)])
+    nvml.add(B, [(0, 50)])
+    reads, found = 5000, list[float]()
+
+    def read(uuid: str) -> None:
+        with closing(NvmlCounter([uuid])) as meter:
+            found.extend(meter.read() for _ in range(reads))
+
+    threads = [threading.Thread(target=read, args=(uuid,)) for uuid in (A, B, A, B)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [0] * 4 * reads
