@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -61,7 +62,7 @@ def command(
             child.close(force=True)
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
+def test_ctrl_c_and_stop_end_a_run_with_a_checkpoint_and_the_same_command_goes_on(
     command: Callable[[], pexpect.spawn], tmp_path: Path
 ) -> None:
     run = open_storage(str(tmp_path / "runs")).below("small")
@@ -80,13 +81,18 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(
     second = command()
     second.expect(f"going on after step {stopped_at}")
     second.expect(r"first step after")
-    second.sendintr()
+    stop = [sys.executable, "-m", "panthalassa.cli", "stop", str(tmp_path / "runs" / "small")]
+    done = subprocess.run(stop, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
     second.expect(r"stopped as asked; the same command goes on, after step (\d+)")
     assert int(second.match.group(1)) > stopped_at
     second.expect(pexpect.EOF)
     second.close()
     assert second.exitstatus == 0
     assert not re.search("Traceback", second.before or "")
+    refused = subprocess.run(stop, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "nothing trains" in refused.stderr
 
 
 def test_a_request_is_heard_by_a_command_that_starts_behind_it(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def measure(pairs: int, workers: int, folder: Path) -> Windows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="accounting-") as folder:

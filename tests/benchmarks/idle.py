@@ -70,7 +70,7 @@ def measure(pairs: int) -> Windows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=100)
     measure(parser.parse_args().pairs).tell("elasticity", TARGET)
 
 

@@ -1,15 +1,16 @@
 """Machinery that is at work in every other window of steps: what it costs, within one run.
 
-A machine whose speed drifts treats neighbouring windows alike, so each pair of them gives a ratio.
+A machine whose speed drifts treats neighbouring windows alike: each window at work is compared with the
+mean of the two at rest around it. The interval tells how well these ratios know their median.
 """
 
-import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-WINDOW = 20
+WINDOW = 10
 """Steps."""
 
 
@@ -36,9 +37,9 @@ class Windows:
             return
         self.step = event.step
         window, into = divmod(event.step - WINDOW, WINDOW)  # the first one warms up
-        if window > 0 and into == 0:
-            median = statistics.median(self.seconds[window - 1])
-            print(f"window {window} of {len(self.seconds)}: {median:.3f} s a step", flush=True)
+        if window > 0 and window % 20 == into == 0:
+            mean = statistics.mean(self.seconds[window - 1])
+            print(f"window {window} of {len(self.seconds)}: {mean:.3f} s a step", flush=True)
         if window >= len(self.seconds):
             raise Enough
         if window >= 0:
@@ -60,20 +61,25 @@ class Windows:
             pretrain(config, self.take)
 
     def tell(self, what: str, target: float) -> None:
-        """Print the ratio of the median step at work to that at rest, over all pairs."""
-        medians = [statistics.median(seconds) for seconds in self.seconds]
-        ratios = sorted(ratios_of(medians))
-        low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
+        """Print how long a step takes at work, as a multiple of one at rest."""
+        means = [statistics.mean(seconds) for seconds in self.seconds]
+        ratio, low, high = median_with_interval(ratios_of(means))
         print(
-            f"median step: {statistics.median(medians):.3f} s\n"
-            f"a step with {what} at work takes {statistics.median(ratios):.4f} times as long as at rest "
-            f"(quartiles {low:.4f} and {high:.4f}); target at most {target}"
+            f"median step: {statistics.median(means):.3f} s\n"
+            f"a step with {what} at work takes {ratio:.4f} times as long as at rest "
+            f"(95% interval {low:.4f} to {high:.4f}); target at most {target}"
         )
 
 
-def ratios_of(medians: Sequence[float]) -> list[float]:
-    """Work over rest of each two neighbours; the first of all is at rest."""
-    return [
-        second / first if number % 2 == 0 else first / second
-        for number, (first, second) in enumerate(itertools.pairwise(medians))
-    ]
+def ratios_of(means: Sequence[float]) -> list[float]:
+    """Work over rest; the first window of all is at rest."""
+    around = zip(means[::2], means[1::2], means[2::2], strict=False)
+    return [2 * work / (before + behind) for before, work, behind in around]
+
+
+def median_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the order statistics between which it is in 95 of 100 samples."""
+    ordered, spread = sorted(values), 0.98 * math.sqrt(len(values))
+    low = max(0, math.floor(len(ordered) / 2 - spread))
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + spread))
+    return statistics.median(ordered), ordered[low], ordered[high]

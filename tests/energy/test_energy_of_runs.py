@@ -75,47 +75,11 @@ def train(config: Config, folder: Path) -> tuple[str, list[Line]]:
     return text, read(open_storage(config.run.directory).below(config.run.name))
 
 
-def test_a_run_of_two_workers_accounts_for_the_scripted_energy(
+def test_a_run_with_a_killed_worker_accounts_for_the_scripted_energy_and_for_what_that_cost(
     gpus: "NvmlDouble", configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    config = configure(tmp_path, "energy.source=nvml", "energy.pue=1.2", "train.steps=60")
-    text, lines = train(config, tmp_path)
-    found = account(lines)
-    (metering,) = (line for line in lines if isinstance(line, Metering))
-    (rest,) = (line for line in lines if isinstance(line, Rest))
-    assert list(metering.devices) == [A, B], "each once, though both ranks see both"
-    assert metering.refresh == pytest.approx(REFRESH, rel=0.25)
-    window = rest.at - metering.at
-    exact = 2 * REFRESH / window + 0.005  # the double's sensors have no error
-    assert found.joules == pytest.approx(scripted(gpus, metering.at, rest.at), rel=exact)
-    steps = [line for line in lines if isinstance(line, Steps)]
-    spans = [(line.at - sum(line.seconds), line.at) for line in steps]
-    assert found.steps == 60
-    assert found.bound is not None
-    assert found.j_per_iteration == pytest.approx(
-        sum(scripted(gpus, *span) for span in spans) / 60, rel=found.bound - SENSOR + 0.02
-    )
-    assert found.uncovered_seconds == 0
-    assert {"start", "evaluation", "checkpoint"} <= {
-        phase for phase, joules in found.joules_by_phase.items() if joules > 0
-    }
-    assert "J/iteration" in text
-    assert "energy.pue 1.2" in text
-    detail = Path(config.run.directory, config.run.name, FOLDER, DETAIL)
-    assert len(detail.read_text().splitlines()) == 3, "a heading and two devices"
-    artifacts = [
-        record.values
-        for record in spool.read(open_storage(config.run.directory).below(config.run.name))
-        if record.kind == "artifact" and record.values["name"] == "energy.devices"
-    ]
-    sha256 = hashlib.sha256(detail.read_bytes()).hexdigest()
-    assert artifacts == [{"name": "energy.devices", "uri": str(detail), "sha256": sha256}]
-
-
-def test_the_account_of_a_run_with_a_killed_worker_has_what_that_cost(
-    gpus: "NvmlDouble", configure: Callable[..., Config], tmp_path: Path
-) -> None:
-    config = configure(tmp_path, "energy.source=nvml", "checkpoint.every=8")
+    settings = "energy.source=nvml", "energy.pue=1.2", "checkpoint.every=8", "train.steps=60"
+    config = configure(tmp_path, *settings)
     folder = Path(config.run.directory, config.run.name)
     command = Command(config, tmp_path)
     try:
@@ -128,18 +92,48 @@ def test_the_account_of_a_run_with_a_killed_worker_has_what_that_cost(
     lines = read(open_storage(str(folder)))
     found = account(lines)
     first, second = (i for i, line in enumerate(lines) if isinstance(line, Metering))
+    metering = lines[first]
+    assert isinstance(metering, Metering)
+    assert list(metering.devices) == [A, B], "each once, though both ranks see both"
+    assert metering.refresh == pytest.approx(REFRESH, rel=0.25)
     before = [line for line in lines[first:second] if isinstance(line, Steps)]
-    (again,) = [line for line in lines[second:] if isinstance(line, Steps)][:1]
+    after = [line for line in lines[second:] if isinstance(line, Steps)]
     (rest,) = (line for line in lines if isinstance(line, Rest))
-    assert found.steps == 24
+    again = after[0]
+    assert found.steps == 60
     assert found.uncovered_seconds == 0
     assert again.first <= before[-1].last, "the kill came at a checkpoint"
-    begin, opened = lines[first].at, lines[second].at
-    assert found.joules == pytest.approx(scripted(gpus, begin, rest.at), rel=0.02)
+    opened = lines[second].at
+    assert found.joules == pytest.approx(scripted(gpus, metering.at, rest.at), rel=0.02)
     stood_until = max(_end_of(line, again.first - 1) for line in before if line.first < again.first)
     at_least = scripted(gpus, before[-1].at, opened)
     at_most = scripted(gpus, stood_until, again.at - again.seconds[0])
     assert 0.98 * at_least < found.joules_by_phase["lost"] < 1.02 * at_most
+    standing_steps = [line for line in before if line.first < again.first] + after
+    spans = [(line.at - sum(line.seconds), line.at) for line in standing_steps]
+    assert found.bound is not None
+    assert found.j_per_iteration == pytest.approx(
+        sum(scripted(gpus, *span) for span in spans) / 60, rel=found.bound - SENSOR + 0.02
+    )
+    assert {"start", "evaluation", "checkpoint"} <= {
+        phase for phase, joules in found.joules_by_phase.items() if joules > 0
+    }
+    assert "J/iteration" in text
+    assert "energy.pue 1.2" in text
+    _detail_is_an_artifact(folder)
+
+
+def _detail_is_an_artifact(run: Path) -> None:
+    detail = run / FOLDER / DETAIL
+    devices = {line.split(",")[1] for line in detail.read_text().splitlines()[1:]}
+    assert devices == {A, B}
+    artifacts = [
+        record.values
+        for record in spool.read(open_storage(str(run)))
+        if record.kind == "artifact" and record.values["name"] == "energy.devices"
+    ]
+    sha256 = hashlib.sha256(detail.read_bytes()).hexdigest()
+    assert artifacts == [{"name": "energy.devices", "uri": str(detail), "sha256": sha256}]
 
 
 def _steps_done(folder: Path) -> int:
@@ -170,8 +164,9 @@ def test_a_comparison_of_two_runs_that_differ_by_22_percent_says_so(
     """The script's time is the ledger of samples: each step takes a second, whatever it takes here."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library.parent))
     settings = (
-        "train.steps=200", "train.global_batch=24", "train.optimizer.learning_rate=1e-4",
-        "evaluation.every=1000",
+        "train.steps=200", "train.global_batch=4", "train.sequence_length=16", "cluster.workers=1",
+        "model.layers=1", "model.hidden_size=32", "model.heads=2", "model.kv_heads=2",
+        "model.head_size=16", "train.optimizer.learning_rate=1e-4", "evaluation.every=1000",
     )  # fmt: skip
     runs = []
     for name, scale in (("before", 1.0), ("after", 0.78)):

@@ -2,8 +2,6 @@
 
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,13 +67,36 @@ def test_nodes_die_join_and_are_drained_and_the_curve_stays(
     assert tracked_losses(tmp_path / "runs" / "mlflow.db") == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_run_waits_for_nodes_says_what_is_missing_and_can_be_stopped_meanwhile(
-    configure: Configure, two_nodes: tuple[Nodes, list[object]], tmp_path: Path
+@pytest.fixture(scope="module")
+def one_place() -> Iterator[Nodes]:
+    with cluster_of(1) as (nodes, _):
+        yield nodes
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("cluster.wait_seconds=4",), "1 of at least 2 ranks have a place"),
+        (("parallel.tp_size=2",), "no node of this cluster holds more than 1"),
+    ],
+)
+def test_what_the_cluster_can_not_give_is_said(
+    configure: Configure, one_place: Nodes, tmp_path: Path, settings: tuple[str, ...], reason: str
 ) -> None:
-    nodes, _ = two_nodes
-    more = "cluster.workers=6", "cluster.min_workers=6"
-    config = configure(tmp_path, *elastic(nodes.address), *more)
-    waits = "waiting for nodes: 4 of at least 6 ranks have a place"
+    command = Command(configure(tmp_path, *elastic(one_place.address), *settings), tmp_path)
+    try:
+        text = command.wait()
+    finally:
+        command.close()
+    assert command.process.returncode == 1
+    assert re.search(f"panthalassa: .*{reason}", text)
+
+
+def test_a_run_waits_for_nodes_says_what_is_missing_and_can_be_stopped_meanwhile(
+    configure: Configure, one_place: Nodes, tmp_path: Path
+) -> None:
+    config = configure(tmp_path, *elastic(one_place.address), "cluster.workers=2")
+    waits = "waiting for nodes: 1 of at least 2 ranks have a place"
     command = Command(config, tmp_path)
     try:
         command.wait_for(lambda text: waits in text, "a notice")
@@ -87,49 +108,8 @@ def test_a_run_waits_for_nodes_says_what_is_missing_and_can_be_stopped_meanwhile
     command = Command(config, tmp_path)
     try:
         command.wait_for(lambda text: waits in text, "a notice")
-        nodes.add(2)
+        one_place.add(1)
         assert "complete, after step 24" in command.wait()
     finally:
         command.close()
     assert tracked_status(tmp_path / "runs" / "mlflow.db") == "FINISHED"
-
-
-@pytest.mark.parametrize(
-    ("places", "settings", "reason"),
-    [
-        (
-            2,
-            ("cluster.min_workers=4", "cluster.wait_seconds=4"),
-            "2 of at least 4 ranks have a place",
-        ),
-        (1, ("parallel.tp_size=2",), "no node of this cluster holds more than 1"),
-    ],
-)
-def test_what_the_cluster_can_not_give_is_said(
-    configure: Configure, tmp_path: Path, places: int, settings: tuple[str, ...], reason: str
-) -> None:
-    with cluster_of(places) as (nodes, _):
-        command = Command(configure(tmp_path, *elastic(nodes.address), *settings), tmp_path)
-        try:
-            text = command.wait()
-        finally:
-            command.close()
-    assert command.process.returncode == 1
-    assert re.search(f"panthalassa: .*{reason}", text)
-
-
-def test_stop_reaches_a_run_through_its_folder(configure: Configure, tmp_path: Path) -> None:
-    config = configure(tmp_path, "train.steps=5000")
-    command = Command(config, tmp_path)
-    run = str(tmp_path / "runs" / "small")
-    try:
-        command.wait_for(lambda text: "checkpoint " in text, "a checkpoint")
-        stop = [sys.executable, "-m", "panthalassa.cli", "stop", run]
-        done = subprocess.run(stop, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        assert "stopped as asked; the same command goes on" in command.wait()
-    finally:
-        command.close()
-    refused = subprocess.run(stop, capture_output=True, text=True, timeout=60)
-    assert refused.returncode == 1
-    assert "nothing trains" in refused.stderr
