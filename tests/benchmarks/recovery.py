@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -145,6 +146,7 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
     import pyarrow.fs as pafs
     import ray
     from fsspec.implementations.memory import MemoryFileSystem
+    from ray import cloudpickle
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -152,22 +154,19 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
     from panthalassa.corpus.manifest import read_manifest
     from panthalassa.storage import open_storage
     from panthalassa.train import board as boards
-    from panthalassa.train.checkpointing import DAY
+    from panthalassa.train.events import Failed
     from panthalassa.train.placement import per_rank
-    from panthalassa.train.worker import Task, work
+    from panthalassa.train.worker import Task
 
     assert isinstance(config, Config)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(address=config.cluster.address, log_to_driver=False)
     corpus = open_storage(config.corpus.directory)
     run = open_storage(config.run.directory).below(config.run.name)
     board = boards.create()
-    ray.get(board.begin.remote(boards.Launch((), time.time(), DAY)))
     trainer = TorchTrainer(
-        work,
-        train_loop_config={
-            "task": Task(config, read_manifest(corpus), run, corpus, board),
-            "attempt": 0,
-        },
+        work_again,
+        train_loop_config={"task": Task(config, read_manifest(corpus), run, corpus, board)},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(
             num_workers=(config.cluster.min_workers, config.cluster.workers),
@@ -185,9 +184,28 @@ def ray_trains_own(config: object, take: Callable[[object], None]) -> None:
         while True:
             time.sleep(0.1)
             for event in ray.get(board.take.remote()):
+                if isinstance(event, Failed):
+                    raise SystemExit(event.message)
                 take(event)
     finally:
         ray.shutdown()
+
+
+def work_again(arguments: dict[str, Any]) -> None:
+    """The next attempt of a run, which nobody but its ranks launches."""
+    import ray
+
+    from panthalassa.stream.ledger import newest_attempt
+    from panthalassa.train.board import Launch
+    from panthalassa.train.checkpointing import DAY
+    from panthalassa.train.worker import work
+
+    task = arguments["task"]
+    attempt = newest_attempt(task.run)
+    if ray.train.get_context().get_world_rank() == 0:
+        launch = Launch((), time.time(), DAY, epoch=attempt + 1)
+        ray.get(task.board.begin.remote(launch))
+    work(arguments | {"attempt": attempt})
 
 
 RUNS = {"ours": ours, "stock": ray_trains_own, "tuned": ray_trains_own}

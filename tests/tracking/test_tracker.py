@@ -13,6 +13,7 @@ import pytest
 from mlflow_server import assert_whole, config_of, folder, points, tracked
 
 from panthalassa.config import Config
+from panthalassa.errors import ConfigError
 from panthalassa.redact import without_secrets
 from panthalassa.tracking import sender
 from panthalassa.tracking.mlflow_store import store_uri
@@ -314,3 +315,15 @@ def test_the_store_is_the_configured_one_then_the_environments_then_beside_the_r
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:1")
     assert store_uri(config_of(tmp_path)) == "http://environment:1"
     assert store_uri(config_of(tmp_path, uri="http://given:1")) == "http://given:1"
+
+
+@pytest.mark.parametrize("uri", ["foo://user:secret@x", "./mlruns", "file:///mlruns", "http://"])
+def test_what_is_no_store_is_refused_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"^tracking\.uri=.*expected an MLflow server") as given:
+        store_uri(config_of(tmp_path, uri=uri))
+    assert "secret" not in str(given.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI="):
+        store_uri(config_of(tmp_path))

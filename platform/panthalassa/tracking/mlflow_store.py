@@ -6,11 +6,14 @@ with the same step and time. So whoever does not know whether a request arrived 
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from panthalassa.config import Config, Tracking
+from panthalassa.errors import ConfigError
+from panthalassa.redact import without_secrets
 from panthalassa.storage import open_storage
 
 BATCH = 1000
@@ -19,6 +22,7 @@ FEW = 100
 """Parameters or tags in one request, the most that MLflow takes."""
 MARK, PARENT = "panthalassa.run", "mlflow.parentRunId"
 LONGEST_PARAMETER, LONGEST_DIGEST = 6000, 36
+STORES = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://\S|databricks(://\S|$)")
 
 
 class Value(NamedTuple):
@@ -30,9 +34,18 @@ class Value(NamedTuple):
 
 
 def store_uri(config: Config) -> str:
-    """The MLflow store of a run: the configuration's, the environment's, or a local sqlite file."""
+    """The MLflow store of a run: the configuration's, the environment's, or a local sqlite file.
+
+    Raises ConfigError for what names neither a server nor a database.
+    """
     given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if given:
+        if not STORES.match(given):
+            key = "tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI"
+            raise ConfigError(
+                f"{key}={without_secrets(given)}: expected an MLflow server, as http://host:5000, or a "
+                "database, as sqlite:///absolute/path.db or postgresql://user@host/name"
+            )
         return given
     runs = open_storage(config.run.directory)
     return f"sqlite:///{runs.path('mlflow.db') if runs.is_local else os.path.abspath('mlflow.db')}"

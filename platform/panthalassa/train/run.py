@@ -24,6 +24,7 @@ from panthalassa.lease import Lease
 from panthalassa.model.flops import peak_of
 from panthalassa.run_config import keep
 from panthalassa.storage import Storage, open_storage
+from panthalassa.tracking.mlflow_store import store_uri
 from panthalassa.tracking.prometheus import Gauges
 from panthalassa.tracking.tracker import Tracker
 from panthalassa.train import board as boards
@@ -156,7 +157,7 @@ def check(config: Config) -> Manifest:
     """Refuse what can not be run, before anything starts; returns the corpus.
 
     Raises PanthalassaError for a missing corpus, one that does not fit the configuration, a run of
-    that name with another model or corpus, and an unknown GPU.
+    that name with another model or corpus, an unknown GPU, and a store that MLflow does not have.
     """
     manifest = read_manifest(open_storage(config.corpus.directory))
     longest = manifest.sequence_length
@@ -174,6 +175,7 @@ def check(config: Config) -> Manifest:
         )
     if isinstance(config.cluster.peak_flops, str) and config.cluster.peak_flops != "auto":
         peak_of(config.cluster.peak_flops)
+    store_uri(config)
     run = _folder(config)
     try:
         found = newest(run)
