@@ -65,7 +65,8 @@ bench-checkpoint: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/checkpoint.py
 
 bench-idle: $(INSTALLED)
-	$(BIN)/python tests/benchmarks/idle.py
+	$(BIN)/python tests/benchmarks/idle.py --workers 1
+	$(BIN)/python tests/benchmarks/idle.py --workers 2
 
 bench-tracking: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/tracking.py

@@ -1,8 +1,8 @@
 """What elasticity costs while nothing happens: the same run with its machinery at work and at rest.
 
-`make bench-idle`. Two ranks train on two raylets of this host. In every other window of steps the
-driver's watch over the cluster, its looks for requests to stop, the ranks' comparison of their speed and
-their clock for snapshots are put to rest.
+`make bench-idle`. One rank, and then two, train on as many raylets of this host. In every other window
+of steps the driver's watch over the cluster, its looks for requests to stop, the ranks' comparison of
+their speed and their clock for snapshots are put to rest.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def toggling_work(arguments: dict[str, Any]) -> None:
     work(arguments)
 
 
-def measure(pairs: int) -> Windows:
+def measure(pairs: int, workers: int) -> Windows:
     from conftest import prepare_small_corpus, tree  # sets the environment, before Ray reads it
     from nodes import cluster_of, elastic
     from ray import cloudpickle
@@ -56,10 +56,10 @@ def measure(pairs: int) -> Windows:
     stop.StopRequests.__call__ = found.sometimes(stop.StopRequests.__call__, False)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(prefix="idle-") as folder:
         corpus = prepare_small_corpus(Path(folder))
-        with cluster_of(1, 1) as (nodes, _):
+        with cluster_of(*[1] * workers) as (nodes, _):
             overrides = [
                 *elastic(nodes.address),
-                *("cluster.workers=2", "cluster.min_workers=1"),
+                *(f"cluster.workers={workers}", "cluster.min_workers=1"),
                 *("model.hidden_size=256", "model.heads=8", "model.ffn_size=768"),
                 *("train.steps=1000000", "train.global_batch=8", "evaluation.every=1000000"),
                 *("checkpoint.every=1000000", "parallel.keep_gathered=true"),
@@ -71,7 +71,9 @@ def measure(pairs: int) -> Windows:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
-    measure(parser.parse_args().pairs).tell("elasticity", TARGET)
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    measure(given.pairs, given.workers).tell("elasticity", TARGET)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,22 @@ def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
     assert [back.attempt for back in report.rolled_back] == [1], "the kill came at a checkpoint"
 
 
+def test_a_run_that_is_left_in_the_middle_leaves_neither_ranks_nor_threads_that_ask_ray(
+    configure: Configure, tmp_path: Path
+) -> None:
+    class LeftError(Exception):
+        pass
+
+    def leave(event: Event) -> None:
+        if isinstance(event, Step):
+            raise LeftError
+
+    with pytest.raises(LeftError):
+        pretrain(configure(tmp_path, "train.steps=5000"), leave)
+    assert [thread for thread in threading.enumerate() if thread.name == "attempt"] == []
+    assert worker_pids() == []
+
+
 def test_a_stopped_run_goes_on_with_a_new_driver_and_other_ranks_through_its_phases(
     configure: Configure, tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ class Attempt:
         """Whether it has done a step; before that, Ray may count its places as free still."""
         self._board = task.board
         self._trainer = build_trainer(task, number)
-        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread = threading.Thread(target=self._fit, daemon=True, name="attempt")
         self._thread.start()
 
     def _fit(self) -> None:
@@ -148,7 +148,8 @@ class Elastic:
     _launches: int = field(default=0, init=False)
     _next: Attempt | None = field(default=None, init=False)
     """Started ahead, because Ray Train's controller takes seconds to start; it waits for its launch."""
-    _over: list[Attempt] = field(default_factory=list, init=False)
+    _attempts: list[Attempt] = field(default_factory=list, init=False)
+    """All, the one ahead included."""
     _silent_nodes: tuple[str, ...] = field(default=(), init=False)
     _peak_flops: float | None = field(default=None, init=False)
 
@@ -166,7 +167,7 @@ class Elastic:
     def close(self) -> None:
         """To be called when the board is gone: Ray ends a process in which a thread still asks it
         something after its shutdown."""
-        for attempt in filter(None, (*self._over, self._next)):
+        for attempt in self._attempts:
             attempt.join()
 
     def _run(self) -> None:
@@ -199,24 +200,30 @@ class Elastic:
         self._launches += 1
         watch = _Watch(self, attempt)
         asked = False
-        while attempt.wait(POLL):
+        try:
+            while attempt.wait(POLL):
+                self._pass_on(attempt)
+                watch.look()
+                if attempt.stepping and self.task.config.cluster.address != "local":
+                    self._next = self._next or self._new_attempt()
+                if (attempt.resizing or self._asked_to_stop()) and not asked:
+                    asked = True
+                    ray.get(board.stop.remote())
             self._pass_on(attempt)
-            watch.look()
-            if attempt.stepping and self.task.config.cluster.address != "local":
-                self._next = self._next or Attempt(self.task, self._launches)
-            if (attempt.resizing or self._asked_to_stop()) and not asked:
-                asked = True
-                ray.get(board.stop.remote())
-        self._pass_on(attempt)
-        if attempt.lost and (group := ray.get(board.group.remote())):
-            remove_placement_group(group)  # what is left of it ends at once
-        self._over.append(attempt)
+        finally:  # also when this command is ended, or overtaken by another one
+            under_way = attempt.lost or attempt.wait(0)
+            if under_way and (group := ray.get(board.group.remote())):
+                remove_placement_group(group)  # what is left of it ends at once
         return attempt
 
     def _next_attempt(self) -> Attempt:
         """The one that was started ahead, if it waits still."""
         ahead, self._next = self._next, None
-        return ahead if ahead and ahead.wait(0) else Attempt(self.task, self._launches)
+        return ahead if ahead and ahead.wait(0) else self._new_attempt()
+
+    def _new_attempt(self) -> Attempt:
+        self._attempts.append(Attempt(self.task, self._launches))
+        return self._attempts[-1]
 
     def _launch(self, nodes: Sequence[str]) -> Launch:
         if self._launches:
