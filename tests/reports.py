@@ -17,8 +17,8 @@ from panthalassa.config_file import build
 from panthalassa.corpus.manifest import Shard
 from panthalassa.energy import ledger as energy
 from panthalassa.energy import lines
-from panthalassa.journal import Journal
-from panthalassa.line_ledger import Ended, Lost
+from panthalassa.journal import Chain, Journal
+from panthalassa.line_ledger import Began, Ended, LedgerLine, Lost
 from panthalassa.report.page import write_report
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import Phase
@@ -27,7 +27,7 @@ from panthalassa.tracking.spool import RANKS, Record, encode
 from panthalassa.train.audit import keep_manifest
 from panthalassa.train.checkpoint import COMMIT, Commit, folder
 from panthalassa.train.events import Evaluated
-from panthalassa.train.goodput import Began, Launched, Line, Spent, Steps
+from panthalassa.train.goodput import Launched, Line, Spent, Steps
 
 T = 1_800_000_000.0
 LANGUAGES = ("en", "zh", "es", "ar", "sw")
@@ -115,12 +115,10 @@ def write_metrics(
 
 def write_energy(run: Storage, steps: int, joules: float | None, step_seconds: float) -> None:
     """One device, which takes the same in each step; nothing when it is not measured."""
-    journal = Journal(run.below(energy.FOLDER), 1)
-    journal.add(lines.Began(at=T).model_dump_json())
+    found: list[LedgerLine] = [lines.Began(at=T)]
     if joules is not None:
         device: dict[str, float | None] = {"GPU-0": 0.0}
-        metering = lines.Metering(at=T, source="nvml counter", refresh=0.02, devices=device)
-        journal.add(metering.model_dump_json())
+        found.append(lines.Metering(at=T, source="nvml counter", refresh=0.02, devices=device))
         for step in range(1, steps + 1):
             line = lines.Steps(
                 at=T + step * step_seconds,
@@ -130,7 +128,15 @@ def write_energy(run: Storage, steps: int, joules: float | None, step_seconds: f
                 joules=[joules],
                 data_wait=[0.0],
             )
-            journal.add(line.model_dump_json())
+            found.append(line)
+    write_lines(run.below(energy.FOLDER), 1, found)
+
+
+def write_lines(folder: Storage, number: int, lines: Sequence[LedgerLine]) -> None:
+    """The journal of a command."""
+    journal, chain = Journal(folder, number), Chain()
+    for line in lines:
+        journal.add(chain.seal(line.model_dump_json()))
     journal.write()
 
 
@@ -163,13 +169,10 @@ def write_time(run: Storage, steps: int, step_seconds: float) -> None:
     now += pause
     train(again + 1, last)
     lines.append(Ended(at=now + 1))
-    first = Journal(run.below("goodput"), int(T * 1000))
-    for line in lines:
-        first.add(line.model_dump_json())
-    first.write()
+    write_lines(run.below("goodput"), int(T * 1000), lines)
     lines.clear()
     now += 86_400
-    second = Journal(run.below("goodput"), int(now * 1000))
+    number = int(now * 1000)
     lines += [Began(at=now), Launched(at=now + 1, workers=8)]
     now += pause
     train(last + 1, steps)
@@ -177,9 +180,7 @@ def write_time(run: Storage, steps: int, step_seconds: float) -> None:
         Spent(at=now + pause / 4, what="evaluation", seconds=pause / 4),
         Ended(at=now + pause / 3),
     ]
-    for line in lines:
-        second.add(line.model_dump_json())
-    second.write()
+    write_lines(run.below("goodput"), number, lines)
 
 
 def write_ledger(run: Storage, steps: int, languages: Sequence[str]) -> None:

@@ -266,8 +266,9 @@ def show(run: RunFolder, debug: Debug = False) -> None:
     """Tell what every joule of a run went to so far, restarts and repeated steps included."""
 
     def command(console: Console) -> None:
-        from panthalassa.energy.account import account, explain
+        from panthalassa.energy.account import account
         from panthalassa.energy.ledger import read
+        from panthalassa.energy.table import explain
         from panthalassa.storage import open_storage
 
         _table(console, explain(account(read(open_storage(run)))))

@@ -6,6 +6,7 @@ until it is full.
 """
 
 import errno
+import hashlib
 import math
 import os
 import threading
@@ -84,6 +85,23 @@ class Journal:
         if self._folder.is_local:
             with open(self._folder.path(self._file), "rb") as file:
                 os.fsync(file.fileno())
+
+
+class Chain:
+    """Checksums of the lines of one writer, each of its line and all before it."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def seal(self, text: str) -> str:
+        """The next line, with its checksum."""
+        self._last = hashlib.sha256(f"{self._last} {text}".encode()).hexdigest()[:16]
+        return f"{text} {self._last}"
+
+    def unseal(self, line: str) -> str | None:
+        """The text of the next line; None when it is not what was written there."""
+        text = line.rpartition(" ")[0]
+        return text if self.seal(text) == line else None
 
 
 def _file(folder: Storage, number: int, part: int) -> str:

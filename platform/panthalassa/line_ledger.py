@@ -1,5 +1,7 @@
 """A ledger of typed lines in a run's folder: each command writes a journal of its own, and knows those
-before it."""
+before it. Each line carries a checksum of itself and all before it, and each command tells which came
+before it: so a changed line is refused, and a journal that is gone is missed.
+"""
 
 import math
 import time
@@ -13,7 +15,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from panthalassa.errors import PanthalassaError
-from panthalassa.journal import Journal, journals
+from panthalassa.journal import Chain, Journal, journals, newest_number
 from panthalassa.storage import Storage
 
 MOST = 1000
@@ -29,6 +31,33 @@ class LedgerLine(BaseModel):
 
     at: float
     """In seconds since 1970."""
+
+
+class Began(LedgerLine):
+    """A command began."""
+
+    kind: Literal["began"] = "began"
+    number: int | None = None
+    """Its epoch of the run's lease."""
+    before: int | None = None
+    """That of the journal before this one; 0 when there was none, None when nobody could look."""
+
+
+class Commands:
+    """How many commands' journals are missing, by what each says of the one before it."""
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self._last: int | None = 0
+
+    def note(self, began: Began) -> None:
+        self.missing += began.before not in (None, self._last)
+        self._last = began.number
+
+
+def told_missing(commands: int) -> str:
+    s = "s" * (commands > 1)
+    return f"{commands} earlier command{s}, whose journal{s} in the run's folder can not be read"
 
 
 class Waited(LedgerLine):
@@ -79,14 +108,15 @@ class Ledger(Generic[L]):
         """Of the journals with a number lower than `before`. Raises as `read`."""
         try:
             for where, lines in journals(folder, before):
+                chain = Chain()
                 for number, line in enumerate(lines, 1):
                     try:
-                        yield self.line.validate_json(line)
+                        yield self.line.validate_json(chain.unseal(line) or "")
                     except ValidationError as error:
                         raise PanthalassaError(
-                            f"{where}: line {number} is none of a run's account of its {self.what}. "
-                            "Restore it from a copy, or delete the file, and the account leaves out "
-                            "that command."
+                            f"{where}: line {number} of a run's account of its {self.what} is not what "
+                            "was written there. Restore it from a copy, or delete the file, and the "
+                            "account says that this command is missing."
                         ) from error
         except OSError as error:
             raise PanthalassaError(f"{folder.uri} can not be read: {error}") from error
@@ -118,7 +148,7 @@ class CommandLedger(ABC, Generic[L, W]):
         self._walk: W | None = None
         self._ledger = ledger
         self._number = number
-        self._journal = Journal(self.folder, number)
+        self._journal, self._chain = Journal(self.folder, number), Chain()
 
     def __enter__(self) -> Self:
         return self
@@ -131,6 +161,12 @@ class CommandLedger(ABC, Generic[L, W]):
     ) -> None:
         self.note(Ended(at=time.time()))
         self._write()
+
+    def before(self) -> int | None:
+        """What a Began says of the journal before this one."""
+        with suppress(OSError):
+            return newest_number(self.folder, self._number)
+        return None
 
     @abstractmethod
     def note(self, line: L | Ended) -> None:
@@ -161,7 +197,7 @@ class CommandLedger(ABC, Generic[L, W]):
             self._waiting.append(line)
             if len(self._waiting) > MOST:
                 self.walked()
-        self._journal.add(line.model_dump_json())
+        self._journal.add(self._chain.seal(line.model_dump_json()))
         if self._journal.due:
             self._write()
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Energy
-from panthalassa.energy.account import Account, account, explain, so_far, standing
+from panthalassa.energy.account import Account, account, so_far, standing
 from panthalassa.energy.devices import Devices
 from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
 from panthalassa.energy.lines import (
@@ -24,6 +24,7 @@ from panthalassa.energy.lines import (
     Window,
     merged,
 )
+from panthalassa.energy.table import explain
 from panthalassa.errors import PanthalassaError
 from panthalassa.line_ledger import Ended, Lost, Waited
 from panthalassa.storage import open_storage
@@ -191,6 +192,40 @@ def test_steps_without_joules_are_left_out_of_the_figures_and_counted() -> None:
     assert (row["device"], row["joules"], row["peak_watts"]) == (A, 800, 101)
 
 
+def test_what_a_killed_command_did_not_write_is_not_covered() -> None:
+    """It was killed behind its last line, while it waited for nodes after a loss."""
+    lines = [
+        Began(at=T),
+        metering(1, a=0.0),
+        steps_of(11, 1, [100.0] * 10),
+        Lost(at=T + 12, planned=False),
+        Waited(at=T + 92, seconds=80),
+        Began(at=T + 100),
+        metering(130, a=0.0),
+        steps_of(141, 6, [100.0] * 10),
+        Ended(at=T + 143),
+    ]
+    assert account(lines).uncovered_seconds == pytest.approx(92 - 11)
+
+
+def test_seconds_before_the_meters_are_told() -> None:
+    lines = [Began(at=T), metering(30, a=0.0), steps_of(41, 1, [100.0] * 10), Ended(at=T + 42)]
+    found = account(lines)
+    assert (found.unmetered_seconds, found.uncovered_seconds) == (30, 0)
+    assert "30.0 s, until commands had started their ranks" in text_of(found)
+
+
+def test_what_lies_between_steps_and_is_not_known_is_not_covered() -> None:
+    lines = [
+        metering(1, a=0.0),
+        steps_of(11, 1, [100.0] * 10),
+        steps_of(621, 11, [100.0] * 10, before={"evaluation": None, "other": None}),
+        Rest(at=T + 921, joules={"evaluation": None}),
+        Ended(at=T + 922),
+    ]
+    assert account(lines).uncovered_seconds == pytest.approx(600 + 300)
+
+
 @dataclass
 class Job:
     """A simulated run on two devices that take 30 and 70 W all the time."""
@@ -318,5 +353,43 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
         pass
     (journal,) = (tmp_path / FOLDER).glob("*.jsonl")
     journal.write_text(journal.read_text() + '{"kind": "began"}\n')
-    with pytest.raises(PanthalassaError, match="line 3 is none of a run's account"):
+    with pytest.raises(
+        PanthalassaError, match=r"line 3 of .* energy is not what was written there"
+    ):
         read(run)
+
+
+def two_commands(folder: Path) -> Path:
+    """The journal of the first."""
+    for number in (1, 2):
+        with EnergyLedger(open_storage(str(folder)), Energy(), T, number) as ledger:
+            ledger.note(metering(1, a=0.0))
+            ledger.note(steps_of(11, 1 + 10 * number, [100.0] * 10))
+    return folder / FOLDER / "000001.jsonl"
+
+
+def test_a_ledger_in_which_a_figure_was_changed_is_not_believed(tmp_path: Path) -> None:
+    journal = two_commands(tmp_path)
+    journal.write_text(journal.read_text().replace("100.0", "900.0", 1))
+    with pytest.raises(
+        PanthalassaError, match=r"line 3 of .* energy is not what was written there"
+    ):
+        read(open_storage(str(tmp_path)))
+
+
+def test_a_command_whose_journal_is_gone_is_missed(tmp_path: Path) -> None:
+    two_commands(tmp_path).unlink()
+    found = account(read(open_storage(str(tmp_path))))
+    assert (found.joules, found.missing) == (1000, 1)
+    assert "all attempts" not in text_of(found)
+    assert "missing 1 earlier command, whose journal in" in text_of(found)
+
+
+def test_a_summary_tells_that_earlier_commands_can_not_be_read(tmp_path: Path) -> None:
+    journal = two_commands(tmp_path)
+    journal.write_text(journal.read_text().replace("100.0", "900.0", 1))
+    with EnergyLedger(open_storage(str(tmp_path)), Energy(), T, 3) as ledger:
+        ledger.note(metering(1, a=0.0))
+        ledger.note(steps_of(11, 31, [50.0] * 10))
+    found = ledger.account()
+    assert (found.joules, found.missing) == (500, 1)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,3 +205,32 @@ def test_the_command_compares_runs_in_their_folders(tmp_path: Path) -> None:
     assert (
         CliRunner().invoke(app, ["energy", "compare", runs[0], str(tmp_path / "c")]).exit_code == 1
     )
+
+
+def in_phases(*parts: tuple[int, int]) -> Recorded:
+    """Parts of so many steps, of so many tokens each."""
+    tokens = [each for count, each in parts for _ in range(count)]
+    run = recorded(
+        wave(len(tokens), 1), config_of("stream.phases=[{from_step: 50, temperature: 2}]")
+    )
+    (metering, steps) = run.lines
+    return replace(run, lines=[metering, steps.model_copy(update={"tokens": tokens})])
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (((50, 512), (150, 256)), ((150, 512), (50, 256))),
+        (((50, 512), (150, 256)), ((45, 512),)),
+        (((150, 1024), (50, 512)), ((200, 512),)),
+    ],
+)
+def test_runs_whose_steps_had_other_batches_or_lengths_are_refused(a: Any, b: Any) -> None:
+    """In other shares of the run, in one that was stopped before, or after a change of the batch."""
+    with pytest.raises(PanthalassaError, match="not comparable: tokens a step are"):
+        compare(in_phases(*a), in_phases(*b))
+
+
+def test_a_counter_that_stood_still_is_refused() -> None:
+    with pytest.raises(PanthalassaError, match=r"took no energy: its nvml counter stood still"):
+        compare(recorded(wave(60, 1)), recorded([0.0] * 60, name="b"))

@@ -7,10 +7,10 @@ from histories import Command, Simulated, scripts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panthalassa.line_ledger import Ended, Lost
+from panthalassa.line_ledger import Began, Ended, Lost
 from panthalassa.report.goodput_figure import GROUPS, stretches
 from panthalassa.report.marks import interruptions, world_sizes
-from panthalassa.train.goodput import Began, Launched, Line, Steps, account, timeline
+from panthalassa.train.goodput import Launched, Line, Steps, account, timeline
 
 T = 1_800_000_000.0
 

@@ -13,6 +13,7 @@ from panthalassa.energy import lines as spent
 from panthalassa.energy.account import Account
 from panthalassa.energy.account import account as spent_on
 from panthalassa.energy.lines import Metering
+from panthalassa.line_ledger import Began
 from panthalassa.train.display import Display, summarize
 from panthalassa.train.events import (
     Ended,
@@ -30,7 +31,7 @@ from panthalassa.train.events import (
     Step,
     Waited,
 )
-from panthalassa.train.goodput import Began, Steps, account
+from panthalassa.train.goodput import Steps, account
 from panthalassa.train.run import History, Outcome
 
 NO_POWER = "no power source: no NVIDIA driver and no /sys/class/powercap"

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from panthalassa.line_ledger import Ended, Lost, Waited
+from panthalassa.line_ledger import Began, Ended, Lost, Waited
 from panthalassa.train.goodput import (
-    Began,
     Goodput,
     Launched,
     Line,

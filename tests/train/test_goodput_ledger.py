@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from panthalassa import journal
 from panthalassa.cli import app
 from panthalassa.errors import PanthalassaError
-from panthalassa.line_ledger import Ended, Lost
+from panthalassa.line_ledger import Began, Ended, Lost
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train import events
-from panthalassa.train.goodput import Began, Launched, Line, Spent, Steps, account
+from panthalassa.train.goodput import Launched, Line, Spent, Steps, account
 from panthalassa.train.goodput_ledger import GoodputLedger, read
 
 
@@ -58,7 +58,7 @@ def test_what_is_noted_comes_back_in_order(run: Storage) -> None:
     GoodputLedger(run, T + 100, 2)
     *lines, end, again = read(run)
     assert lines == [
-        Began(at=T),
+        Began(at=T, number=1, before=0),
         Launched(at=T + 1, workers=2),
         Spent(at=T + 5, what="compile", seconds=3),
         Steps(at=T + 8, first=1, last=1, seconds=2, data_seconds=0.5),
@@ -69,7 +69,7 @@ def test_what_is_noted_comes_back_in_order(run: Storage) -> None:
         Lost(at=T + 24, planned=False),
     ]
     assert isinstance(end, Ended)
-    assert again == Began(at=T + 100)
+    assert again == Began(at=T + 100, number=2, before=1)
 
 
 def test_the_first_step_after_a_loss_is_not_merged_with_the_ones_that_follow(
@@ -144,7 +144,7 @@ def test_a_line_that_was_cut_off_is_left_out(data: st.DataObject) -> None:
         path.write_bytes(content[:cut])
         GoodputLedger(run, T + 100, 2)
         count = content[:cut].count(b"\n")
-        assert read(run) == [*whole[:count], Began(at=T + 100)]
+        assert read(run) == [*whole[:count], Began(at=T + 100, number=2, before=1)]
 
 
 def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
     GoodputLedger(run, T, 1).note(Launched(at=T + 1, workers=2))
     (path,) = Path(tmp_path, "goodput").iterdir()
     path.write_text(path.read_text().replace("launched", "lunched"))
-    with pytest.raises(PanthalassaError, match=f"{path}: line 2 is none"):
+    with pytest.raises(PanthalassaError, match=f"{path}: line 2 of .* is not what"):
         read(run)
     later = GoodputLedger(run, T + 100, 2)
     assert later.goodput().commands == 1, "a run goes on, and accounts for what can be read"
@@ -204,7 +204,7 @@ def test_a_long_run_leaves_few_objects_and_each_line_once(
     lines = [Launched(at=T + number, workers=2) for number in range(20)]
     for line in lines:
         ledger.note(line)
-    assert read(run) == [Began(at=T), *lines]
+    assert read(run) == [Began(at=T, number=1, before=0), *lines]
     sizes = [size for _, size in run.below("goodput").files()]
     assert 3 <= len(sizes) <= 6
     assert all(300 <= size < 400 for size in sizes[:-1])

@@ -8,7 +8,7 @@ nobody reads; a counter that runs since the driver was loaded still tells what i
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from panthalassa.energy.lines import (
@@ -23,7 +23,7 @@ from panthalassa.energy.lines import (
 )
 from panthalassa.energy.meters import PERIODS, bound
 from panthalassa.energy.readings import Readings
-from panthalassa.line_ledger import Ended, Lost, Waited
+from panthalassa.line_ledger import Commands, Ended, Lost, Waited
 
 PHASES = (
     "productive", "data_wait", "lost", "start", "evaluation", "checkpoint", "standby", "other",
@@ -80,9 +80,13 @@ class Account:
     pue: float | None
     grid_kg_per_kwh: float | None
     uncovered_seconds: float
-    """In which steps or restarts took energy that is not known."""
+    """In which steps, restarts or what lies between steps took energy that is not known."""
+    unmetered_seconds: float
+    """From the beginnings of commands until their meters were opened; not in the joules either."""
     marked: Mapping[str, int]
     """Why windows have no joules, and how many."""
+    missing: int
+    """Commands whose energy is not known, because their journals are gone or damaged."""
 
     @property
     def kwh(self) -> float:
@@ -188,8 +192,9 @@ class Walk:
         self.refresh = 0.0
         self.devices = 0
         self.began: Began | None = None
-        self.step_joules = self.step_seconds = self.uncovered = 0.0
+        self.step_joules = self.step_seconds = self.uncovered = self.unmetered = 0.0
         """Of all steps, repeated ones included; and seconds that are not known."""
+        self._known = Commands()
         self._lost_steps = 0.0
         """Joules of those that were repeated."""
         self.peak: float | None = None
@@ -200,7 +205,11 @@ class Walk:
         """What the start of this attempt counts as."""
         self._lost: Lost | None = None
         """The end of the attempt before, as long as no other one measures."""
-        self._waited = self._alive = 0.0
+        self._waited = self._alive = self._spent = self._seen = 0.0
+        """`_alive`, `_spent` and `_seen`: when somebody read last, what was spent between steps was told
+        last, and anything was."""
+        self._metered = False
+        """Whether this command has opened its meters."""
         self._readings = Readings()
         self._run = (0.0, 0.0)
         """Joules and seconds of the newest steps, for the peak."""
@@ -208,8 +217,10 @@ class Walk:
     def take(self, line: Line) -> None:
         match line:
             case Began():
+                self._known.note(line)
+                self._end(self._seen)  # killed
                 self.began, self._lost, self._readings = line, None, Readings()
-                self._start = "start"
+                self._start, self._metered = "start", False
             case Waited():
                 self._waited += line.seconds
             case Metering():
@@ -229,10 +240,12 @@ class Walk:
             case Lost():
                 self._lost, self._start = line, "start" if line.planned else "lost"
             case Ended():
-                if self._lost and self.source:
-                    self.uncovered += max(0.0, line.at - self._alive)
+                self._end(line.at)
+        self._seen = line.at
         if isinstance(line, Metering | Steps | Rest | Window):
             self._alive = line.at
+        if isinstance(line, Metering | Steps | Rest):
+            self._spent = line.at
 
     @property
     def joules_so_far(self) -> float:
@@ -260,12 +273,23 @@ class Walk:
             pue=self.began.pue if self.began else None,
             grid_kg_per_kwh=self.began.grid_kg_per_kwh if self.began else None,
             uncovered_seconds=self.uncovered,
+            unmetered_seconds=self.unmetered,
             marked=self.marked,
+            missing=self._known.missing,
         )
+
+    def _end(self, at: float) -> None:
+        """The command ended then: what its devices took since a loss is not known."""
+        if self._lost and self.source:
+            self.uncovered += max(0.0, at - self._alive)
+        self._lost = None
 
     def _meter(self, line: Metering) -> None:
         if self._lost:
             self._bridge(line, self._lost)
+        elif self.began and not self._metered:
+            self.unmetered += max(0.0, line.at - self.began.at)
+        self._metered = True
         self.source, self.refresh = line.source, max(self.refresh, line.refresh)
         self.devices = len(line.devices)
         if line.blind:
@@ -283,7 +307,10 @@ class Walk:
         self.joules["start" if lost.planned else "lost"] += joules * (1 - waited)
         self.uncovered += seconds * (1 - share)
 
-    def _spend(self, at: float, joules: Joules) -> None:
+    def _spend(self, at: float, joules: Joules, seconds: float = 0.0) -> None:
+        """Of what lies between the last steps and those of `seconds` that ended at `at`."""
+        if None in joules.values():
+            self.uncovered += max(0.0, at - seconds - self._spent)
         for phase, spent in joules.items():
             self._readings.note(at, spent or 0.0)
             name = {"start": self._start, "step": "other", "data_wait": "other"}.get(phase, phase)
@@ -312,7 +339,7 @@ class Walk:
 
     def _train(self, line: Steps) -> None:
         self._undo(line.first)
-        self._spend(line.at, line.before)
+        self._spend(line.at, line.before, sum(line.seconds))
         self._readings.note(line.at, sum(joules or 0.0 for joules in line.joules))
         if line.before or not self.steps or self.steps[-1].step != line.first - 1:
             self._span += 1
@@ -342,57 +369,3 @@ class Walk:
         if self._run[1] >= max(PEAK, PERIODS * self.refresh):
             self.peak = max(self.peak or 0.0, self._run[0] / self._run[1])
             self._run = (0.0, 0.0)
-
-
-def explain(account: Account) -> Iterator[tuple[str, str]]:
-    """A table for people: names and what stands beside them."""
-    if account.source is None:
-        why = "no rank had a power source (NVML, RAPL), or energy.source is none"
-        yield "energy", f"not measured: {why}"
-        return
-    of = f"{account.devices} device{'s' * (account.devices != 1)} ({account.source})"
-    if account.joules:
-        total = f"{account.joules:,.1f} J = {account.kwh:.4g} kWh of {of}"
-        yield "energy", f"{total}, all attempts and commands"
-        yield from _measured(account)
-        yield from _beyond(account)
-    else:
-        yield "energy", f"not known: nothing was read of {of} so far"
-    if account.uncovered_seconds > 0:
-        yield "not covered", f"{account.uncovered_seconds:.1f} s, in which energy is not known"
-    for reason, count in account.marked.items():
-        yield "marked", f"{count} window{'s' * (count > 1)}: {reason}"
-
-
-def _measured(account: Account) -> Iterator[tuple[str, str]]:
-    for phase, joules in sorted(account.joules_by_phase.items(), key=lambda item: -item[1]):
-        if joules > 0:
-            share = joules / account.joules
-            yield f"  {phase.replace('_', ' ')}", f"{joules:12,.1f} J {share:6.1%}"
-    if account.j_per_iteration is not None and account.j_per_token is not None:
-        yield (
-            "J/iteration",
-            f"{account.j_per_iteration:,.2f} ± {account.bound:.1%} over {account.steps:,} steps; "
-            f"{account.j_per_token:.4g} J a token",
-        )
-    if account.mean_watts is not None:
-        peak = f", {account.peak_watts:,.1f} W at most over a second" if account.peak_watts else ""
-        yield "power", f"{account.mean_watts:,.1f} W on average while it trained{peak}"
-
-
-def _beyond(account: Account) -> Iterator[tuple[str, str]]:
-    """What the meters do not see, with the convention."""
-    if account.pue is None:
-        yield "facility", "not counted: hosts, network and cooling (energy.pue is not set)"
-    else:
-        yield (
-            "facility",
-            f"{account.facility_kwh:.4g} kWh = devices' kWh x energy.pue {account.pue:g}",
-        )
-    if account.carbon_kg is not None:
-        of = "facility's" if account.pue is not None else "devices'"
-        yield (
-            "carbon",
-            f"{account.carbon_kg:.4g} kg CO₂ = {of} kWh x energy.grid_kg_per_kwh "
-            f"{account.grid_kg_per_kwh:g}",
-        )

@@ -56,6 +56,12 @@ class Recorded:
     def account(self) -> Account:
         return account(self.lines)
 
+    @cached_property
+    def tokens_per_step(self) -> float:
+        """Over the steps that stand."""
+        steps = standing(self.lines)
+        return sum(step.tokens for step in steps) / (len(steps) or 1)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -114,6 +120,11 @@ def compare(
         )
     samples = [sample(run.lines, metric) for run in (a, b)]
     for run, found in zip((a, b), samples, strict=True):
+        if len(found.joules) and found.mean <= 0:
+            raise PanthalassaError(
+                f"the steps of {run.uri} took no energy: its {run.account.source} stood still"
+            )
+    for run, found in zip((a, b), samples, strict=True):
         if len(found.joules) < FEWEST:
             left = ", ".join(f"{count} {why}" for why, count in found.left_out.items())
             remedy = "Train it for longer"
@@ -146,6 +157,9 @@ def _objections(a: Recorded, b: Recorded) -> Iterator[str]:
     yield from differs(
         "the number of devices", *(", then ".join(map(str, each)) for each in counts)
     )
+    tokens = [run.tokens_per_step for run in (a, b)]
+    if tokens[0] != tokens[1]:  # phases, batches that changed, a run that ended early
+        yield "tokens a step are {:.6g} and {:.6g} on average".format(*tokens)
     for run, lines in zip((a, b), metered, strict=True):
         if blind := max(line.blind for line in lines):
             yield f"{blind} ranks of {run.uri} could not measure"

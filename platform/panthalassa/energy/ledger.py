@@ -51,7 +51,14 @@ class EnergyLedger(CommandLedger[Line, Walk]):
         """To be merged with those that follow."""
         self._window: Window | None = None
         """The same of windows."""
-        self.note(Began(at=began, pue=energy.pue, grid_kg_per_kwh=energy.grid_kg_per_kwh))
+        began_as = Began(
+            at=began,
+            number=number,
+            before=self.before(),
+            pue=energy.pue,
+            grid_kg_per_kwh=energy.grid_kg_per_kwh,
+        )
+        self.note(began_as)
 
     def note(self, line: Line) -> None:
         match line:

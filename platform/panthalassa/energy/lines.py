@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from panthalassa import line_ledger
 from panthalassa.line_ledger import Ended, LedgerLine, Lost, Waited
 
 Joules = dict[str, float | None]
@@ -16,10 +17,9 @@ Phase = Literal["start", "data_wait", "step", "evaluation", "checkpoint", "other
 """What a rank spends energy on."""
 
 
-class Began(LedgerLine):
+class Began(line_ledger.Began):
     """A command began; with its factors for what the meters do not see."""
 
-    kind: Literal["began"] = "began"
     pue: float | None = None
     grid_kg_per_kwh: float | None = None
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from panthalassa.energy.account import KWH, account, explain, so_far
+from panthalassa.energy.account import KWH, account, so_far
 from panthalassa.energy.ledger import read
+from panthalassa.energy.table import explain
 from panthalassa.errors import PanthalassaError
 from panthalassa.report.series import Series
 from panthalassa.storage import Storage

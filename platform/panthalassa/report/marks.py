@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from panthalassa.line_ledger import Ended, Lost
-from panthalassa.train.goodput import Began, Launched, Steps, Timeline
+from panthalassa.line_ledger import Began, Ended, Lost
+from panthalassa.train.goodput import Launched, Steps, Timeline
 
 Kind = Literal["restart", "resize", "command"]
 

@@ -11,7 +11,6 @@ On a local disk each line is written at once; on object storage, where nothing c
 seconds and before every checkpoint.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from panthalassa.corpus.manifest import Shard
 from panthalassa.errors import PanthalassaError
-from panthalassa.journal import Journal, journals, newest_number
+from panthalassa.journal import Chain, Journal, journals, newest_number
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Phase
 from panthalassa.stream.order import Location
@@ -123,7 +122,7 @@ class Ledger:
         self._uri = run.below(FOLDER).uri
         self.entry = attempt
         self._journal = Journal(run.below(FOLDER), attempt.attempt)
-        self._chain = ""
+        self._chain = Chain()
         self._append(attempt)
         with self._named_errors():
             try:
@@ -159,12 +158,7 @@ class Ledger:
 
     def _append(self, line: _Line) -> None:
         text = json.dumps(line.model_dump(exclude_defaults=True), separators=(",", ":"))
-        self._chain = _link(self._chain, text)
-        self._journal.add(f"{text} {self._chain}")
-
-
-def _link(chain: str, text: str) -> str:
-    return hashlib.sha256(f"{chain} {text}".encode()).hexdigest()[:16]
+        self._journal.add(self._chain.seal(text))
 
 
 def newest_attempt(run: Storage, before: float = math.inf) -> int:
@@ -196,12 +190,10 @@ def accounts(run: Storage) -> Iterator[Account]:
     not what was written.
     """
     for place, lines in journals(run.below(FOLDER)):
-        where, chain = f"ledger {place}", ""
+        where, chain = f"ledger {place}", Chain()
         found: list[Line] = []
         for number, line in enumerate(lines, 1):
-            text, _, link = line.rpartition(" ")
-            chain = _link(chain, text)
-            if link != chain:
+            if (text := chain.unseal(line)) is None:
                 raise PanthalassaError(
                     f"{where}: line {number} is not what was written there. {REMEDY}"
                 )

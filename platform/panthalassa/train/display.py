@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from panthalassa.config import Config
-from panthalassa.energy.account import explain as explain_energy
+from panthalassa.energy.table import explain as explain_energy
 from panthalassa.train.events import (
     Ended,
     Evaluated,

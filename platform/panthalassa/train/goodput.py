@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from panthalassa.line_ledger import Ended, LedgerLine, Lost, Waited
+from panthalassa.line_ledger import Began, Commands, Ended, LedgerLine, Lost, Waited, told_missing
 
 DETAILED = 2000
 """Lines of steps that are remembered one by one, at least: those of two hours or more."""
@@ -31,12 +31,6 @@ Part = Literal[
     "finish",
     "other",
 ]
-
-
-class Began(LedgerLine):
-    """A command began."""
-
-    kind: Literal["began"] = "began"
 
 
 class Launched(LedgerLine):
@@ -83,6 +77,8 @@ class Goodput:
     mttr_seconds: float | None
     """Mean time to recovery: from the last sign of life before a loss to the end of the first step
     after it. None when no step followed any loss."""
+    missing: int
+    """Commands whose time is not known, because their journals are gone or damaged."""
 
     @property
     def seconds(self) -> float:
@@ -183,6 +179,7 @@ class Walk:
         self.trained: list[_Trained] = []
         """What stands, by step."""
         self._note = note
+        self._known = Commands()
         self.commands = self.restarts = self.resizes = self.lost_steps = 0
         self.repairs: list[float] = []
         self.cursor: float | None = None
@@ -197,6 +194,7 @@ class Walk:
     def take(self, line: Line) -> None:
         match line:
             case Began():
+                self._known.note(line)
                 self.end()
                 self._claim(line.at, 0.0)
             case Waited():
@@ -241,6 +239,7 @@ class Walk:
             resizes=self.resizes,
             lost_steps=self.lost_steps,
             mttr_seconds=math.fsum(repairs) / len(repairs) if repairs else None,
+            missing=self._known.missing,
         )
 
     def _claim(self, at: float, seconds: float) -> tuple[float, float]:
@@ -326,6 +325,8 @@ def explain(goodput: Goodput) -> Iterator[tuple[str, str]]:
         told.append(f"{goodput.mttr_seconds:.1f} s from loss to step on average")
     if told:
         yield "interruptions", ", ".join(told)
+    if goodput.missing:
+        yield "missing", told_missing(goodput.missing)
 
 
 def goodput_metrics(goodput: Goodput) -> dict[str, float]:

@@ -9,11 +9,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from panthalassa.line_ledger import CommandLedger, Ledger, Lost, Waited
+from panthalassa.line_ledger import Began, CommandLedger, Ledger, Lost, Waited
 from panthalassa.storage import Storage
 from panthalassa.train import events
 from panthalassa.train.goodput import (
-    Began,
     Goodput,
     Launched,
     Line,
@@ -40,7 +39,7 @@ class GoodputLedger(CommandLedger[Line, Walk]):
         super().__init__(LEDGER, run, number)
         self._steps: Steps | None = None
         """To be merged with those that follow."""
-        self.note(Began(at=began))
+        self.note(Began(at=began, number=number, before=self.before()))
 
     def add(self, event: events.Event) -> None:
         """Enter what an event tells of the time."""

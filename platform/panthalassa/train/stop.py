@@ -16,7 +16,7 @@ PATIENCE = 60.0
 
 
 class StopRequests:
-    """The end that listens. A request of which whoever made it has given up is forgotten."""
+    """The end that listens. A request of which whoever made it has given up stays unanswered."""
 
     def __init__(self, run: Storage, permit: Callable[[], None] = lambda: None) -> None:
         """permit: called before a request is taken; raises PanthalassaError when it is for another."""
@@ -34,9 +34,9 @@ class StopRequests:
         try:
             if self._run.exists(REQUEST):
                 self._permit()
-                asked = float(self._run.read(REQUEST))
-                self._run.delete(REQUEST)
-                return time.time() < asked + PATIENCE
+                if time.time() < float(self._run.read(REQUEST)) + PATIENCE:
+                    self._run.delete(REQUEST)
+                    return True
         except (OSError, ValueError):
             pass  # storage that fails for a moment, or half a request: the next look tells
         return False
@@ -57,7 +57,8 @@ def request_stop(run: Storage, patience: float = 30.0) -> None:
             if time.monotonic() > until:
                 run.delete(REQUEST)
                 raise PanthalassaError(
-                    f"nothing trains {run.uri} at present: no answer for {patience:.0f} s"
+                    f"nothing trains {run.uri} at present, or by a clock that is a minute ahead: no "
+                    f"answer for {patience:.0f} s"
                 )
             time.sleep(0.5)
     except FileNotFoundError:
