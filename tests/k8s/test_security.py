@@ -280,11 +280,12 @@ def test_redis_without_a_password_does_not_start(tmp_path: Path) -> None:
     assert "REDIS_PASSWORD: is empty: put the password into the secret redis" in done.stderr
 
 
-def test_redis_gets_its_password_by_standard_input(tmp_path: Path) -> None:
+def test_redis_gets_its_password_by_standard_input_and_signals_by_itself(tmp_path: Path) -> None:
     done = _start_redis(tmp_path, "s3cret")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "arguments: - --dir /data --appendonly yes",
+        f"parent: {os.getpid()}",
         'requirepass "s3cret"',
     ]
 
@@ -294,7 +295,7 @@ def _start_redis(folder: Path, password: str) -> "subprocess.CompletedProcess[st
     (pod,) = (p for p in pods(rendered("overlays/dev")) if p["metadata"]["name"] == "redis")
     container = pod["spec"]["containers"][0]
     server = folder / "redis-server"
-    server.write_text('#!/bin/sh\necho "arguments: $*"\ncat\n')
+    server.write_text('#!/bin/sh\necho "arguments: $*"\necho "parent: $PPID"\ncat\n')
     server.chmod(0o755)
     return subprocess.run(
         [*container["command"], *container["args"]],
