@@ -128,6 +128,7 @@ def test_jobs_bring_the_overlays_cluster_and_nothing_else(overlay: str) -> None:
     ]
     for job in jobs:
         assert job["metadata"]["namespace"] == NAMESPACE
+        assert job["metadata"]["labels"]["panthalassa/job"] == job["metadata"]["name"]
         assert job["spec"]["rayClusterSpec"] == cluster_in(overlay)["spec"]
 
 

@@ -141,7 +141,9 @@ def test_people_who_train_can_neither_make_pods_nor_read_other_secrets() -> None
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_quota_holds_all_that_the_groups_may_become(overlay: str) -> None:
+    """In dev also those of a job with a cluster of its own; elsewhere jobs share what there is."""
     objects = rendered(f"overlays/{overlay}")
+    job = rendered("jobs/dev")[:1] if overlay == "dev" else []
     (quota,) = of_kind(objects, "ResourceQuota")
     (cluster,) = of_kind(objects, "RayCluster")
     counts = {g["groupName"]: g["maxReplicas"] for g in cluster["spec"]["workerGroupSpecs"]}
@@ -149,7 +151,7 @@ def test_the_quota_holds_all_that_the_groups_may_become(overlay: str) -> None:
         total = sum(
             quantity(container["resources"]["limits"].get(name, 0))
             * counts.get(pod["metadata"]["name"], 1)
-            for pod in pods(objects)
+            for pod in pods(objects + job)
             if pod["metadata"]["namespace"] == NAMESPACE
             for container in pod["spec"]["containers"]
         )
