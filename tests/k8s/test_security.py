@@ -128,7 +128,7 @@ def test_secrets_are_references_that_must_be_there(overlay: str) -> None:
     assert not any(account["automountServiceAccountToken"] for account in accounts)
 
 
-def test_people_who_train_can_neither_make_pods_nor_read_other_secrets() -> None:
+def test_people_who_train_make_nothing_but_jobs_and_read_no_secret_but_their_token() -> None:
     (role,) = of_kind(rendered("overlays/production"), "Role")
     for rule in role["rules"]:
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
