@@ -46,6 +46,16 @@ def _ray(pod: Object) -> Object:
             lambda pod: pod["spec"]["volumes"].append({"name": "r", "hostPath": {"path": "/"}}),
             "see nothing of the machine",
         ),
+        (
+            lambda pod: pod["spec"]["containers"][0].update(ports=[{"hostPort": 8080}]),
+            "see nothing of the machine",
+        ),
+        (
+            lambda pod: pod["spec"].update(
+                ephemeralContainers=[{"securityContext": _ray(pod) | {"privileged": True}}]
+            ),
+            "gain no privileges",
+        ),
     ],
 )
 def test_other_pods_do_not(change: Any, message: str) -> None:

@@ -104,6 +104,8 @@ def test_a_pod_of_workers_drains_its_node_and_has_the_time_for_a_checkpoint(over
             assert seconds > CHECKPOINT
         if found["groupName"] == "a100-spot":
             assert spec["terminationGracePeriodSeconds"] < 120, "what a cloud gives"
+            kept = found["template"]["metadata"].get("annotations", {})
+            assert "karpenter.sh/do-not-disrupt" not in kept, "it would not be evicted in time"
 
 
 def test_a_group_of_machines_holds_what_a_run_writes_there() -> None:
@@ -126,6 +128,7 @@ def test_jobs_bring_the_overlays_cluster_and_nothing_else(overlay: str) -> None:
     ]
     for job in jobs:
         assert job["metadata"]["namespace"] == NAMESPACE
+        assert job["metadata"]["labels"]["panthalassa/job"] == job["metadata"]["name"]
         assert job["spec"]["rayClusterSpec"] == cluster_in(overlay)["spec"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from manifests import Object, of_kind, pods, rendered
+from manifests import Object, cluster_in, of_kind, pods, rendered
 
 from panthalassa.tracking.prometheus import GAUGES
 
@@ -27,6 +27,14 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
         assert asked, rule["alert"]
         assert asked <= OTHERS | {f"ray_{name}" for name in GAUGES}
         assert {"summary", "action"} == set(rule["annotations"])
+
+
+def test_a_pod_that_waits_is_told_of_before_the_autoscaler_gives_it_up() -> None:
+    (group,) = _rules()["groups"]
+    (rule,) = (rule for rule in group["rules"] if rule["alert"] == "PlacementPending")
+    (entry,) = cluster_in("spot")["spec"]["autoscalerOptions"]["env"]
+    assert entry["name"] == "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
+    assert 60 * int(rule["for"].removesuffix("m")) < int(entry["value"])
 
 
 def test_monitors_name_ports_of_the_pods() -> None:
@@ -56,7 +64,7 @@ GOODPUT = f"ray_panthalassa_goodput_ratio{RUN}"
         ("GpuIdle", GPU, "0x60", "90x60"),
         ("CheckpointOld", SAVED, "0x60", "0+60x60"),
         ("RunRestartsOften", STEP, "9 5 9 5 9 5 9 5 9+0x52", "0+5x60"),
-        ("PlacementPending", PENDING, "1x60", "0x20 1x10 0x30"),
+        ("PlacementPending", PENDING, "1x60", "0x50 1x8"),
         ("GoodputLow", GOODPUT, "0.5x60", "0.95x60"),
     ],
 )

@@ -1,10 +1,20 @@
 """No manifest breaks a rule of KubeRay or Kueue beyond the schemas; each rule can be broken."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from kuberay_rules import problems
-from manifests import OVERLAYS, Object, cluster_in, group, of_kind, rendered
+from manifests import (
+    OVERLAYS,
+    Object,
+    cluster_in,
+    group,
+    of_kind,
+    pods,
+    quantity,
+    rendered,
+)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -127,6 +137,25 @@ def test_a_job_that_kueue_would_refuse_is_seen(change: Any, complaint: str) -> N
     change(job)
     lines = problems(job)
     assert any("Kueue" in line and complaint in line for line in lines), lines
+
+
+@pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay != "dev"])
+def test_the_queue_counts_all_that_jobs_ask_for_and_has_enough_of_it(overlay: str) -> None:
+    """Kueue holds back a job that asks for something which its queue does not cover."""
+    (queue,) = of_kind(rendered(f"overlays/{overlay}"), "ClusterQueue")
+    (resources,) = queue["spec"]["resourceGroups"]
+    job, left = _job(overlay), Counter[str]()
+    for flavor in resources["flavors"]:
+        quotas = {entry["name"]: quantity(entry["nominalQuota"]) for entry in flavor["resources"]}
+        assert list(quotas) == resources["coveredResources"]
+        left.update(quotas)
+    groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    most = {found["groupName"]: found["maxReplicas"] for found in groups}
+    for pod in pods([job]):
+        for container in pod["spec"]["containers"]:
+            for name, amount in container["resources"]["requests"].items():
+                left[name] -= quantity(amount) * most.get(pod["metadata"]["name"], 1)
+    assert [name for name, amount in left.items() if amount < 0] == []
 
 
 def _job(overlay: str) -> Object:

@@ -128,7 +128,7 @@ def test_secrets_are_references_that_must_be_there(overlay: str) -> None:
     assert not any(account["automountServiceAccountToken"] for account in accounts)
 
 
-def test_people_who_train_can_neither_make_pods_nor_read_other_secrets() -> None:
+def test_people_who_train_make_nothing_but_jobs_and_read_no_secret_but_their_token() -> None:
     (role,) = of_kind(rendered("overlays/production"), "Role")
     for rule in role["rules"]:
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
@@ -141,7 +141,9 @@ def test_people_who_train_can_neither_make_pods_nor_read_other_secrets() -> None
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_quota_holds_all_that_the_groups_may_become(overlay: str) -> None:
+    """In dev also those of a job with a cluster of its own; elsewhere jobs share what there is."""
     objects = rendered(f"overlays/{overlay}")
+    job = rendered("jobs/dev")[:1] if overlay == "dev" else []
     (quota,) = of_kind(objects, "ResourceQuota")
     (cluster,) = of_kind(objects, "RayCluster")
     counts = {g["groupName"]: g["maxReplicas"] for g in cluster["spec"]["workerGroupSpecs"]}
@@ -149,7 +151,7 @@ def test_the_quota_holds_all_that_the_groups_may_become(overlay: str) -> None:
         total = sum(
             quantity(container["resources"]["limits"].get(name, 0))
             * counts.get(pod["metadata"]["name"], 1)
-            for pod in pods(objects)
+            for pod in pods(objects + job)
             if pod["metadata"]["namespace"] == NAMESPACE
             for container in pod["spec"]["containers"]
         )
@@ -280,11 +282,12 @@ def test_redis_without_a_password_does_not_start(tmp_path: Path) -> None:
     assert "REDIS_PASSWORD: is empty: put the password into the secret redis" in done.stderr
 
 
-def test_redis_gets_its_password_by_standard_input(tmp_path: Path) -> None:
+def test_redis_gets_its_password_by_standard_input_and_signals_by_itself(tmp_path: Path) -> None:
     done = _start_redis(tmp_path, "s3cret")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "arguments: - --dir /data --appendonly yes",
+        f"parent: {os.getpid()}",
         'requirepass "s3cret"',
     ]
 
@@ -294,7 +297,7 @@ def _start_redis(folder: Path, password: str) -> "subprocess.CompletedProcess[st
     (pod,) = (p for p in pods(rendered("overlays/dev")) if p["metadata"]["name"] == "redis")
     container = pod["spec"]["containers"][0]
     server = folder / "redis-server"
-    server.write_text('#!/bin/sh\necho "arguments: $*"\ncat\n')
+    server.write_text('#!/bin/sh\necho "arguments: $*"\necho "parent: $PPID"\ncat\n')
     server.chmod(0o755)
     return subprocess.run(
         [*container["command"], *container["args"]],
