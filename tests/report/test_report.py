@@ -122,7 +122,7 @@ def test_damaged_files_are_named_in_their_section(run: Storage) -> None:
     run.write("energy/000001.jsonl", ledger.replace(b"steps", b"stems", 1))
     page = page_of(run)
     assert "account of energy can not be read" in page
-    assert "line 3 is none of a run&#39;s account of its energy" in page
+    assert "line 3 of a run&#39;s account of its energy is not what was written there" in page
     assert drawn(page) == FIGURES - {"kwh", "languages"}
 
 
