@@ -230,10 +230,10 @@ def _check_token(address: str) -> None:
 
     Ray itself would ask again for 20 s, and then say that it can not connect.
     """
-    import grpc
+    import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.services import canonicalize_bootstrap_address
-    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
     from ray.exceptions import AuthenticationError
 
@@ -242,7 +242,8 @@ def _check_token(address: str) -> None:
         return
     try:
         with init_grpc_channel(where) as channel:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER)
+            gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            gcs.GetClusterId(GetClusterIdRequest(), timeout=ANSWER)
     except (AuthenticationError, grpc.RpcError) as error:
         if (
             isinstance(error, AuthenticationError)
