@@ -28,6 +28,8 @@ class Head:
 
     url: str
     """Of its dashboard."""
+    address: str
+    """Of the cluster."""
     folder: Path
     """Where Ray keeps its files."""
     environment: dict[str, str]
@@ -72,7 +74,7 @@ def head(cpus: int = 4) -> Iterator[Head]:
             *("--dashboard-agent-listen-port", str(agent), "--temp-dir", temporary),
             *("--num-cpus", str(cpus), "--object-store-memory", str(200 << 20)),
         ]
-        running = Head(f"http://127.0.0.1:{dashboard}", folder, environment)
+        running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", folder, environment)
         with (folder / "start.log").open("w") as log:
             process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -143,7 +143,8 @@ def status(address: Address = None, debug: Debug = False) -> None:
         from panthalassa.jobs.server import connect
         from panthalassa.jobs.submit import explain
 
-        _table(console, explain(connect(address)))
+        rows = list(explain(client := connect(address)))
+        _table(console, rows or [("no jobs", f"at {client.get_address()}")])
 
     _run(command, debug)
 

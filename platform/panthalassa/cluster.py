@@ -26,13 +26,17 @@ JOB, PATH = "RAY_JOB_CONFIG_JSON_ENV_VAR", "PYTHONPATH"
 """The variable in which Ray tells the driver of a job about it, and that of Python's packages."""
 GRACE = 5
 """Seconds that Ray's processes have to end after its shutdown."""
+TOKEN = (
+    "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
+)
 
 
 @contextmanager
 def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
     """Ray for the length of the block; joins the cluster of this process if it has one already.
 
-    Raises ConfigError when the dashboard's port is taken or no cluster answers at the address.
+    Raises ConfigError when the dashboard's port is taken, and PanthalassaError when no cluster answers
+    at the address, it does not let us in, or it runs another Ray or Python.
     """
     if cluster.address == "local" and cluster.dashboard_port is not None:
         _check_port(cluster.dashboard_port)
@@ -73,14 +77,19 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                 )
         else:
             check_answer(cluster.address)
+            _check_token(cluster.address)
             ray.init(
                 address=cluster.address,
                 log_to_driver=debug,
                 logging_level=level,
                 runtime_env=_of_this_job(),
             )
+    except PanthalassaError:
+        raise
     except Exception as error:  # Ray has no class for what keeps it from starting
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        if reason[0].startswith("Version mismatch"):
+            reason = [f"{' '.join(' '.join(reason).split())}. Both have to be the same."]
         raise PanthalassaError(
             f"no Ray at {cluster.address} (key cluster.address): {reason[0]}"
         ) from error
@@ -214,6 +223,36 @@ def check_answer(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+
+
+def _check_token(address: str) -> None:
+    """Raises PanthalassaError when the cluster does not let us in.
+
+    Ray itself would ask again for 20 s, and then say that it can not connect.
+    """
+    import grpc  # type: ignore[import-untyped]
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    where = None if address.startswith("ray://") else canonicalize_bootstrap_address(address)
+    if where is None:
+        return
+    try:
+        with init_grpc_channel(where) as channel:
+            gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            gcs.GetClusterId(GetClusterIdRequest(), timeout=ANSWER)
+    except (AuthenticationError, grpc.RpcError) as error:
+        if (
+            isinstance(error, AuthenticationError)
+            or error.code() is grpc.StatusCode.UNAUTHENTICATED
+        ):
+            raise PanthalassaError(
+                f"the cluster at {address} (key cluster.address) wants its token and did not get it: "
+                f"set {TOKEN}"
+            ) from error
 
 
 def _check_port(port: int) -> None:

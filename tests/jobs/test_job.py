@@ -3,6 +3,7 @@
 The head has no package of its own on its path, so what the ranks run is what was uploaded.
 """
 
+import re
 import shutil
 import signal
 import subprocess
@@ -115,6 +116,42 @@ def test_who_has_no_token_is_refused(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "another" not in done.stderr
+
+
+ANOTHER_RAY = "import ray; ray.__version__ = '2.59.0'; from panthalassa.cli import app; app()"
+
+
+@pytest.mark.parametrize(
+    ("variables", "program", "message"),
+    [
+        (
+            {"RAY_AUTH_MODE": "disabled"},
+            ("-m", "panthalassa.cli"),
+            "wants its token and did not get",
+        ),
+        ({"RAY_AUTH_TOKEN_PATH": ""}, ("-m", "panthalassa.cli"), "wants its token and did not get"),
+        ({}, ("-c", ANOTHER_RAY), r"Ray: \d+\S+ Python: .* Ray: 2.59.0 Python: "),
+    ],
+)
+def test_a_command_that_does_not_fit_to_the_cluster_it_joins_is_refused(
+    cluster: Head,
+    repository: Path,
+    variables: dict[str, str],
+    program: tuple[str, str],
+    message: str,
+) -> None:
+    address = f"cluster.address={cluster.address}"
+    done = subprocess.run(
+        [sys.executable, *program, "prepare", "jobs/configs/small.yaml", address],
+        cwd=repository,
+        env=environment(cluster) | {"HOME": str(repository)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.match(f"panthalassa: .*{message}", line)
 
 
 def environment(cluster: Head) -> dict[str, str]:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 from conftest import PLATFORM
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.config_file import load
 from panthalassa.errors import ConfigError, PanthalassaError
@@ -127,6 +129,11 @@ def stranger() -> Iterator[str]:
 def test_another_server_is_not_taken_for_a_cluster(here: Path, stranger: str) -> None:
     with pytest.raises(PanthalassaError, match=r"no cluster at .* no dashboard of Ray"):
         connect(stranger)
+
+
+def test_a_cluster_without_jobs_says_so(here: Path, ray_cluster: str) -> None:
+    said = CliRunner().invoke(app, ["jobs", "status", "--address", ray_cluster])
+    assert said.output == f"no jobs        at {ray_cluster}\n"
 
 
 def test_another_ray_is_named_with_both_versions(

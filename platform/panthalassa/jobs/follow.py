@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STEP = re.compile(r"step (\d+)/(\d+)  (.+)")
 """A line of the display that stands for the bar."""
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+"""What Ray puts around the names of its processes."""
 PATIENCE = 120.0
 """Seconds for which the cluster may be away."""
 RETRY = 2.0
@@ -71,7 +73,7 @@ class Log:
             self.say(line)
 
     def say(self, line: str) -> None:
-        self._console.print(literal(line), soft_wrap=True)
+        self._console.print(literal(COLOUR.sub("", line).expandtabs()), soft_wrap=True)
 
 
 def follow(client: "JobSubmissionClient", job: str, console: Console) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from panthalassa.cluster import ANSWER, check_answer, set_authentication
+from panthalassa.cluster import ANSWER, TOKEN, check_answer, set_authentication
 from panthalassa.errors import PanthalassaError
 from panthalassa.redact import without_secrets
 
@@ -28,9 +28,6 @@ TALKERS = (
     "ray._private.runtime_env.packaging",
 )
 """Modules of Ray that tell people of each package and connection."""
-TOKEN = (
-    "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
-)
 
 
 def connect(address: str | None) -> "JobSubmissionClient":

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from panthalassa.config import Config
@@ -143,12 +144,21 @@ class Display:
         self.console.print(literal(text), soft_wrap=True)
 
 
+class _GivesWay(TextColumn):
+    """Text that is cut off first where a terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 def progress_bar(console: Console) -> Progress:
     """The live line of a run, where there is a terminal."""
     return Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24 if console.width > 110 else 8),
+        _GivesWay("{task.description}", markup=False, table_column=Column()),
         TimeRemainingColumn(compact=True),
         console=console,
         refresh_per_second=2,
