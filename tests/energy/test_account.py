@@ -226,6 +226,21 @@ def test_what_lies_between_steps_and_is_not_known_is_not_covered() -> None:
     assert account(lines).uncovered_seconds == pytest.approx(600 + 300)
 
 
+def test_steps_that_a_killed_command_did_not_write_are_told() -> None:
+    lines = [
+        Began(at=T),
+        metering(1, a=0.0),
+        steps_of(41, 1, [100.0] * 40),
+        Began(at=T + 200),
+        metering(230, a=0.0),
+        steps_of(243, 61, [100.0] * 12),
+        Ended(at=T + 245),
+    ]
+    found = account(lines)
+    assert (found.steps, found.unwritten_steps) == (52, 20)
+    assert "not written 20 steps" in text_of(found)
+
+
 @dataclass
 class Job:
     """A simulated run on two devices that take 30 and 70 W all the time."""

@@ -13,7 +13,9 @@ from s3 import BUCKET
 from typer.testing import CliRunner
 
 from panthalassa.cli import app
+from panthalassa.energy.meters import bound
 from panthalassa.report import csv_files
+from panthalassa.report.figures import draw
 from panthalassa.report.headlines import Headline, difference, duration, si, signed
 from panthalassa.report.page import write_report
 from panthalassa.report.read import read_run
@@ -224,3 +226,10 @@ def test_a_file_of_too_many_steps_has_rows_that_stand_for_several(
     assert min(float(row["lowest"]) for row in rows) == pytest.approx(loss.min(), rel=1e-4)
     assert max(float(row["highest"]) for row in rows) == pytest.approx(loss.max(), rel=1e-4)
     assert "each row stands for several" in " ".join(page_of(run).split())
+
+
+def test_the_band_around_a_step_is_the_bound_of_that_step(run: Storage) -> None:
+    write_run(run, 400)  # steps of half a second, a counter that is renewed every 20 ms
+    (line,) = (drawn for drawn in draw([read_run(run)])["joules"].renderers if drawn.name)  # type: ignore[attr-defined]
+    data = line.data_source.data
+    assert data["over"][5] / data["mean"][5] - 1 == pytest.approx(bound(0.02, 0.5), rel=0.01)

@@ -87,6 +87,8 @@ class Account:
     """Why windows have no joules, and how many."""
     missing: int
     """Commands whose energy is not known, because their journals are gone or damaged."""
+    unwritten_steps: int
+    """That were trained, and whose lines nobody wrote, because the command was killed before."""
 
     @property
     def kwh(self) -> float:
@@ -195,6 +197,8 @@ class Walk:
         self.step_joules = self.step_seconds = self.uncovered = self.unmetered = 0.0
         """Of all steps, repeated ones included; and seconds that are not known."""
         self._known = Commands()
+        self._unwritten = self._last = 0
+        """Steps without a line; and the newest step that has one and stands."""
         self._lost_steps = 0.0
         """Joules of those that were repeated."""
         self.peak: float | None = None
@@ -276,6 +280,7 @@ class Walk:
             unmetered_seconds=self.unmetered,
             marked=self.marked,
             missing=self._known.missing,
+            unwritten_steps=self._unwritten,
         )
 
     def _end(self, at: float) -> None:
@@ -339,6 +344,8 @@ class Walk:
 
     def _train(self, line: Steps) -> None:
         self._undo(line.first)
+        self._unwritten += max(0, line.first - self._last - 1)
+        self._last = line.last
         self._spend(line.at, line.before, sum(line.seconds))
         self._readings.note(line.at, sum(joules or 0.0 for joules in line.joules))
         if line.before or not self.steps or self.steps[-1].step != line.first - 1:

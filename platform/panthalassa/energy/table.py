@@ -30,6 +30,8 @@ def explain(account: Account) -> Iterator[tuple[str, str]]:
             "not metered",
             f"{account.unmetered_seconds:.1f} s, until commands had started their ranks",
         )
+    if account.unwritten_steps:
+        yield "not written", f"{account.unwritten_steps:,} steps: their command was killed before"
     if account.missing:
         yield "missing", told_missing(account.missing)
     for reason, count in account.marked.items():

@@ -18,6 +18,8 @@ class Energy:
     """Over the steps that stand; None as long as nothing is known of any."""
     bound: float | None
     """Relative bound of its error."""
+    refresh: float
+    """Seconds between two values of the slowest device."""
     kwh: float
     """Of the whole run, what was lost included."""
     source: str
@@ -45,6 +47,7 @@ def energy_of(run: Storage, asked: str | None) -> Energy | str:
     return Energy(
         found.j_per_iteration,
         found.bound,
+        found.refresh,
         found.kwh,
         found.source,
         Series.of(kwh),

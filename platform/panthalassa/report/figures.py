@@ -5,6 +5,7 @@ by time: who zooms in one sees the same stretch in the others. Colours of what i
 from the page's style sheet (`--bk-…`), which knows light and dark.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from bokeh.themes import Theme
 from bokeh.transform import dodge
 from numpy.typing import NDArray
 
+from panthalassa.energy.meters import bound
 from panthalassa.report.goodput_figure import UNITS, Unit, draw_goodput
 from panthalassa.report.languages import Language
 from panthalassa.report.marks import interruptions, world_sizes
@@ -116,8 +118,8 @@ def _by_step(runs: Sequence[RunData], plots: Plots) -> None:
         made.yaxis.formatter = NumeralTickFormatter(format=ticks)
         for run, colour in zip(runs, RUN_COLOURS, strict=False):
             buckets = bucket(run.series(metric), BUCKETS)
-            bound = None if isinstance(run.energy, str) else run.energy.bound
-            _draw_metric(made, run.name, colour, buckets, bound if name == "joules" else None)
+            error = _error(run, buckets.size) if name == "joules" else None
+            _draw_metric(made, run.name, colour, buckets, error)
             _draw_interruptions(made, run, colour)
             if name == "loss":
                 _draw_held_out(made, run.name, colour, run.series("held_out_loss"))
@@ -129,10 +131,19 @@ def _by_step(runs: Sequence[RunData], plots: Plots) -> None:
         plots["checkpoints"] = _checkpoints(runs, shared)
 
 
+def _error(run: RunData, steps: int) -> float | None:
+    """The relative error of the joules of so many steps in a row."""
+    seconds = run.series("step_seconds").value
+    if isinstance(run.energy, str) or not len(seconds):
+        return None
+    found = bound(run.energy.refresh, float(np.median(seconds)) * steps)
+    return found if math.isfinite(found) else None
+
+
 def _draw_metric(
-    made: figure, name: str, colour: str, buckets: Buckets, bound: float | None
+    made: figure, name: str, colour: str, buckets: Buckets, error: float | None
 ) -> None:
-    """A line through the means, and a band from the lowest to the highest value."""
+    """A line through the means, a band from the lowest to the highest value, and one of the error."""
     data: dict[str, NDArray[Any]] = {
         "step": ((buckets.first + buckets.last) / 2).astype(np.float32),
         "first": buckets.first.astype(np.int32),
@@ -141,12 +152,12 @@ def _draw_metric(
         "low": buckets.low.astype(np.float32),
         "high": buckets.high.astype(np.float32),
     }
-    if bound is not None:
-        data |= {"under": data["mean"] * (1 - bound), "over": data["mean"] * (1 + bound)}
+    if error is not None:
+        data |= {"under": data["mean"] * (1 - error), "over": data["mean"] * (1 + error)}
     source = ColumnDataSource(data)
     if buckets.size > 1:
         made.varea("step", "low", "high", source=source, color=colour, fill_alpha=0.22)
-    if bound is not None:
+    if error is not None:
         made.varea("step", "under", "over", source=source, color=colour, fill_alpha=0.22)
     line = made.line("step", "mean", source=source, color=colour, line_width=1.7, name=name)
     if len(buckets.mean) == 1:  # a line of one point shows nothing
