@@ -13,6 +13,11 @@ MARK = "PANTHALASSA_TEST"
 
 def worker_pids() -> list[int]:
     """The processes of this session's Ray Train workers."""
+    return pids("RayTrainWorker")
+
+
+def pids(name: str) -> list[int]:
+    """The processes of this session's Ray with `name` in their titles."""
     session = ray._private.worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
     found = []
     for process in Path("/proc").iterdir():
@@ -22,7 +27,7 @@ def worker_pids() -> list[int]:
             raylet = Path("/proc", parent, "cmdline").read_bytes()
         except OSError:
             continue
-        if b"RayTrainWorker" in title and session.encode() in raylet:
+        if name.encode() in title and session.encode() in raylet:
             found.append(int(process.name))
     return sorted(found)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import worker_pids
+from processes import pids, worker_pids
 
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
@@ -101,15 +101,15 @@ def test_a_killed_worker_costs_repeated_steps_but_not_the_curve(
 def test_a_run_that_is_left_in_the_middle_leaves_neither_ranks_nor_threads_that_ask_ray(
     configure: Configure, tmp_path: Path
 ) -> None:
-    class LeftError(Exception):
-        pass
+    """The process that carries its messages is killed."""
 
-    def leave(event: Event) -> None:
-        if isinstance(event, Step):
-            raise LeftError
+    def kill(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 1:
+            (board,) = pids("ray::Board")
+            os.kill(board, signal.SIGKILL)
 
-    with pytest.raises(LeftError):
-        pretrain(configure(tmp_path, "train.steps=5000"), leave)
+    with pytest.raises(PanthalassaError, match="carries the ranks' messages ended"):
+        pretrain(configure(tmp_path, "train.steps=5000"), kill)
     assert [thread for thread in threading.enumerate() if thread.name == "attempt"] == []
     assert worker_pids() == []
 

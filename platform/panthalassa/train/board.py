@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError
 
 from panthalassa.tracking.spool import Spool
 from panthalassa.train.events import Event, Failed, Lost, Notice
@@ -142,7 +143,10 @@ class Poster:
     def _send(self) -> None:
         with self._lock:
             events = [self._events.get() for _ in range(self._events.qsize())]
-            self.stopping = ray.get(self._board.post.remote(events, self._attempt))
+            try:
+                self.stopping = ray.get(self._board.post.remote(events, self._attempt))
+            except ActorDiedError:  # nobody listens any more: end with a checkpoint
+                self.stopping = True
 
     def close(self) -> None:
         """Send what is left."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import ray
+from ray.exceptions import RayActorError
 
 from panthalassa.cluster import connected
 from panthalassa.config import Config, sequence_lengths
@@ -317,6 +318,11 @@ def _fit(
     try:
         with _signals(stopping, take):
             elastic.run()
+    except RayActorError as error:
+        raise PanthalassaError(
+            "the process that carries the ranks' messages ended (killed, or out of memory on this "
+            "machine). The checkpoints stand; the same command goes on."
+        ) from error
     finally:
         ray.kill(board)  # what waits for another launch ends with it
         elastic.close()
