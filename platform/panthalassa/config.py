@@ -283,6 +283,16 @@ class Cluster(Section):
     peak_flops: float | str = "auto"
     """FLOP/s of one rank for the MFU: a number, a GPU's name, or `auto` (by name; CPUs are measured)."""
 
+    @field_validator("address")
+    @classmethod
+    def _no_dashboard(cls, value: str) -> str:
+        if value.startswith(("http://", "https://")):
+            raise ValueError(
+                "that is a dashboard, where jobs are submitted: give the cluster's own address, "
+                "host:6379 unless its head was told another port, or auto"
+            )
+        return value
+
     @field_validator("peak_flops", mode="plain")
     @classmethod
     def _number_or_name(cls, value: Any) -> float | str:
