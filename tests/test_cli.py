@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import MANIFEST
+from panthalassa.run_config import keep
 from panthalassa.storage import open_storage
+from panthalassa.stream.ledger import Attempt, Consumed, Ledger
 from panthalassa.train.checkpoint import COMMIT, committed, folder
 from panthalassa.train.run import check
 
@@ -106,6 +108,21 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(
     assert run.read(f"{folder(24)}/{COMMIT}") == before
     assert "is further already" in message(train("train.steps=2", "train.schedule.warmup_steps=1"))
     assert check(config), "the configuration that made it is still welcome"
+
+
+def test_another_model_is_refused_before_the_first_checkpoint_too(
+    train: Run, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = open_storage(str(tmp_path / "runs")).below("small")
+    keep(configure(tmp_path), run)
+    ledger = Ledger(
+        run, Attempt(attempt=1, first_step=0, dp_size=1, tp_size=1, began=0.0, phases=[])
+    )
+    ledger.record(Consumed(step=0, samples=16, digest="0" * 32))
+    text = message(train("model.layers=2"))
+    assert f"{run.uri} belongs to another run, which has no checkpoint yet" in text
+    assert "model.layers is 3 there, 2 here" in text
+    assert "layers: 3" in run.read("config.yaml").decode()
 
 
 def test_gpus_that_are_not_there_are_refused_before_anybody_waits(train: Run) -> None:

@@ -158,6 +158,7 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(
         ("cluster.cpus_per_worker=0.1", "cluster.cpus_per_worker=0.1", "multiple of 0.25"),
         ("cluster.address=http://127.0.0.1:8265", "cluster.address='http", "that is a dashboard"),
         ("cluster.peak_flops=0", "cluster.peak_flops", "greater than 0"),
+        ("cluster.peak_flops=true", "cluster.peak_flops=True", "a GPU's name"),
         ("parallel.precision=fp8", "parallel.precision='fp8'", "'fp32' or 'bf16'"),
         ("run.name=a/b", "run.name='a/b'", "match pattern"),
         ("run.name=../up", "run.name='../up'", "match pattern"),

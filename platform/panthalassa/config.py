@@ -297,7 +297,9 @@ class Cluster(Section):
     @classmethod
     def _number_or_name(cls, value: Any) -> float | str:
         try:
-            number = float(value)  # YAML takes 312e12 for a text
+            number = (
+                math.nan if isinstance(value, bool) else float(value)
+            )  # YAML takes 312e12 for a text
         except (TypeError, ValueError):
             number = math.nan
             if isinstance(value, str) and value:

@@ -4,6 +4,8 @@
 `cluster.dashboard_port`.
 """
 
+import math
+
 from ray.util.metrics import Gauge
 
 GAUGES = {
@@ -13,7 +15,7 @@ GAUGES = {
     "panthalassa_data_wait_seconds": "The longest time a rank waited for its samples in that step",
     "panthalassa_tokens_per_second": "Positions processed a second, over all ranks",
     "panthalassa_mfu_ratio": "Model FLOPs utilisation",
-    "panthalassa_joules_per_iteration": "Energy of the newest step; absent without a power source",
+    "panthalassa_joules_per_iteration": "Energy of the newest step; NaN where it is not known",
     "panthalassa_goodput_ratio": "Share of the run's time so far that trained the model",
     "panthalassa_checkpoint_timestamp_seconds": "When the newest checkpoint was committed (its age is "
     "what the dashboard shows: so it grows also while nothing is reported)",
@@ -30,6 +32,7 @@ class Gauges:
             gauge.set_default_tags({"run": run})
 
     def set(self, **values: float | None) -> None:
-        """Set gauges by their names without `panthalassa_`; None leaves one as it is."""
+        """Set gauges by their names without `panthalassa_`; None makes one NaN, as it is not what it was
+        any more."""
         for name, value in values.items():
-            self._gauges[f"panthalassa_{name}"].set(value)
+            self._gauges[f"panthalassa_{name}"].set(math.nan if value is None else value)

@@ -23,8 +23,9 @@ from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.lease import Lease
 from panthalassa.model.flops import peak_of
-from panthalassa.run_config import keep
+from panthalassa.run_config import CONFIG, keep, kept_tree
 from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.ledger import accounts
 from panthalassa.tracking.mlflow_store import store_uri
 from panthalassa.tracking.prometheus import Gauges
 from panthalassa.tracking.tracker import Tracker
@@ -179,7 +180,8 @@ def check(config: Config) -> Manifest:
     store_uri(config)
     run = _folder(config)
     try:
-        found = newest(run)
+        if (found := newest(run)) is None:
+            _refuse_another_model(config, run)
     except OSError as error:
         raise ConfigError(
             f"run.directory={config.run.directory} can not be read: {error}. Correct the key, or the "
@@ -192,6 +194,23 @@ def check(config: Config) -> Manifest:
             "or choose another run.name."
         )
     return manifest
+
+
+def _refuse_another_model(config: Config, run: Storage) -> None:
+    """What its checkpoints say, a run that has trained knows before its first one, too."""
+    if not any(account.steps for account in accounts(run)) or not run.exists(CONFIG):
+        return
+    before = kept_tree(run).get("model", {})
+    differs = [
+        f"model.{key} is {before[key]} there, {value} here"
+        for key, value in config.model.identity().items()
+        if before.get(key, value) != value
+    ]
+    if differs:
+        raise ConfigError(
+            f"{run.uri} belongs to another run, which has no checkpoint yet: {'; '.join(differs)}. "
+            "Choose another run.name."
+        )
 
 
 def pretrain(
