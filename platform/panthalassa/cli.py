@@ -257,7 +257,8 @@ def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) ->
             )
         for line in left_out:
             console.print(line, soft_wrap=True, markup=False)
-        console.print(f"MLflow has all metrics of {run}", soft_wrap=True, markup=False)
+        what = "what could be read" if left_out else "all metrics"
+        console.print(f"MLflow has {what} of {run}", soft_wrap=True, markup=False)
 
     _run(command, debug)
 

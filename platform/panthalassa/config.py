@@ -297,9 +297,8 @@ class Cluster(Section):
     @classmethod
     def _number_or_name(cls, value: Any) -> float | str:
         try:
-            number = (
-                math.nan if isinstance(value, bool) else float(value)
-            )  # YAML takes 312e12 for a text
+            # YAML takes 312e12 for a text, and yes for true
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = math.nan
             if isinstance(value, str) and value:

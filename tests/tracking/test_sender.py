@@ -22,7 +22,9 @@ from mlflow_server import (
 )
 from nodes import Command
 from s3 import BUCKET
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
 from panthalassa.tracking import mlflow_store, sender
@@ -325,8 +327,9 @@ def test_a_line_that_was_changed_is_named_and_left_out(
     lines = path.read_bytes().splitlines(keepends=True)
     lines[3] = lines[3].replace(b"mfu", b"mfv")
     path.write_bytes(b"".join(lines))
-    (told,) = replay(config, folder(config), lambda sent, total: None)
+    told = CliRunner().invoke(app, ["track", "replay", folder(config).uri]).output
     assert f"{RANKS}/000001: the line at byte {len(b''.join(lines[:3]))} is not what was" in told
+    assert f"MLflow has what could be read of {folder(config).uri}" in told
     (run,) = tracked(config)
     steps = [step for step, _ in points(config, run, "loss")]
     assert steps == [1, 2, *range(4, 11)]
