@@ -125,7 +125,7 @@ def test_a_run_with_a_killed_worker_accounts_for_the_scripted_energy_and_for_wha
 
 def _detail_is_an_artifact(run: Path) -> None:
     detail = run / FOLDER / DETAIL
-    devices = {line.split(",")[1] for line in detail.read_text().splitlines()[1:]}
+    devices = {line.partition(",")[0] for line in detail.read_text().splitlines()[1:]}
     assert devices == {A, B}
     artifacts = [
         record.values
@@ -164,9 +164,8 @@ def test_a_comparison_of_two_runs_that_differ_by_22_percent_says_so(
     """The script's time is the ledger of samples: each step takes a second, whatever it takes here."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_library.parent))
     settings = (
-        "train.steps=200", "train.global_batch=4", "train.sequence_length=16", "cluster.workers=1",
-        "model.layers=1", "model.hidden_size=32", "model.heads=2", "model.kv_heads=2",
-        "model.head_size=16", "train.optimizer.learning_rate=1e-4", "evaluation.every=1000",
+        "train.steps=200", "train.global_batch=24", "train.optimizer.learning_rate=1e-4",
+        "evaluation.every=1000",
     )  # fmt: skip
     runs = []
     for name, scale in (("before", 1.0), ("after", 0.78)):

@@ -223,7 +223,7 @@ class Walk:
             case Began():
                 self._known.note(line)
                 self._end(self._seen)  # killed
-                self.began, self._lost, self._readings = line, None, Readings()
+                self.began, self._readings = line, Readings()
                 self._start, self._metered = "start", False
             case Waited():
                 self._waited += line.seconds
