@@ -29,9 +29,10 @@ GRACE = 5
 
 
 @contextmanager
-def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
+def connected(cluster: Cluster, debug: bool = False, dashboard: bool = False) -> Iterator[None]:
     """Ray for the length of the block; joins the cluster of this process if it has one already.
 
+    dashboard: have an embedded one with its dashboard's process, at any port if none is configured.
     Raises ConfigError when the dashboard's port is taken or no cluster answers at the address.
     """
     if cluster.address == "local" and cluster.dashboard_port is not None:
@@ -66,7 +67,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                     _node_ip_address="127.0.0.1",
                     num_cpus=_cpus(cluster),
                     object_store_memory=OBJECT_STORE,
-                    include_dashboard=cluster.dashboard_port is not None,
+                    include_dashboard=dashboard or cluster.dashboard_port is not None,
                     dashboard_port=cluster.dashboard_port,
                     log_to_driver=debug,
                     logging_level=level,
