@@ -7,6 +7,7 @@ counts as rolled back.
 """
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from panthalassa import lease
@@ -21,20 +22,17 @@ TRIES = 5
 
 
 def branch(original: Storage, run: Storage) -> None:
-    """Copy what a run needs to go on as `run` where `original` is.
+    """Copy what a run needs to go on as `run` where `original` is; nothing if that has no checkpoint yet.
 
-    Raises CheckpointError when the original has no checkpoint, and OSError.
+    Raises OSError, and CheckpointError for an original whose checkpoints are corrupt.
     """
     for _ in range(TRIES):
-        found = newest(original)
-        if found is None:
-            break
-        try:
+        if (found := newest(original)) is None:
+            return
+        with suppress(FileNotFoundError):
             _copy(original, run, found[0])
             return
-        except FileNotFoundError:
-            continue
-    raise CheckpointError(f"{original.uri} has no checkpoint from which {run.uri} could begin")
+    raise CheckpointError(f"{original.uri} removes its checkpoints faster than they can be copied")
 
 
 def _copy(original: Storage, run: Storage, checkpoint: str) -> None:
