@@ -22,7 +22,7 @@ TRIES = 5
 
 
 def branch(original: Storage, run: Storage) -> None:
-    """Copy what a run needs to go on as `run` where `original` is; nothing if that has no checkpoint yet.
+    """Copy what a run needs to go on as `run` where `original` is; nothing without a checkpoint there.
 
     Raises OSError, and CheckpointError for an original whose checkpoints are corrupt.
     """

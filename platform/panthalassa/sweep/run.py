@@ -65,6 +65,7 @@ def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outco
 
     Raises PanthalassaError when a user has to mend something first, or another command has the sweep.
     """
+    plan = plan.anchored()
     config = plan.config
     check(plan.build(plan.draw(0)))
     _check_power(plan)

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from panthalassa.config import Config
 from panthalassa.config_file import build, read
 from panthalassa.errors import ConfigError
+from panthalassa.storage import open_storage
 from panthalassa.sweep.config import Range, Sweep, SweptConfig
 
 RESERVED = ("run.name", "run.directory", "tracking.", "cluster.address", "cluster.dashboard_port")
@@ -59,6 +60,16 @@ class Plan:
         return self.sweep.trials or math.prod(
             len(values) for values in self.space.values() if isinstance(values, list)
         )
+
+    def anchored(self) -> "Plan":
+        """The same, from whatever directory it is looked at: trials have others than this process."""
+        tree, space = copy.deepcopy(self.tree), dict(self.space)
+        for section in ("run", "corpus"):
+            tree[section]["directory"] = open_storage(getattr(self.config, section).directory).uri
+        if isinstance(places := space.get("corpus.directory"), list):
+            space["corpus.directory"] = [open_storage(place).uri for place in places]
+        swept = {"sweep": self.sweep.model_dump(exclude={"space"}) | {"space": space}}
+        return Plan(build(tree | swept, [], self.origin, SweptConfig), self.origin, tree)
 
     def build(self, values: Values) -> Config:
         """The configuration with overrides. Raises ConfigError."""
