@@ -36,7 +36,7 @@ RATE = "train.optimizer.learning_rate"
 GOOD, ALSO_GOOD, HANGS, POOR, DIVERGES = range(5)
 RATES = [3e-3, 2e-3, 1e-3, 1e-7, 1e30]
 """Of the first trials; as many more have a mixture that the corpus does not have."""
-PATIENCE = 120
+PATIENCE = 300
 
 
 class SweepCommand(Command):
@@ -56,7 +56,7 @@ def swept(corpus: Path, folder: Path, *overrides: str) -> Plan:
         "search": "grid",
         "asha": True,
         "concurrent": 2,
-        "report_seconds": 45,
+        "report_seconds": 60,
     }
     config = build(data, list(overrides), "test", SweptConfig)
     return Plan(config, "test", {key: value for key, value in data.items() if key != "sweep"})

@@ -72,7 +72,7 @@ class Judge:
         """Judge a trial at an evaluation after `step` of `steps`, while it waits for that."""
         self._heard[number] = time.monotonic()
         trial = self.known[number] = read(self._folder, number)
-        shown = {name: trial.metrics[name] for name in self._plan.sweep.objective}
+        shown: dict[str, float] = {name: trial.metrics[name] for name in self._plan.sweep.objective}
         self._tell(f"trial {number}: step {step}/{steps}, {told(shown)}")
         behind = self._rule and step < steps and self._rule.behind(trial, step, self.known)
         if trial.over or not behind:

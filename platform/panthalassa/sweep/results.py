@@ -89,7 +89,7 @@ def told(named: Mapping[str, Any]) -> str:
     )
 
 
-def signed(objective: Objective, metrics: dict[str, float]) -> float | None:
+def signed(objective: Objective, metrics: Mapping[str, float]) -> float | None:
     """The objective, lower is better; None when it is not known."""
     value = metrics.get(objective)
     return -value if value is not None and objective == "tokens_per_second" else value

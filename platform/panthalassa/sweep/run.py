@@ -67,7 +67,7 @@ def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outco
     """
     plan = plan.anchored()
     config = plan.config
-    check(plan.build(plan.draw(0)))
+    check(_any(plan))
     _check_power(plan)
     folder = replace(open_storage(config.run.directory).below(config.run.name), patience=PATIENCE)
     _refuse_another(plan, folder)
@@ -139,6 +139,14 @@ def best_config(plan: Plan, trial: Trial) -> Config:
     return plan.build(trial.values | own)
 
 
+def _any(plan: Plan) -> Config:
+    """The configuration without any values, or, where it needs some, that of a trial."""
+    try:
+        return plan.build({})
+    except ConfigError:
+        return plan.build(plan.draw(0))
+
+
 def _check_power(plan: Plan) -> None:
     """Raises ConfigError when J/token is the objective, and this machine's CPUs tell no energy."""
     cluster = plan.config.cluster
@@ -181,10 +189,14 @@ def explain(outcome: Outcome) -> Iterator[tuple[str, str]]:
     listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     how = "not complete; the same command goes on" if counts["running"] else "complete"
     yield "sweep", f"{plan.config.run.name}: {STOPPED if outcome.interrupted else how}; {listed}"
-    full = sum(plan.build(trial.values).train.steps for trial in known)
-    done = sum(trial.step for trial in known)
+    sound = [trial for trial in known if trial.state != "failed"]
+    full = sum(plan.build(trial.values).train.steps for trial in sound)
+    done = sum(trial.step for trial in sound)
     if full:
-        yield "steps", f"{done:,} of the {full:,} that all trials have: {1 - done / full:.0%} saved"
+        yield (
+            "steps",
+            f"{done:,} of the {full:,} that these trials have: {1 - done / full:.0%} saved",
+        )
     for trial in known:
         if trial.problem:
             yield f"trial {trial.number}", f"failed: {trial.problem}"
@@ -195,8 +207,7 @@ def explain(outcome: Outcome) -> Iterator[tuple[str, str]]:
 def _choice(outcome: Outcome) -> Iterator[tuple[str, str]]:
     sweep = outcome.plan.sweep
     if not outcome.best:
-        if any(trial.state == "finished" for trial in outcome.trials):
-            yield "best", f"no finished trial reports {' and '.join(sweep.objective)}"
+        yield "best", f"none: no trial that reports {' and '.join(sweep.objective)} is finished"
         return
     for trial in outcome.best:
         shown = dict.fromkeys([*sweep.objective, "loss", "joules"])

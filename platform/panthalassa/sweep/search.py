@@ -12,11 +12,11 @@ was trained on.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from panthalassa.sweep.config import Range
+from panthalassa.sweep.config import Objective, Range
 from panthalassa.sweep.results import Trial, signed
 from panthalassa.sweep.space import Plan, Values
 
@@ -60,23 +60,18 @@ def _tpe(plan: Plan, known: Sequence[Trial]) -> Values:
         ),
     )
     for trial in known:
-        scores = [signed(name, trial.metrics) for name in objectives]
+        scores = _scores(trial.metrics, objectives)
         state = TrialState.COMPLETE if trial.over else TrialState.RUNNING
-        if trial.state == "failed" or (trial.over and None in scores):
+        if trial.state == "failed" or (trial.over and len(scores) < len(objectives)):
             state = TrialState.FAIL
         elif trial.state == "stopped":
             state = TrialState.PRUNED
-        looks = {step: signed(objectives[0], look) for step, look in trial.looks.items()}
+        looks = {step: _scores(look, objectives)[0] for step, look in trial.looks.items()}
         study.add_trial(
             create_trial(
                 state=state,
                 values=scores if state == TrialState.COMPLETE else None,
-                params={
-                    key: plan.space[key].index(value)
-                    if isinstance(plan.space[key], list)
-                    else value
-                    for key, value in trial.values.items()
-                },
+                params={key: _place(plan.space[key], value) for key, value in trial.values.items()},
                 distributions=space,
                 intermediate_values=looks if len(objectives) == 1 else None,
             )
@@ -86,6 +81,16 @@ def _tpe(plan: Plan, known: Sequence[Trial]) -> Values:
         key: values[found[key]] if isinstance(values, list) else found[key]
         for key, values in plan.space.items()
     }
+
+
+def _scores(metrics: Mapping[str, float], objectives: Sequence[Objective]) -> list[float]:
+    """Those objectives that are known, lower is better."""
+    found = (signed(name, metrics) for name in objectives)
+    return [score for score in found if score is not None]
+
+
+def _place(values: list[Any] | Range, value: Any) -> Any:
+    return values.index(value) if isinstance(values, list) else value
 
 
 def _distribution(values: list[Any] | Range) -> Any:

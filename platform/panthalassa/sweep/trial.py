@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from ray import tune
@@ -106,12 +107,13 @@ class Progress:
                 self.stopping.set()
 
     def _measure(self) -> None:
-        """Speed and energy so far."""
+        """Speed and energy so far, as far as they are known."""
         if (sums := self._history.sums).seconds:
             self._note(tokens_per_second=sums.positions / sums.seconds)
-        spent = account(ledger.read(self._run))
-        if spent.j_per_token is not None:
-            self._note(joules=spent.joules, j_per_token=spent.j_per_token)
+        with suppress(PanthalassaError):
+            spent = account(ledger.read(self._run))
+            if spent.j_per_token is not None:
+                self._note(joules=spent.joules, j_per_token=spent.j_per_token)
 
     def _fail(self, problem: str) -> None:
         self.failed = problem

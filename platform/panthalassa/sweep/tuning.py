@@ -67,7 +67,7 @@ class Verdicts(FIFOScheduler):
     """Has each report judged, and never stops a trial itself."""
 
     def __init__(self, judge: Judge) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._judge = judge
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
