@@ -247,6 +247,34 @@ def report(
     _run(command, debug)
 
 
+@app.command()
+def scaling(
+    sweep: Annotated[str, typer.Argument(help="a sweep's folder or s3:// URI", metavar="SWEEP")],
+    gpus: Annotated[int, typer.Option(help="of the cluster that is asked about")] = 512,
+    gpu: Annotated[str, typer.Option(help="their name")] = "A100",
+    days: Annotated[float, typer.Option(help="for which they train")] = 14.0,
+    mfu: Annotated[float, typer.Option(help="share of their peak that trains")] = 0.43,
+    debug: Debug = False,
+) -> None:
+    """Fit a loss law L(N, D) to a sweep over sizes and tokens; tell the best size for a cluster."""
+
+    def command(console: Console) -> None:
+        from panthalassa.storage import open_storage
+        from panthalassa.sweep.ladder import Question, answer, explain, study
+        from panthalassa.sweep.page import write_page
+        from panthalassa.sweep.results import trials
+
+        folder = open_storage(sweep)
+        found = trials(folder)
+        ladder = study(folder, found)
+        said = list(answer(Question(gpus, gpu, days, mfu), ladder))
+        _table(console, [*explain(ladder), *said])
+        where = write_page(folder, found, ladder, said)
+        console.print(where, soft_wrap=True, markup=False)
+
+    _run(command, debug)
+
+
 @tracking.command()
 def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) -> None:
     """Send to MLflow what it does not have of a run; can be repeated, and goes on where it was."""
