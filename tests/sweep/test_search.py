@@ -16,7 +16,8 @@ from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.storage import open_storage
 from panthalassa.sweep.capacity import at_once, fits
 from panthalassa.sweep.judge import Judge
-from panthalassa.sweep.results import Trial, front, frugal, read, record, trials
+from panthalassa.sweep.pareto import front, frugal
+from panthalassa.sweep.results import Trial, read, record, trials
 from panthalassa.sweep.search import propose
 from panthalassa.sweep.space import Plan, load
 from panthalassa.train.placement import Node

@@ -8,7 +8,7 @@ else the trial has it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage
-from panthalassa.sweep.config import Objective
 
 FOLDER = "trials"
 
@@ -87,48 +86,3 @@ def told(named: Mapping[str, Any]) -> str:
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in named.items()
     )
-
-
-def signed(objective: Objective, metrics: Mapping[str, float]) -> float | None:
-    """The objective, lower is better; None when it is not known."""
-    value = metrics.get(objective)
-    return -value if value is not None and objective == "tokens_per_second" else value
-
-
-def front(found: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """The finished trials that none beats: as good in all objectives, and better in one.
-
-    With one objective these are the best ones. Those that lack an objective do not count.
-    """
-    scores = {
-        trial.number: tuple(score for score in values if score is not None)
-        for trial in found
-        if trial.state == "finished"
-        and None not in (values := [signed(name, trial.metrics) for name in objectives])
-    }
-
-    def beaten(score: tuple[float, ...]) -> bool:
-        return any(
-            other != score and all(a <= b for a, b in zip(other, score, strict=True))
-            for other in scores.values()
-        )
-
-    best = [trial for trial in found if trial.number in scores and not beaten(scores[trial.number])]
-    return sorted(best, key=lambda trial: scores[trial.number])
-
-
-def frugal(found: Sequence[Trial], within: float) -> Trial | None:
-    """Of the finished trials whose loss is at most `within` (a share) above the best, the one that took
-    the fewest joules; None when none of them has measured any."""
-    best = front(found, ["loss"])
-    if not best:
-        return None
-    limit = best[0].metrics["loss"] * (1 + within)
-    near = [
-        trial
-        for trial in found
-        if trial.state == "finished"
-        and trial.metrics.get("loss", limit + 1) <= limit
-        and "joules" in trial.metrics
-    ]
-    return min(near, key=lambda trial: trial.metrics["joules"], default=None)

@@ -26,7 +26,8 @@ from panthalassa.storage import Storage, open_storage
 from panthalassa.sweep.capacity import at_once
 from panthalassa.sweep.judge import Judge
 from panthalassa.sweep.parent import Parent
-from panthalassa.sweep.results import Trial, front, frugal, told, trials
+from panthalassa.sweep.pareto import front, frugal
+from panthalassa.sweep.results import Trial, told, trials
 from panthalassa.sweep.space import Plan
 from panthalassa.sweep.tuning import check_dashboard, run_trials
 from panthalassa.tracking.mlflow_store import store_uri

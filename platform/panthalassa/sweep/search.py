@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from panthalassa.sweep.config import Objective, Range
-from panthalassa.sweep.results import Trial, signed
+from panthalassa.sweep.pareto import signed
+from panthalassa.sweep.results import Trial
 from panthalassa.sweep.space import Plan, Values
 
 QUANTILE = 0.25
