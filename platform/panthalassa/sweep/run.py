@@ -59,6 +59,8 @@ class Outcome:
     interrupted: bool
     tracking: str
     """The MLflow store, or why it has no run of the sweep."""
+    page: str
+    """Where its page is."""
 
 
 def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outcome:
@@ -114,6 +116,8 @@ def _run(plan: Plan, folder: Storage, lease: Lease, tell: Callable[[str], None])
 
 
 def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) -> Outcome:
+    from panthalassa.sweep.page import write_page  # takes a second
+
     known, chosen = trials(folder), None
     best = front(known, plan.sweep.objective)
     if plan.sweep.within and (chosen := frugal(known, plan.sweep.within)):
@@ -130,6 +134,7 @@ def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) ->
         best_config=where,
         interrupted=interrupted,
         tracking=parent.problem or parent.uri,
+        page=write_page(folder, known),
     )
 
 
@@ -202,6 +207,7 @@ def explain(outcome: Outcome) -> Iterator[tuple[str, str]]:
         if trial.problem:
             yield f"trial {trial.number}", f"failed: {trial.problem}"
     yield from _choice(outcome)
+    yield "page", outcome.page
     yield "MLflow", outcome.tracking
 
 
