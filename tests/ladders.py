@@ -107,7 +107,7 @@ def search(folder: Storage, name: str = "linear", count: int = 14) -> list[Trial
         elif number % 3 == 1:
             state, step = "stopped", 30
             metrics["loss"] = loss + 0.8
-        elif number == count - 1:
+        elif number == count - 2:
             state, step = "running", 40
         found.append(
             Trial(number, f"search-{number:05d}", values, state, step, metrics, problem)  # type: ignore[arg-type]

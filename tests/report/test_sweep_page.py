@@ -42,7 +42,7 @@ def test_trials_are_drawn_by_their_objective_and_failures_are_crossed(
     rows = page.value("document.querySelectorAll('table.trials tbody tr').length")
     assert rows == 14
     cards = page.value("document.querySelector('.cards').innerText")
-    assert "2 failed, 1 running" in cards.replace("4 stopped, ", "")
+    assert "5 stopped, 2 failed, 1 running" in cards
 
 
 def test_a_ladder_shows_its_law_and_what_it_says_of_a_cluster(page: Page, climbed: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_ladder_shows_its_law_and_what_it_says_of_a_cluster(page: Page, climbe
     said = page.value("document.querySelector('table.law').innerText")
     for part in ("alpha", "beta", "for both", "an extrapolation", "Besiroglu 2024", "below the"):
         assert part in said
-    assert "model.hidden_size change model.layers" in page.value("document.body.innerText")
+    assert "With model.hidden_size change model.heads" in page.value("document.body.innerText")
 
 
 @pytest.mark.parametrize("which", ["searched", "climbed"])

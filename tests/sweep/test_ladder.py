@@ -1,4 +1,4 @@
-"""A ladder as its sweep leaves it: the command finds the law that was planted, and says what it can not."""
+"""A ladder as its sweep leaves it: the planted law is found, and what is none is refused."""
 
 import re
 from pathlib import Path

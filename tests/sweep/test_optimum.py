@@ -88,7 +88,7 @@ def test_the_flagships_size_is_below_the_optimum_of_its_cluster_and_costs_little
     assert "26.8 B" in said["Besiroglu 2024"]
     assert "16.7 B" in said["Hoffmann 2022"]
     assert "not published" in said["Hoffmann 2022"]
-    assert "given away" in said["12.3 B"]
+    assert "below the optimum" in said["12.3 B"]
     assert "12.4 B" in said["text"]
 
 
@@ -103,7 +103,7 @@ def test_a_law_that_may_not_need_size_or_data_has_an_optimum_without_end() -> No
 
 
 def test_the_cost_of_a_token_goes_through_the_models_that_were_trained() -> None:
-    sizes = [1e6, 1e7, 1e8]
-    cost = cost_of(sizes, [7.0 * n**0.98 for n in sizes])
+    sizes = np.array([1e6, 1e7, 1e8])
+    cost = cost_of(sizes, 7.0 * sizes**0.98)
     assert cost.factor == pytest.approx(7.0)
     assert cost.exponent == pytest.approx(0.98)

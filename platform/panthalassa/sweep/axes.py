@@ -91,10 +91,11 @@ def axis(name: str, values: Sequence[Any], log: bool = False, also: tuple[str, .
 
 
 def number(value: float) -> str:
-    """With three digits that count: 0.0003, 4096, 1.25e+07."""
-    if value == round(value) and abs(value) < 1e5:
-        return f"{value:.0f}"
-    return f"{value:.3g}"
+    """With the digits that count, in little room: 6.2e-4, 0.265, 4096, 12,500, 1.25e+07."""
+    size = abs(value)
+    if 1e3 <= size < 1e6:
+        return f"{value:.0f}" if size < 1e4 else f"{value:,.0f}"
+    return f"{value:.1e}".replace("e-0", "e-") if 0 < size < 0.01 else f"{value:.3g}"
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,8 @@ a cross.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,11 @@ from bokeh.models import (
     ColumnDataSource,
     FixedTicker,
     HoverTool,
-    Legend,
     LinearAxis,
     LogTickFormatter,
     NumeralTickFormatter,
-    Range1d,
 )
+from bokeh.models.annotations import Legend
 from bokeh.models.renderers import GlyphRenderer
 from bokeh.palettes import interp_palette
 from bokeh.plotting import figure
@@ -29,13 +29,13 @@ from panthalassa.config_file import flatten
 from panthalassa.report.figures import plot
 from panthalassa.sweep.axes import Axis, axes, metric_axis, number
 from panthalassa.sweep.ladder import Study, size_text
-from panthalassa.sweep.loss_law import Estimate, Floats
+from panthalassa.sweep.loss_law import Estimate, Fit, Floats, LossLaw
 from panthalassa.sweep.optimum import lowest
 from panthalassa.sweep.pareto import HIGHER_IS_BETTER, front
 from panthalassa.sweep.results import Trial
 
 BLUE, ORANGE, GREY, RED = "#3f87d6", "#d9730d", "#8a939d", "#c8324b"
-COLOURS = interp_palette([BLUE, "#9b8bb0", ORANGE], 101)
+COLOURS = interp_palette((BLUE, "#9b8bb0", ORANGE), 101)
 STROKES = {
     "finished": ("solid", 2.0),
     "stopped": ("dashed", 1.3),
@@ -70,12 +70,12 @@ def draw_parallel(
 ) -> figure:
     """Each trial as a line over one axis a key, the metrics last."""
     found = [*axes(trials, log_keys), *(metric_axis(trials, metric) for metric in metrics)]
-    made = plot("", "", 420, x_range=Range1d(-0.3, len(found) - 0.5), y_range=Range1d(-0.06, 1.06))
-    made.ygrid.visible = made.yaxis.visible = False
+    made = plot("", "", 420, x_range=(0, len(found) - 0.98), y_range=(-0.06, 1.06))
+    made.min_border_left, made.ygrid.visible = 60, False
     made.xaxis.axis_line_color = made.xaxis.major_tick_line_color = None
     made.xaxis.ticker = FixedTicker(ticks=list(range(len(found))))
     made.xaxis.major_label_overrides = {place: label(one) for place, one in enumerate(found)}
-    made.xaxis.major_label_orientation = math.pi / 7
+    made.xaxis.major_label_orientation = math.pi / 5
     painted = colours(trials, metrics[0])
     for state, (dash, width) in STROKES.items():
         lines: dict[str, list[Any]] = {"x": [], "y": [], "colour": [], "trial": [], "state": []}
@@ -89,7 +89,7 @@ def draw_parallel(
                 for name, value in (points | told | texts).items():
                     lines[name].append(value)
         drawn = made.multi_line("x", "y", source=ColumnDataSource(lines), color="colour")
-        drawn.glyph.line_dash, drawn.glyph.line_width = dash, width
+        drawn.glyph.line_dash, drawn.glyph.line_width, drawn.glyph.line_alpha = dash, width, 0.8
         rows = {one.name: f"@v{k}" for k, one in enumerate(found)}
         _explain(made, drawn, {"trial": "@trial", "state": "@state"} | rows)
         if state == "failed":
@@ -97,16 +97,20 @@ def draw_parallel(
             cross = made.scatter("x", "y", source=ColumnDataSource(ends), marker="x", size=11)
             cross.glyph.line_color, cross.glyph.line_width = RED, 2.5
     for place, one in enumerate(found):
-        scale = LinearAxis(fixed_location=place, ticker=FixedTicker(ticks=list(one.ticks)))
-        scale.major_label_overrides = dict(one.ticks)
-        made.add_layout(scale, "left")
+        scale = made.yaxis[0]
+        if place:
+            scale = LinearAxis(fixed_location=place)
+            made.add_layout(scale, "left")
+        scale.ticker = FixedTicker(ticks=list(one.ticks))
+        scale.major_label_overrides = {float(at): text for at, text in one.ticks.items()}
     return made
 
 
 def label(one: Axis) -> str:
     """The last part of a key, which is enough to know it; and how many change with it."""
     more = f" (+{len(one.also)})" if one.also else ""
-    return one.name.rpartition(".")[2].replace("_", " ") + more
+    short = LABELS.get(one.name, one.name.rpartition(".")[2].replace("_", " "))
+    return short.partition(" (")[0] + more
 
 
 def _explain(made: figure, renderer: "GlyphRenderer[Any]", rows: Mapping[str, str]) -> None:
@@ -153,22 +157,20 @@ def draw_law(study: Study) -> figure:
     made.xgrid.visible = True
     made.xaxis.formatter = LogTickFormatter()
     made.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
-    made.add_layout(Legend(ncols=2, background_fill_color=None, border_line_color=None), "below")
+    legend = Legend(ncols=2, background_fill_color=None, border_line_color=None, location="center")
+    legend.stylesheets = [".bk-label { color: var(--quiet) !important; }"]  # of the page's theme
+    made.add_layout(legend, "below")
     flops = np.geomspace(study.flops.min() / 1.5, study.flops.max() * 1.5, CURVE)
-    lowest_loss = [study.fit.estimate(lambda law, c=c: lowest(law, c, study.cost)) for c in flops]
-    _curve(made, flops, lowest_loss, GREY, "lowest of a budget", "dashed")
+    _curve(made, study.fit, flops, partial(lowest, cost=study.cost), GREY, "lowest of a budget")
     sizes = np.unique(study.parameters)
     for size, colour in zip(
-        sizes, interp_palette([BLUE, ORANGE], max(2, len(sizes))), strict=False
+        sizes, interp_palette((BLUE, ORANGE), max(2, len(sizes))), strict=False
     ):
         own = study.parameters == size
         of_token = float(np.mean(study.flops[own] / study.tokens[own]))
         span = np.geomspace(study.flops[own].min() / 1.2, study.flops[own].max() * 1.2, CURVE)
-        curve = [
-            study.fit.estimate(lambda law, d=c / of_token, n=size: law.loss(n, d)) for c in span
-        ]
-        name = f"{size_text(float(size))} parameters"
-        _curve(made, span, curve, colour, name)
+        of_size = partial(_loss_of, float(size), of_token)
+        _curve(made, study.fit, span, of_size, colour, f"{size_text(float(size))} parameters")
         data = {
             "flops": study.flops[own],
             "tokens": study.tokens[own],
@@ -181,16 +183,24 @@ def draw_law(study: Study) -> figure:
     return made
 
 
+def _loss_of(size: float, of_token: float, law: LossLaw, flops: float) -> Floats:
+    return law.loss(size, flops / of_token)
+
+
 def _curve(
     made: figure,
+    law: Fit,
     flops: Floats,
-    found: Sequence[Estimate],
+    loss: Callable[[LossLaw, float], Floats],
     colour: str,
     name: str,
-    dash: str = "solid",
 ) -> None:
-    """A line of estimates, and the band of their intervals."""
-    low, high = ([getattr(one, end) for one in found] for end in ("low", "high"))
+    """A line of estimates over budgets, and the band of their intervals."""
+
+    def at(budget: float) -> Estimate:
+        return law.estimate(lambda one: loss(one, budget))
+
+    value, low, high = zip(*map(at, flops.tolist()), strict=True)
     made.varea(flops, low, high, color=colour, fill_alpha=0.16)
-    value = [one.value for one in found]
-    made.line(flops, value, color=colour, line_width=1.8, line_dash=dash, legend_label=name)
+    line = made.line(flops, value, color=colour, line_width=1.8, legend_label=name)
+    line.glyph.line_dash = "dashed" if colour == GREY else "solid"

@@ -15,6 +15,7 @@ from panthalassa.model.flops import flops_per_token, peak_of
 from panthalassa.report.headlines import si
 from panthalassa.run_config import kept
 from panthalassa.storage import Storage
+from panthalassa.sweep.axes import number
 from panthalassa.sweep.loss_law import CONFIDENCE, Estimate, Fit, Floats, fit
 from panthalassa.sweep.optimum import (
     SIX_N,
@@ -73,17 +74,16 @@ def study(folder: Storage, trials: Sequence[Trial]) -> Study:
     Raises PanthalassaError when they determine none, or the configuration of a run is gone.
     """
     done = comparable(trials, NEEDED)
-    of_token = []
-    for trial in done:
-        config = kept(folder.below(trial.run))
-        size = int(trial.metrics["parameters"])
-        of_token.append(flops_per_token(config.model, size, config.train.sequence_length))
-    loss, tokens, size = (
-        np.array([trial.metrics[metric] for trial in done], float) for metric in NEEDED
+    loss, tokens, sizes = (np.array([trial.metrics[name] for trial in done]) for name in NEEDED)
+    law = fit(sizes, tokens, loss)
+    configs = [kept(folder.below(trial.run)) for trial in done]
+    of_token = np.array(
+        [
+            flops_per_token(config.model, int(size), config.train.sequence_length)
+            for config, size in zip(configs, sizes, strict=True)
+        ]
     )
-    law = fit(size, tokens, loss)
-    costs = np.array(of_token)
-    return Study(done, size, tokens, loss, costs * tokens, cost_of(size, costs), law)
+    return Study(done, sizes, tokens, loss, of_token * tokens, cost_of(sizes, of_token), law)
 
 
 def explain(found: Study) -> Iterator[tuple[str, str]]:
@@ -165,7 +165,7 @@ def _at(law: Fit, flops: float, cost: Cost) -> str:
     )
 
 
-def told(found: Estimate, text: Callable[[float], str] = "{:.3g}".format) -> str:
+def told(found: Estimate, text: Callable[[float], str] = number) -> str:
     """A value and its interval."""
     return f"{text(found.value)} ({CONFIDENCE:.0%} {text(found.low)} to {text(found.high)})"
 

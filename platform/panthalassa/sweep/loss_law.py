@@ -10,7 +10,7 @@ Student's t with the degrees of freedom that are left, so that few runs give wid
 the noise of the runs leaves open, not whether the law holds beyond them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -113,15 +113,14 @@ class Fit:
         return told
 
 
-def fit(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float]) -> Fit:
+def fit(parameters: Floats, tokens: Floats, losses: Floats) -> Fit:
     """The law of so many finished runs: parameters, tokens trained on, losses in nats a token.
 
     Raises PanthalassaError for runs that can not determine five constants.
     """
-    n, d, loss = (np.asarray(values, float) for values in (parameters, tokens, losses))
-    _check(n, d, loss)
+    _check(parameters, tokens, losses)
     # Around their means size and data are not mistaken for the constants A and B.
-    x, y, target = np.log(n), np.log(d), np.log(loss)
+    x, y, target = np.log(parameters), np.log(tokens), np.log(losses)
     centre = np.array([x.mean(), y.mean()])
     solve = _Solver(x - centre[0], y - centre[1], target)
     theta, noise = solve.best()
@@ -129,13 +128,13 @@ def fit(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[f
     # Back: log A + alpha mean(log N), so that the sample is of the law's own constants.
     back = np.eye(5)
     back[[0, 1], [3, 4]] = centre
-    free = len(loss) - 5
+    free = len(losses) - 5
     chance = np.random.default_rng(SEED)
     spread = chance.normal(size=(SAMPLE, 5)) @ root(covariance).T
     spread *= np.sqrt(free / chance.chisquare(free, size=(SAMPLE, 1)))
     theta[2] = np.exp(theta[2])
     law, sample = theta @ back.T, (theta + spread) @ back.T
-    return Fit(LossLaw.of(law), LossLaw.of(sample), noise, len(loss))
+    return Fit(LossLaw.of(law), LossLaw.of(sample), noise, len(losses))
 
 
 def root(covariance: Floats) -> Floats:

@@ -7,7 +7,6 @@ optimum is the closed form of Hoffmann et al. 2022, equation 4, with g beside it
     N = ((alpha A) / (g beta B) (C / k)^beta)^(1 / (alpha + g beta)),  D = C / (k N^g)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +56,7 @@ def budget(gpus: int, gpu: str, days: float, mfu: float) -> float:
     return gpus * days * DAY * peak_of(gpu) * mfu
 
 
-def cost_of(parameters: Sequence[float], flops_per_token: Sequence[float]) -> Cost:
+def cost_of(parameters: Floats, flops_per_token: Floats) -> Cost:
     """The power law through the costs of models that were trained."""
     exponent, log_factor = np.polyfit(np.log(parameters), np.log(flops_per_token), 1)
     return Cost(float(np.exp(log_factor)), float(exponent))

@@ -55,6 +55,8 @@ def write_page(
     if ladder:
         plots["law"] = draw_law(ladder)
     header, *rows = _table(trials)
+    also = {key for one in axes(trials) for key in one.also}  # told by the first of their group
+    shown = [i for i, name in enumerate(header) if name not in also]
     text = fill(
         "sweep/page.html",
         plots,
@@ -63,8 +65,8 @@ def write_page(
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         cards=list(_cards(trials, objectives)),
         panels=list(_panels(trials, objectives, ladder, answers)),
-        header=header,
-        rows=rows,
+        header=[header[i] for i in shown],
+        rows=[[_cell(row[i]) for i in shown] for row in rows],
         packed=packed(table(header, rows)),
     )
     try:
@@ -123,8 +125,8 @@ def _panels(
     groups = [one for one in axes(trials) if one.also]
     together = "".join(f" With {one.name} change {', '.join(one.also)}." for one in groups)
     yield Panel("parallel", "Trials", OF_PARALLEL + together)
-    x, y = _pair(objectives)
-    yield Panel("front", f"{_label(x)} against {_label(y)}", OF_FRONT)
+    x, y = (_label(metric).partition(" (")[0] for metric in _pair(objectives))
+    yield Panel("front", f"{x[0].upper()}{x[1:]} against {y}", OF_FRONT)
 
 
 OF_PARALLEL = (
@@ -141,22 +143,16 @@ OF_LAW = (
 )
 
 
-def _table(trials: Sequence[Trial]) -> Iterator[list[str]]:
-    """A header, and a row for each trial."""
-    flat = [flatten(trial.values) for trial in trials]
+def _table(trials: Sequence[Trial]) -> Iterator[list[object]]:
+    """A header, and a row for each trial; None where it has no value."""
     keys = [key for one in axes(trials) for key in (one.name, *one.also)]
     metrics = list(dict.fromkeys(metric for trial in trials for metric in trial.metrics))
     yield ["trial", "state", "steps", *keys, *metrics, "problem"]
-    for trial, values in zip(trials, flat, strict=True):
-        yield [
-            str(trial.number),
-            trial.state,
-            f"{trial.step:,}",
-            *(str(values.get(key, "–")) for key in keys),
-            *(_number(trial.metrics.get(metric)) for metric in metrics),
-            trial.problem or "",
-        ]
+    for trial in trials:
+        values = flatten(trial.values) | trial.metrics
+        told = (values.get(name) for name in (*keys, *metrics))
+        yield [trial.number, trial.state, trial.step, *told, trial.problem]
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+def _cell(value: object) -> str:
+    return number(value) if isinstance(value, float) else "" if value is None else str(value)
