@@ -37,7 +37,10 @@ def test_trials_are_drawn_by_their_objective_and_failures_are_crossed(
 ) -> None:
     page.open(searched)
     drawn = {name: set(colours) for name, colours in page.run(PIXELS).items()}
-    assert {BLUE, ORANGE, RED} <= drawn["figure-parallel"]
+    assert RED in drawn["figure-parallel"]
+    warmth = [int(r) - int(b) for r, _, b in (c.split(",") for c in drawn["figure-parallel"])]
+    assert min(warmth) < -60, "the best are blue"
+    assert max(warmth) > 60, "the worst are orange"
     assert {BLUE, ORANGE} <= drawn["figure-front"]
     rows = page.value("document.querySelectorAll('table.trials tbody tr').length")
     assert rows == 14
