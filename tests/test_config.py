@@ -16,7 +16,7 @@ from panthalassa.errors import ConfigError
 from panthalassa.sweep.config import SweptConfig
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = sorted((ROOT / "jobs" / "configs").glob("sweep-*.yaml"))
+SWEEPS = sorted((ROOT / "jobs" / "configs").glob("s[cw]*-*.yaml"))  # scaling-, sweep-
 SHIPPED = sorted({*(ROOT / "jobs" / "configs").glob("*.yaml")} - {*SWEEPS})
 LAPTOP = ROOT / "jobs" / "configs" / "laptop.yaml"
 

@@ -12,7 +12,7 @@ from panthalassa.sweep.config import Range
 from panthalassa.sweep.space import Plan, load
 
 ROOT = Path(__file__).parents[2]
-SWEEPS = sorted((ROOT / "jobs" / "configs").glob("sweep-*.yaml"))
+SWEEPS = sorted((ROOT / "jobs" / "configs").glob("s[cw]*-*.yaml"))  # scaling-, sweep-
 LAPTOP = ROOT / "jobs" / "configs" / "sweep-laptop.yaml"
 RATE = "train.optimizer.learning_rate"
 
