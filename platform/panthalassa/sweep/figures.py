@@ -1,5 +1,4 @@
-"""The figures of a sweep, by Bokeh: trials in parallel coordinates, the front of two metrics, a loss
-law.
+"""The figures of a sweep, by Bokeh: trials in parallel coordinates, the front of two, a loss law.
 
 A trial's colour is its place in the first metric, from blue (the best) to orange. What did not finish
 is told apart by its line, not by colour alone: stopped trials are dashed, failed ones grey and end in
@@ -47,7 +46,6 @@ LABELS = {
     "loss": "loss (nats a token)",
     "tokens_per_second": "tokens / s",
     "j_per_token": "J / token",
-    "joules": "joules",
 }
 CURVE = 60
 """Points of a curve."""
@@ -56,11 +54,9 @@ CURVE = 60
 def colours(trials: Sequence[Trial], metric: str) -> list[str]:
     """Of each trial, by its place in a metric; grey without one, and for failures."""
     place = metric_axis(trials, metric).places
-    worst = 0.0 if metric in HIGHER_IS_BETTER else 1.0
+    scale = COLOURS[::-1] if metric in HIGHER_IS_BETTER else COLOURS
     return [
-        GREY
-        if math.isnan(at) or trial.state == "failed"
-        else COLOURS[round(100 * (at if worst else 1 - at))]
+        GREY if math.isnan(at) or trial.state == "failed" else scale[round(100 * at)]
         for at, trial in zip(place, trials, strict=True)
     ]
 

@@ -1,5 +1,4 @@
-"""A scaling study: the finished trials of a sweep over sizes and tokens, the law through them, its
-words.
+"""A scaling study: the finished trials of a sweep over sizes and tokens, and the law through them.
 
 Trials and the configurations of their runs go in; out come the fit, what it says of the ladder's own
 range and of a cluster, and beside it what published laws say of the same cluster, by the same code.
