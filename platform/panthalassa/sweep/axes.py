@@ -13,7 +13,7 @@ from typing import Any
 from panthalassa.config_file import flatten
 from panthalassa.sweep.results import Trial
 
-DECADES = 20.0
+DECADES = 100.0
 """Numbers above 0 whose largest is so many times the smallest get a logarithmic axis."""
 TICKS = 6
 """Different values up to which each has a tick of its own."""
