@@ -124,9 +124,10 @@ def run_trials(
 def check_dashboard(address: str) -> None:
     """Raises PanthalassaError when the cluster does not run its dashboard's process."""
     until = time.monotonic() + DASHBOARD_SECONDS
+    here = ray.get_runtime_context().gcs_address  # this machine may have other clusters
     while True:
         try:
-            list_nodes(limit=1, timeout=int(DASHBOARD_SECONDS))
+            list_nodes(address=here, limit=1, timeout=int(DASHBOARD_SECONDS))
             return
         except Exception as error:  # Ray has no class for all of them
             if time.monotonic() > until:
