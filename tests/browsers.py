@@ -9,6 +9,26 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 DRAWN_SECONDS = 60
+PIXELS = """
+const counts = {};
+for (const figure of document.querySelectorAll("figure")) {
+  const colours = new Set();
+  (function walk(node) {
+    const inside = [...(node.shadowRoot?.children ?? []), ...node.children];
+    for (const child of inside) {
+      if (child.tagName === "CANVAS" && child.width) {
+        const { data } = child.getContext("2d").getImageData(0, 0, child.width, child.height);
+        for (let i = 0; i < data.length; i += 4)
+          if (data[i + 3] > 200) colours.add(`${data[i]},${data[i + 1]},${data[i + 2]}`);
+      }
+      walk(child);
+    }
+  })(figure);
+  counts[figure.id] = [...colours];
+}
+return counts;
+"""
+"""The opaque colours on each figure's canvases."""
 
 
 class Page:

@@ -161,6 +161,7 @@ def elastic(address: str) -> list[str]:
 class Command:
     """`panthalassa train` in a process of its own; its output is in `log`."""
 
+    command = "train"
     program: Sequence[str] = ("-m", "panthalassa.cli")
 
     def __init__(self, config: Config, folder: Path, name: str = "train") -> None:
@@ -169,7 +170,7 @@ class Command:
         environment = {**os.environ, "HOME": str(folder), "PYTHONUNBUFFERED": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, "train", str(path)],
+                [sys.executable, *self.program, self.command, str(path)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -13,9 +13,11 @@ from pydantic import BaseModel
 from panthalassa.config import PRESETS, Config, Stream
 from panthalassa.config_file import load, load_preparation
 from panthalassa.errors import ConfigError
+from panthalassa.sweep.config import SweptConfig
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "jobs" / "configs").glob("s[cw]*-*.yaml"))  # scaling-, sweep-
+SHIPPED = sorted({*(ROOT / "jobs" / "configs").glob("*.yaml")} - {*SWEEPS})
 LAPTOP = ROOT / "jobs" / "configs" / "laptop.yaml"
 
 
@@ -31,7 +33,9 @@ def sections(kind: object) -> Iterator[type[BaseModel]]:
             yield inner
 
 
-def leaves(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str | None]]:
+def leaves(
+    section: type[BaseModel] = SweptConfig, prefix: str = ""
+) -> Iterator[tuple[str, str | None]]:
     """Dotted key and docstring of every key that holds a value."""
     for name, field in section.model_fields.items():
         inner = list(sections(field.annotation))

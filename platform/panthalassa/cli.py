@@ -89,6 +89,20 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
 
 
 @app.command()
+def sweep(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Search for the best configuration with many runs, or go on where the sweep of that name was."""
+
+    def command(console: Console) -> None:
+        from panthalassa.sweep.run import explain, sweep
+        from panthalassa.sweep.space import load
+
+        show = partial(console.print, soft_wrap=True, markup=False)
+        _table(console, explain(sweep(load(config, overrides or []), show, debug)))
+
+    _run(command, debug)
+
+
+@app.command()
 def stop(run: RunFolder, debug: Debug = False) -> None:
     """Stop a run at the next step boundary, with a checkpoint; its command may run anywhere."""
 
@@ -107,7 +121,7 @@ def submit(
     config: ConfigFile,
     overrides: Overrides = None,
     job: Annotated[
-        Literal["pretrain", "prepare"], typer.Option(help="which of jobs/ to run")
+        Literal["pretrain", "prepare", "sweep"], typer.Option(help="which of jobs/ to run")
     ] = "pretrain",
     address: Address = None,
     working_dir: Annotated[
@@ -116,7 +130,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="do not follow the job")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train (or prepare) as a job on a running cluster, and follow it; its exit code is the job's.
+    """Train (prepare, sweep) as a job on a running cluster, and follow it; its exit code is the job's.
 
     A first Ctrl-C stops the job with a checkpoint, a second one leaves it to itself.
     """
@@ -229,6 +243,34 @@ def report(
         from panthalassa.storage import open_storage
 
         where = write_report(open_storage(run), open_storage(compare) if compare else None, out)
+        console.print(where, soft_wrap=True, markup=False)
+
+    _run(command, debug)
+
+
+@app.command()
+def scaling(
+    sweep: Annotated[str, typer.Argument(help="a sweep's folder or s3:// URI", metavar="SWEEP")],
+    gpus: Annotated[int, typer.Option(help="of the cluster that is asked about")] = 512,
+    gpu: Annotated[str, typer.Option(help="their name")] = "A100",
+    days: Annotated[float, typer.Option(help="for which they train")] = 14.0,
+    mfu: Annotated[float, typer.Option(help="share of their peak that trains")] = 0.43,
+    debug: Debug = False,
+) -> None:
+    """Fit a loss law L(N, D) to a sweep over sizes and tokens; tell the best size for a cluster."""
+
+    def command(console: Console) -> None:
+        from panthalassa.storage import open_storage
+        from panthalassa.sweep.ladder import Question, answer, explain, study
+        from panthalassa.sweep.page import write_page
+        from panthalassa.sweep.results import trials
+
+        folder = open_storage(sweep)
+        found = trials(folder)
+        ladder = study(folder, found)
+        said = list(answer(Question(gpus, gpu, days, mfu), ladder))
+        _table(console, [*explain(ladder), *said])
+        where = write_page(folder, found, ladder, said)
         console.print(where, soft_wrap=True, markup=False)
 
     _run(command, debug)

@@ -32,9 +32,10 @@ TOKEN = (
 
 
 @contextmanager
-def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
+def connected(cluster: Cluster, debug: bool = False, dashboard: bool = False) -> Iterator[None]:
     """Ray for the length of the block; joins the cluster of this process if it has one already.
 
+    dashboard: have an embedded one with its dashboard's process, at any port if none is configured.
     Raises ConfigError when the dashboard's port is taken, and PanthalassaError when no cluster answers
     at the address, it does not let us in, or it runs another Ray or Python.
     """
@@ -70,7 +71,7 @@ def connected(cluster: Cluster, debug: bool = False) -> Iterator[None]:
                     _node_ip_address="127.0.0.1",
                     num_cpus=_cpus(cluster),
                     object_store_memory=OBJECT_STORE,
-                    include_dashboard=cluster.dashboard_port is not None,
+                    include_dashboard=dashboard or cluster.dashboard_port is not None,
                     dashboard_port=cluster.dashboard_port,
                     log_to_driver=debug,
                     logging_level=level,

@@ -25,7 +25,7 @@ class Preparation(Section):
     cluster: Cluster = Cluster()
 
 
-Tree = TypeVar("Tree", Config, Preparation)
+Tree = TypeVar("Tree", bound=Section)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -33,13 +33,17 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises ConfigError with every mistake at once.
     """
+    return build(read(path), overrides or [], str(path), Config)
+
+
+def read(path: str | Path) -> Any:
+    """What a YAML file holds, unchecked. Raises ConfigError."""
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"configuration {path} can not be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or no date like 2024-13-45
         raise ConfigError(f"configuration {path} is not YAML: {error}") from error
-    return build(data, overrides or [], str(path), Config)
 
 
 def load_preparation(source: Path, overrides: list[str]) -> Preparation:

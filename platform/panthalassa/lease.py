@@ -109,6 +109,10 @@ def _job() -> str:
         return ""
 
 
+class HeldError(PanthalassaError):
+    """Another command has the run, and lives."""
+
+
 @dataclass(frozen=True)
 class Fence:
     """An epoch's end of the lease, as its driver and each of its ranks hold it."""
@@ -140,7 +144,7 @@ class Fence:
 class Lease:
     """A command's right to write into a run's folder, from its creation to the end of the block.
 
-    Raises PanthalassaError when another command has it and lives, ConfigError when the folder can not be
+    Raises HeldError when another command has it and lives, ConfigError when the folder can not be
     written. `tell` gets a line when that takes long, and when the lease is taken over.
     """
 
@@ -217,7 +221,7 @@ class Lease:
 
 
 def _take(run: Storage, owner: Owner, tell: Callable[[str], None]) -> int:
-    """The epoch that is now the owner's. Raises OSError, or PanthalassaError when another lives."""
+    """The epoch that is now the owner's. Raises OSError, or HeldError when another lives."""
     while True:
         newest, held = _newest(run)
         if held:
@@ -240,7 +244,7 @@ def _newest(run: Storage) -> tuple[int, bool]:
 def _watch(run: Storage, epoch: int, tell: Callable[[str], None]) -> None:
     """Return when the owner of an epoch is gone, or silent for too long, or has it no more.
 
-    Raises PanthalassaError when it lives.
+    Raises HeldError when it lives.
     """
     owner, sign = _owner(run, epoch), _read(run, _sign(epoch))
     who, began, told = str(owner or "an unknown process"), time.monotonic(), False
@@ -249,7 +253,7 @@ def _watch(run: Storage, epoch: int, tell: Callable[[str], None]) -> None:
         if _newest(run) != (epoch, True):
             return
         if _read(run, _sign(epoch)) != sign:
-            raise PanthalassaError(
+            raise HeldError(
                 f"another command trains this run: {run.uri} is held by {who}. Stop it with "
                 f"`panthalassa stop {run.uri}`, wait until it has ended, or choose another run.name."
             )

@@ -18,6 +18,7 @@ from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.config_file import load
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.jobs.driver import read_config
 from panthalassa.jobs.server import connect
 from panthalassa.jobs.submit import Request, plan, submit
 
@@ -84,16 +85,30 @@ def test_a_configuration_from_elsewhere_goes_along(here: Path) -> None:
     assert asked.files == {"mine.yaml": here / "mine.yaml"}
 
 
+def test_a_sweep_goes_along_with_what_it_is_laid_over(here: Path) -> None:
+    above = "base: laptop.yaml\nsweep: {space: {train.steps: [50, 60]}, search: grid}"
+    (here / "sweep.yaml").write_text(above)
+    (here / "laptop.yaml").write_text(LAPTOP.read_text())
+    config = read_config(here / "sweep.yaml", [], "sweep")
+    asked = plan(config, here / "sweep.yaml", [], "sweep", ROOT, True)
+    assert asked.entrypoint.split()[1:4] == ["jobs/sweep.py", "--config", "sweep.yaml"]
+    assert f'run.directory="{here}/runs"' in shlex.split(asked.entrypoint)
+    assert asked.files == {name: here / name for name in ("sweep.yaml", "laptop.yaml")}
+    with pytest.raises(ConfigError, match=r"run\.directory=runs: .*s3://"):
+        plan(config, here / "sweep.yaml", [], "sweep", ROOT, False)
+
+
 def test_a_secret_does_not_get_into_the_list_of_jobs() -> None:
     with pytest.raises(ConfigError, match=r"override tracking\.uri: there is a secret") as refused:
         ask(True, "pretrain", "tracking.uri=http://me:hunter22@mlflow:5000")
     assert "hunter22" not in str(refused.value)
 
 
-@pytest.mark.parametrize("job", ["pretrain", "prepare"])
+@pytest.mark.parametrize("job", ["pretrain", "prepare", "sweep"])
 def test_a_job_refuses_folders_that_would_vanish_with_it(job: str) -> None:
+    config = LAPTOP.with_name("sweep-laptop.yaml") if job == "sweep" else LAPTOP
     done = subprocess.run(
-        [sys.executable, f"jobs/{job}.py", "train.steps=50", "--config", str(LAPTOP)],
+        [sys.executable, f"jobs/{job}.py", "train.steps=50", "--config", str(config)],
         cwd=ROOT,
         capture_output=True,
         text=True,

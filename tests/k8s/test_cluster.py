@@ -22,6 +22,8 @@ from manifests import (
 from ray.autoscaler._private.kuberay import autoscaling_config
 
 from panthalassa.config_file import load
+from panthalassa.jobs.driver import read_config
+from panthalassa.jobs.submit import COMMANDS
 from panthalassa.train.placement import per_rank
 
 CHECKPOINT = 60
@@ -125,6 +127,7 @@ def test_jobs_bring_the_overlays_cluster_and_nothing_else(overlay: str) -> None:
     assert [(job["kind"], job["metadata"]["name"]) for job in jobs] == [
         ("RayJob", "prepare"),
         ("RayJob", "pretrain"),
+        ("RayJob", "sweep"),
     ]
     for job in jobs:
         assert job["metadata"]["namespace"] == NAMESPACE
@@ -139,10 +142,11 @@ def test_what_jobs_start_exists_and_is_configured(overlay: str) -> None:
         assert (python, flag) == ("python", "--config")
         assert script == f"jobs/{job['metadata']['name']}.py"
         assert (ROOT / script).is_file()
-        loaded = load(ROOT / config, overrides)
+        command = COMMANDS[job["metadata"]["name"]]
+        loaded = read_config(ROOT / config, overrides, command)
         places = [loaded.corpus.directory, loaded.run.directory]
         assert all(
-            place.startswith(("/", "s3://")) for place in places[: 1 + ("pretrain" in script)]
+            place.startswith(("/", "s3://")) for place in places[: 1 + (command != "prepare")]
         )
 
 

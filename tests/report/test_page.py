@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browsers import Page
+from browsers import PIXELS, Page
 from reports import FIGURES, write_page, write_run
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -15,26 +15,6 @@ from selenium.webdriver.common.by import By
 from panthalassa.report.page import write_report
 from panthalassa.storage import open_storage
 
-PIXELS = """
-const counts = {};
-for (const figure of document.querySelectorAll("figure")) {
-  const colours = new Set();
-  (function walk(node) {
-    const inside = [...(node.shadowRoot?.children ?? []), ...node.children];
-    for (const child of inside) {
-      if (child.tagName === "CANVAS" && child.width) {
-        const { data } = child.getContext("2d").getImageData(0, 0, child.width, child.height);
-        for (let i = 0; i < data.length; i += 4)
-          if (data[i + 3] > 200) colours.add(`${data[i]},${data[i + 1]},${data[i + 2]}`);
-      }
-      walk(child);
-    }
-  })(figure);
-  counts[figure.id] = [...colours];
-}
-return counts;
-"""
-"""The opaque colours on each figure's canvases."""
 BLUE, ORANGE, GREEN = "63,135,214", "217,115,13", "68,187,153"
 RANGE = "(() => {{ const r = Bokeh.documents[0].roots()[{0}].{1}; return [r.start, r.end] }})()"
 

@@ -6,13 +6,14 @@ cluster that runs the job, and refuses folders that would vanish with it.
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Literal
 
 from panthalassa.config import Config
 from panthalassa.config_file import load
 from panthalassa.errors import ConfigError, PanthalassaError
 
-Command = Literal["train", "prepare"]
+Command = Literal["train", "prepare", "sweep"]
 JOIN = "cluster.address=auto"
 
 
@@ -25,7 +26,7 @@ def main(command: Command) -> None:
     given = parser.parse_intermixed_args()
     overrides = [JOIN, *given.overrides]
     try:
-        refuse_relative(load(given.config, overrides), command)
+        refuse_relative(read_config(Path(given.config), overrides, command), command)
     except PanthalassaError as error:
         sys.exit(f"panthalassa: {error}")
     from panthalassa.cli import app
@@ -33,10 +34,19 @@ def main(command: Command) -> None:
     app([command, given.config, *overrides, *["--debug"] * given.debug])
 
 
+def read_config(path: Path, overrides: list[str], command: Command) -> Config:
+    """The configuration of a command's runs. Raises ConfigError."""
+    if command != "sweep":
+        return load(path, overrides)
+    from panthalassa.sweep import space
+
+    return space.load(path, overrides).config
+
+
 def relative_folders(config: Config, command: Command) -> dict[str, str]:
     """What the command writes below its current directory, by key."""
     places = {"corpus.directory": config.corpus.directory}
-    if command == "train":
+    if command != "prepare":
         places["run.directory"] = config.run.directory
     return {key: place for key, place in places.items() if is_relative(place)}
 

@@ -19,17 +19,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 
 from panthalassa.config import Config
-from panthalassa.config_file import load
 from panthalassa.errors import ConfigError, PanthalassaError
-from panthalassa.jobs.driver import Command, is_relative, refuse_relative, relative_folders
+from panthalassa.jobs.driver import (
+    Command,
+    is_relative,
+    read_config,
+    refuse_relative,
+    relative_folders,
+)
 from panthalassa.jobs.upload import TEXTS, largest, uploaded
 from panthalassa.redact import without_secrets
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-Job = Literal["pretrain", "prepare"]
-COMMANDS: dict[str, Command] = {"pretrain": "train", "prepare": "prepare"}
+Job = Literal["pretrain", "prepare", "sweep"]
+COMMANDS: dict[str, Command] = {"pretrain": "train", "prepare": "prepare", "sweep": "sweep"}
 STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
 """Time for a checkpoint between the signal to stop and the kill; Ray's own is 3."""
 AGENT_SECONDS = 60.0
@@ -61,7 +66,7 @@ def submit(
     directory: the root of the repository. Raises ConfigError for what can not be run, and
     PanthalassaError when the cluster does not take the job.
     """
-    config = load(path, overrides)
+    config = read_config(path, overrides, COMMANDS[job])
     request = plan(config, path, overrides, job, directory.resolve(), _on_this_machine(client))
     with uploaded(directory.resolve(), request.files) as folder:
         return _send(
@@ -92,7 +97,13 @@ def plan(
     command = COMMANDS[job]
     inside = path.resolve().is_relative_to(directory)
     name = str(path.resolve().relative_to(directory)) if inside else path.name
-    files, sources = {name: path}, _relative_sources(config) if job == "prepare" else []
+    files = {name: path}
+    if job == "sweep":
+        from panthalassa.sweep.space import base
+
+        if below := base(path):
+            files[str(Path(name).with_name(below.name))] = below
+    sources = _relative_sources(config) if job == "prepare" else []
     if local:
         meant: dict[str, object] = {
             key: str(Path(place).absolute())

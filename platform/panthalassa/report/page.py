@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from panthalassa.errors import ConfigError
-from panthalassa.report.figures import RUN_COLOURS, THEME, draw
+from panthalassa.report.figures import RUN_COLOURS, THEME, Plots, draw
 from panthalassa.report.goodput_figure import GROUPS
 from panthalassa.report.headlines import compared, duration
 from panthalassa.report.read import RunData, read_run
@@ -58,28 +58,37 @@ def _told_apart(runs: list[RunData]) -> list[RunData]:
 
 def render(runs: Sequence[RunData]) -> str:
     """The page of one run or two, as HTML."""
+    plots = draw(runs)
+    return fill(
+        "report/page.html",
+        plots,
+        runs=list(zip(runs, RUN_COLOURS, strict=False)),
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        headlines=compared(runs),
+        sections=list(sections(runs, list(plots))),
+        shares=[_shares(run) for run in runs],
+        configuration=list(_configuration(runs)),
+    )
+
+
+def fill(template: str, plots: Plots, **values: object) -> str:
+    """A template of this package with its values, its figures (`divs`), and all that draws them."""
     environment = Environment(
-        loader=PackageLoader("panthalassa.report", "."),
+        loader=PackageLoader("panthalassa", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plots = draw(runs)
     script, divs = components(plots, wrap_script=False, theme=THEME) if plots else ("", {})
     bokeh = Resources(mode="inline", components=["bokeh"]).js_raw[0]
     scripts = [bokeh, script, (HERE / "page.js").read_text()]
-    return environment.get_template("page.html").render(
-        runs=list(zip(runs, RUN_COLOURS, strict=False)),
-        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        headlines=compared(runs),
-        sections=list(sections(runs, list(plots))),
+    return environment.get_template(template).render(
         divs={name: Markup(div) for name, div in divs.items()},
-        shares=[_shares(run) for run in runs],
-        configuration=list(_configuration(runs)),
         style=Markup((HERE / "page.css").read_text()),
         scripts=[Markup(part) for part in scripts],
         policy=" ".join(f"'sha256-{_sha256(part)}'" for part in scripts),
+        **values,
     )
 
 

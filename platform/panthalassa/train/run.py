@@ -218,17 +218,21 @@ def pretrain(
     show: Callable[[Event], None],
     debug: bool = False,
     began: float | None = None,
+    stopping: threading.Event | None = None,
 ) -> Outcome:
     """Train until the configured step, or until asked to stop. `show` gets every event as it comes.
 
     began: when the program began, in seconds since 1970, for the time to the first step.
+    stopping: set by whoever wants the run to stop at a step boundary, with a checkpoint.
     Raises PanthalassaError when a user has to mend something first, or another command has the run.
     """
     began = began or time.time()
     manifest = check(config)
     run = replace(_folder(config), patience=PATIENCE)
     with Lease(run, lambda text: show(Notice(text))) as lease:
-        return _command(config, manifest, run, lease, show, debug, began)
+        return _command(
+            config, manifest, run, lease, show, debug, began, stopping or threading.Event()
+        )
 
 
 def _command(
@@ -239,6 +243,7 @@ def _command(
     show: Callable[[Event], None],
     debug: bool,
     began: float,
+    stopping: threading.Event,
 ) -> Outcome:
     """What `pretrain` does with the lease of the run."""
     changed = keep(config, run)
@@ -267,7 +272,7 @@ def _command(
                 take(part)
             if changed:
                 take(Notice(f"other than in this run's last command: {', '.join(changed)}"))
-            _fit(config, manifest, run, lease, take, ledger.goodput)
+            _fit(config, manifest, run, lease, take, ledger.goodput, stopping)
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
@@ -326,16 +331,16 @@ def _fit(
     lease: Lease,
     take: Callable[[Event], None],
     goodput: Callable[[], Goodput],
+    stopping: threading.Event,
 ) -> None:
     """Run the attempts here, where signals arrive, until the run is complete or stopped."""
     board = boards.create()
     corpus = open_storage(config.corpus.directory)
     task = Task(config, manifest, run, corpus, board)
-    stopping = threading.Event()
     requests = StopRequests(run, lambda: lease.fence.check())
     elastic = Elastic(task, lease, take, stopping, requests, goodput)
     try:
-        with _signals(stopping, take):
+        with on_signals(stopping, take):
             elastic.run()
     except RayActorError as error:
         raise PanthalassaError(
@@ -348,7 +353,7 @@ def _fit(
 
 
 @contextmanager
-def _signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iterator[None]:
+def on_signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iterator[None]:
     """Turn a first SIGINT or SIGTERM into `stopping`, a second into KeyboardInterrupt."""
     asked = False
 

@@ -1,0 +1,77 @@
+"""How many trials a cluster holds at a time: whole ones, so that none waits for what another one keeps.
+
+A trial is the process that follows it, as many ranks as its run may have, each tensor-parallel group on
+one node, and room for a task that reads. Trials are laid out one after the other, as `train.placement`
+will.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+
+from panthalassa.config import Cluster
+from panthalassa.errors import ConfigError
+from panthalassa.stream.reader import READ_CPUS
+from panthalassa.sweep.config import Range
+from panthalassa.sweep.space import Plan
+from panthalassa.train import placement
+from panthalassa.train.placement import Node
+
+DRIVER_CPUS = 0.25
+"""That Ray reserves for the process of a trial."""
+DEMANDING = ("cluster.workers", "cluster.cpus_per_worker", "parallel.tp_size")
+"""What a trial's room depends on."""
+
+
+def at_once(plan: Plan, nodes: Sequence[Node]) -> int:
+    """Trials at a time. Raises ConfigError when more are asked for than the cluster ever holds."""
+    nodes = [node for node in nodes if not node.leaving and not node.silent]
+    cluster, tp_size = _largest(plan)
+    ever = fits((node.total for node in nodes), cluster, tp_size)
+    wanted, key = plan.sweep.concurrent, "sweep.concurrent"
+    if plan.sweep.search == "pbt":  # which compares those that train at the same time
+        wanted, key = plan.count, "sweep.trials, all at the same time for search=pbt"
+    if (wanted or 1) > ever and not any(node.scaled for node in nodes):
+        raise ConfigError(
+            f"{wanted or 1} trials at a time ({key}), and this cluster holds {ever} at most: one needs "
+            f"{cluster.workers} x ({placement.need(cluster)}) for ranks, and "
+            f"{DRIVER_CPUS + READ_CPUS:g} CPU. Lower it, cluster.workers or cluster.cpus_per_worker, or "
+            "set cluster.address to a larger cluster."
+        )
+    return wanted or max(1, fits((node.free for node in nodes), cluster, tp_size))
+
+
+def fits(resources: Iterable[Mapping[str, float]], cluster: Cluster, tp_size: int) -> int:
+    """How many trials have room on nodes with these resources."""
+    left = {str(number): dict(found) for number, found in enumerate(resources)}
+    rank = placement.per_rank(cluster)
+    for trials in count():
+        if not _take(left, DRIVER_CPUS):
+            return trials
+        ranks = placement.plan(placement.places(left, rank), tp_size, cluster.workers)
+        if len(ranks) < cluster.workers:
+            return trials
+        for node in ranks:
+            for name, amount in rank.items():
+                left[node][name] -= amount
+        _take(left, READ_CPUS)
+    raise AssertionError
+
+
+def _take(left: dict[str, dict[str, float]], cpus: float) -> bool:
+    """Take CPUs of the node that has the most; whether there are so many."""
+    node = max(left, key=lambda node: left[node].get("CPU", 0.0), default="")
+    if not node:
+        return False
+    left[node]["CPU"] = left[node].get("CPU", 0.0) - cpus
+    return left[node]["CPU"] >= 0
+
+
+def _largest(plan: Plan) -> tuple[Cluster, int]:
+    """The most that any trial asks for."""
+    most = {
+        key: values.high if isinstance(values, Range) else max(values)
+        for key, values in plan.space.items()
+        if key in DEMANDING
+    }
+    config = plan.build(most)
+    return config.cluster, config.parallel.tp_size

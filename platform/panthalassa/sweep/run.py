@@ -1,0 +1,228 @@
+"""A sweep from its file to the best configuration: refuse what can not be run, run the trials,
+conclude.
+
+The folder `<run.directory>/<run.name>` holds all of it: its configuration, the records of its trials,
+the folders of their runs, and in the end `best.yaml`, which `panthalassa train` runs. One command at a
+time has it, by the lease that runs have, too; the same command goes on where another was ended or
+killed.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ray.tune import TuneError
+
+from panthalassa.cluster import connected
+from panthalassa.config import Config
+from panthalassa.config_file import flatten
+from panthalassa.energy.meters import Absent
+from panthalassa.energy.sources import choose
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.lease import Lease
+from panthalassa.redact import without_secrets
+from panthalassa.run_config import CONFIG, keep, kept_tree
+from panthalassa.storage import Storage, open_storage
+from panthalassa.sweep.capacity import at_once
+from panthalassa.sweep.judge import Judge
+from panthalassa.sweep.parent import Parent
+from panthalassa.sweep.pareto import front, frugal
+from panthalassa.sweep.results import Trial, told, trials
+from panthalassa.sweep.space import Plan
+from panthalassa.sweep.tuning import check_dashboard, run_trials
+from panthalassa.tracking.mlflow_store import store_uri
+from panthalassa.train.display import STOPPED
+from panthalassa.train.events import Event, Notice
+from panthalassa.train.placement import survey
+from panthalassa.train.run import PATIENCE, check, on_signals
+from panthalassa.train.stop import StopRequests
+
+MAY_CHANGE = (
+    "cluster.", "tracking.", "energy.", "guard.", "checkpoint.", "run.directory",
+    "sweep.trials", "sweep.concurrent", "sweep.within", "sweep.report_seconds",
+)  # fmt: skip
+"""Keys, or how they begin, that may differ from the sweep's last command."""
+BEST = "best.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to."""
+
+    plan: Plan
+    trials: list[Trial]
+    best: list[Trial]
+    """The chosen one, or the front with the best in the first objective first."""
+    chosen_by_energy: bool
+    best_config: str | None
+    """Where that of the first is."""
+    interrupted: bool
+    tracking: str
+    """The MLflow store, or why it has no run of the sweep."""
+    page: str
+    """Where its page is."""
+
+
+def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outcome:
+    """Run the trials that are not over, and write the best configuration. `tell` gets lines for people.
+
+    Raises PanthalassaError when a user has to mend something first, or another command has the sweep.
+    """
+    plan = plan.anchored()
+    config = plan.config
+    check(_any(plan))
+    _check_power(plan)
+    folder = replace(open_storage(config.run.directory).below(config.run.name), patience=PATIENCE)
+    _refuse_another(plan, folder)
+    with Lease(folder, tell) as lease, connected(config.cluster, debug, dashboard=True):
+        return _run(plan, folder, lease, tell)
+
+
+def _run(plan: Plan, folder: Storage, lease: Lease, tell: Callable[[str], None]) -> Outcome:
+    config = plan.config
+    most = at_once(plan, survey())
+    check_dashboard(config.cluster.address)
+    keep(config, folder)
+    stopping, requests = threading.Event(), StopRequests(folder, lambda: lease.fence.check())
+
+    def stopped() -> bool:
+        lease.check()
+        if requests():
+            stopping.set()
+        return stopping.is_set()
+
+    def notice(event: Event) -> None:
+        if isinstance(event, Notice):
+            tell(event.text)
+
+    parent = Parent(config, folder)
+    judge = Judge(plan, folder, stopped, tell)
+    over = sum(trial.over for trial in judge.known)
+    tell(
+        f"{plan.count} trials, {most} at a time"
+        + (f"; {over} are over already, {len(judge.known) - over} go on" if judge.known else "")
+    )
+    with on_signals(stopping, notice):
+        try:
+            run_trials(judge, plan, folder, store_uri(config), parent.run_id, most)
+        except TuneError as error:
+            raise PanthalassaError(
+                f"the sweep can not go on: {str(error).strip().splitlines()[-1]}. What it knows is in "
+                f"{folder.uri}; the same command goes on."
+            ) from error
+    outcome = _conclude(plan, folder, stopping.is_set(), parent)
+    parent.close(outcome.best, outcome.interrupted)
+    return outcome
+
+
+def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) -> Outcome:
+    from panthalassa.sweep.page import write_page  # takes a second
+
+    known, chosen = trials(folder), None
+    best = front(known, plan.sweep.objective)
+    if plan.sweep.within and (chosen := frugal(known, plan.sweep.within)):
+        best = [chosen]
+    where = None
+    if best:
+        folder.write(BEST, best_config(plan, best[0]).dump().encode())
+        where = f"{folder.uri}/{BEST}"
+    return Outcome(
+        plan=plan,
+        trials=known,
+        best=best,
+        chosen_by_energy=chosen is not None,
+        best_config=where,
+        interrupted=interrupted,
+        tracking=parent.problem or parent.uri,
+        page=write_page(folder, known),
+    )
+
+
+def best_config(plan: Plan, trial: Trial) -> Config:
+    """The configuration of a trial as a run of its own, without secrets."""
+    uri = plan.config.tracking.uri
+    own = {"run.name": f"{plan.config.run.name}-best", "tracking.uri": uri and without_secrets(uri)}
+    return plan.build(trial.values | own)
+
+
+def _any(plan: Plan) -> Config:
+    """The configuration without any values, or, where it needs some, that of a trial."""
+    try:
+        return plan.build({})
+    except ConfigError:
+        return plan.build(plan.draw(0))
+
+
+def _check_power(plan: Plan) -> None:
+    """Raises ConfigError when J/token is the objective, and this machine's CPUs tell no energy."""
+    cluster = plan.config.cluster
+    if "j_per_token" in plan.sweep.objective and cluster.address == "local":
+        meter = None if cluster.gpus_per_worker else choose(plan.config.energy.source, None)
+        if isinstance(meter, Absent):
+            raise ConfigError(f"sweep.objective=j_per_token can not be had here: {meter.reason}")
+        if meter:
+            meter.close()
+
+
+def _refuse_another(plan: Plan, folder: Storage) -> None:
+    """Raises ConfigError when the folder is that of a run, or of a sweep with another space."""
+    try:
+        if not folder.exists(CONFIG):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"run.directory={plan.config.run.directory} can not be read: {error}. Correct the key, or "
+            "the endpoint, credentials and permissions."
+        ) from error
+    old, new = (flatten(tree) for tree in (kept_tree(folder), plan.config.model_dump(mode="json")))
+    changed = [
+        f"{key} is {old.get(key)} there, {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder.uri} belongs to another sweep or run: {'; '.join(changed)}. Choose another "
+            "run.name, or restore what it had."
+        )
+
+
+def explain(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """The outcome for people, in rows of a name and a text."""
+    plan, known = outcome.plan, outcome.trials
+    states = ("finished", "stopped", "failed", "running")
+    counts = {state: sum(trial.state == state for trial in known) for state in states}
+    listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    how = "not complete; the same command goes on" if counts["running"] else "complete"
+    yield "sweep", f"{plan.config.run.name}: {STOPPED if outcome.interrupted else how}; {listed}"
+    sound = [trial for trial in known if trial.state != "failed"]
+    full = sum(plan.build(trial.values).train.steps for trial in sound)
+    done = sum(trial.step for trial in sound)
+    if full:
+        yield (
+            "steps",
+            f"{done:,} of the {full:,} that these trials have: {1 - done / full:.0%} saved",
+        )
+    for trial in known:
+        if trial.problem:
+            yield f"trial {trial.number}", f"failed: {trial.problem}"
+    yield from _choice(outcome)
+    yield "page", outcome.page
+    yield "MLflow", outcome.tracking
+
+
+def _choice(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    sweep = outcome.plan.sweep
+    if not outcome.best:
+        yield "best", f"none: no trial that reports {' and '.join(sweep.objective)} is finished"
+        return
+    for trial in outcome.best:
+        shown = dict.fromkeys([*sweep.objective, "loss", "joules"])
+        metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
+        name = "best" if len(sweep.objective) == 1 else "front"
+        yield name, f"trial {trial.number}: {told(metrics)}; {told(trial.values)}"
+    if outcome.chosen_by_energy:
+        yield "", f"the fewest joules of those within {sweep.within:.2%} of the least loss"
+    elif sweep.within:
+        yield "", "the least loss: no trial near it has measured its energy (energy.source)"
+    yield "", f"panthalassa train {outcome.best_config}"

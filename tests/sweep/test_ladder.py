@@ -1,0 +1,45 @@
+"""A ladder as its sweep leaves it: the planted law is found, and what is none is refused."""
+
+import re
+from pathlib import Path
+
+from click.testing import Result
+from ladders import LAW, ladder, search
+from typer.testing import CliRunner
+
+from panthalassa.cli import app
+from panthalassa.storage import open_storage
+from panthalassa.sweep.results import record
+
+
+def scaling(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["scaling", *arguments])
+
+
+def test_the_command_tells_the_law_of_a_ladder_and_the_best_size_for_a_cluster(
+    tmp_path: Path,
+) -> None:
+    folder = open_storage(str(tmp_path))
+    for trial in ladder(folder):
+        record(folder, trial)
+    told = scaling(str(tmp_path), "--gpus", "64", "--gpu", "H100", "--days", "3")
+    assert told.exit_code == 0, told.output
+    for name, planted in (("alpha", LAW.alpha), ("beta", LAW.beta)):
+        found = re.search(rf"{name} +\S+ \(95% (\S+) to (\S+)\) for both", told.output)
+        assert found is not None, told.output
+        assert float(found[1]) < planted < float(found[2])
+    assert "64 x H100 x 3 days x 989 TFLOP/s x 43.0% MFU" in told.output
+    assert "an extrapolation" in told.output
+    assert "through 20 runs of 157,856 to 6.16 M parameters" in told.output
+    assert told.output.rstrip().endswith("sweep.html")
+    assert "Besiroglu 2024" in (tmp_path / "sweep.html").read_text()
+
+
+def test_what_is_no_ladder_is_refused_with_what_one_takes(tmp_path: Path) -> None:
+    nothing = scaling(str(tmp_path))
+    assert nothing.exit_code == 1
+    assert "there are 0 over 0 and 0" in nothing.stderr
+    folder = open_storage(str(tmp_path))
+    for trial in search(folder):
+        record(folder, trial)
+    assert "a loss law takes 7 finished trials over 3 model sizes" in scaling(str(tmp_path)).stderr

@@ -1,0 +1,288 @@
+"""What is proposed, who is stopped, who is best: from records alone."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panthalassa.config import Cluster
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.storage import open_storage
+from panthalassa.sweep.capacity import at_once, fits
+from panthalassa.sweep.judge import Judge
+from panthalassa.sweep.pareto import front, frugal
+from panthalassa.sweep.results import Trial, read, record, trials
+from panthalassa.sweep.search import propose
+from panthalassa.sweep.space import Plan, load
+from panthalassa.train.placement import Node
+
+LAPTOP = Path(__file__).parents[2] / "jobs" / "configs" / "sweep-laptop.yaml"
+RATE = "train.optimizer.learning_rate"
+
+
+def swept(*overrides: str) -> Plan:
+    return load(LAPTOP, list(overrides))
+
+
+def loss_of(values: dict[str, Any]) -> float:
+    """Best at a rate of 3e-3."""
+    return 3 + (math.log10(values[RATE]) + 2.5) ** 2
+
+
+def tried(plan: Plan, count: int, **metrics: float) -> list[Trial]:
+    known: list[Trial] = []
+    for number in range(count):
+        values = propose(plan, known)
+        assert values is not None
+        loss = {"loss": loss_of(values), **metrics}
+        known.append(Trial(number, f"t{number}", values, "finished", 90, loss))
+    return known
+
+
+def test_tpe_learns_from_trials_that_are_over_and_proposes_the_same_from_the_same() -> None:
+    plan = swept("sweep.search=tpe", "sweep.asha=false", "sweep.trials=40")
+    known = tried(plan, 40)
+    random, learned = known[:10], known[-10:]
+    assert sum(t.metrics["loss"] for t in learned) < sum(t.metrics["loss"] for t in random)
+    for changed in ({"state": "running", "metrics": {}}, {"state": "failed"}, {"state": "stopped"}):
+        some = [*known[:30], replace(known[30], **changed)]
+        assert propose(plan, some) == propose(plan, some)
+
+
+def test_tpe_takes_two_objectives() -> None:
+    plan = swept(
+        "sweep.search=tpe", "sweep.asha=false", "sweep.within=", "sweep.trials=20",
+        "sweep.objective=[loss, tokens_per_second]",
+    )  # fmt: skip
+    assert len(tried(plan, 20, tokens_per_second=5.0)) == 20
+
+
+def test_a_grid_tries_each_combination_once() -> None:
+    plan = swept(
+        "sweep.space={train.steps: [50, 60], train.global_batch: [8, 16, 32]}",
+        "sweep.search=grid",
+        "sweep.trials=",
+    )
+    known: list[Trial] = []
+    while (values := propose(plan, known)) is not None:
+        known.append(Trial(len(known), "", values))
+    found = {tuple(trial.values.values()) for trial in known}
+    assert len(known) == len(found) == plan.count == 6
+
+
+class Sweep:
+    """Commands of a sweep, one after the other, with trials that are only acted."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.folder = plan, open_storage(str(folder))
+        self.stopping = False
+        self.starts: list[int] = []
+        self.begin()
+
+    def begin(self) -> None:
+        self.running: list[int] = []
+        self.judge = Judge(self.plan, self.folder, lambda: self.stopping, lambda line: None)
+
+    def start(self) -> bool:
+        number = self.judge.next()
+        if number is not None:
+            assert not read(self.folder, number).over, "a trial that is over was started again"
+            self.judge.begins(number)
+            self.running.append(number)
+            self.starts.append(number)
+        return number is not None
+
+    def step(self, number: int, loss: float, steps: int = 90) -> None:
+        """A trial goes on to its next evaluation, and ends when it is told to."""
+        trial = read(self.folder, number)
+        step = trial.step + 10
+        looks = trial.looks | {step: {"loss": loss}}
+        state = "finished" if step >= steps else "running"
+        trial = replace(trial, step=step, looks=looks, metrics={"loss": loss})
+        record(self.folder, trial)
+        self.judge.look(number, step, steps)
+        judged = read(self.folder, number)
+        if judged.over or state == "finished":
+            record(self.folder, replace(judged, state=judged.state if judged.over else state))
+            self.end(number)
+
+    def end(self, number: int, error: bool = False) -> None:
+        self.running.remove(number)
+        self.judge.ended(number, error)
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["start", "step", "step", "step", "die", "kill"]), st.integers(0, 9)),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("search", ["random", "tpe", "pbt"])
+@settings(max_examples=25)
+@given(actions=ACTIONS)
+def test_however_often_a_sweep_is_killed_each_trial_is_run_to_its_end_once(
+    search: str, actions: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each decision is on record before it is acted on: the next command goes on from the records."""
+    asha = str(search != "pbt").lower()
+    plan = PLANS[search] = PLANS.get(search) or swept(
+        f"sweep.search={search}", f"sweep.asha={asha}", "sweep.trials=4",
+        f"sweep.space={{{RATE}: {{low: 1.0e-4, high: 1.0e-2, log: true}}}}",
+    )  # fmt: skip
+    sweep = Sweep(plan, tmp_path_factory.mktemp("sweep"))
+    for action, chance in actions:
+        one = sweep.running[chance % len(sweep.running)] if sweep.running else None
+        if action == "start" and len(sweep.running) < 4:
+            sweep.start()
+        elif action == "kill":
+            sweep.begin()
+        elif one is not None and action == "step":
+            sweep.step(one, loss_of(read(sweep.folder, one).values))
+        elif one is not None and action == "die":
+            sweep.end(one, error=True)
+    while sweep.start() or sweep.running:
+        for number in list(sweep.running):
+            sweep.step(number, loss_of(read(sweep.folder, number).values))
+    assert sweep.judge.complete
+    known = trials(sweep.folder)
+    assert all(trial.over for trial in known)
+    assert len(known) == 4 if search != "pbt" else len(known) >= 4
+
+
+PLANS: dict[str, Plan] = {}
+
+
+def test_asha_lets_the_best_pass_and_remembers_after_a_kill(tmp_path: Path) -> None:
+    sweep = Sweep(swept(), tmp_path)
+    for _ in range(4):
+        sweep.start()
+    for number, loss in enumerate([5.0, 4.0, 6.0, 3.0]):
+        sweep.begin()
+        sweep.running = [number]
+        sweep.step(number, loss)
+    assert [read(sweep.folder, n).state for n in range(4)] == [
+        "running", "running", "stopped", "running",
+    ]  # fmt: skip
+
+
+def test_pbt_replaces_the_worst_by_a_branch_of_the_best(tmp_path: Path) -> None:
+    plan = swept("sweep.search=pbt", "sweep.asha=false", "sweep.trials=4")
+    sweep = Sweep(plan, tmp_path)
+    for _ in range(4):
+        assert sweep.start()
+    assert not sweep.start()
+    assert not sweep.judge.complete, "branches may follow"
+    for number, loss in enumerate([4.0, 3.0, 5.0, 6.0]):
+        sweep.step(number, loss)
+    states = [trial.state for trial in trials(sweep.folder)]
+    assert states == ["running", "running", "stopped", "stopped", "running", "running"]
+    branch, best = read(sweep.folder, 5), read(sweep.folder, 1)
+    assert branch.parent == best.run
+    assert branch.values != best.values
+    assert plan.build(branch.values)
+    assert sweep.start()
+    assert sweep.start()
+    assert sweep.starts == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_hung_trial_is_given_up_and_a_dead_one_recorded(tmp_path: Path) -> None:
+    sweep = Sweep(swept("sweep.report_seconds=0.001"), tmp_path)
+    sweep.start()
+    sweep.start()
+    time.sleep(0.01)
+    assert sweep.judge.hangs(0)
+    assert not sweep.judge.hangs(0), "once"
+    sweep.end(0)
+    sweep.end(1, error=True)
+    hung, dead = trials(sweep.folder)
+    assert hung.state == dead.state == "failed"
+    assert "sweep.report_seconds" in str(hung.problem)
+    assert "cluster.max_failures" in str(dead.problem)
+    assert sweep.start(), "the sweep goes on"
+
+
+def test_a_lost_record_is_named(tmp_path: Path) -> None:
+    folder = open_storage(str(tmp_path))
+    for number in (0, 2):
+        record(folder, Trial(number, "t", {}))
+    with pytest.raises(PanthalassaError, match=r"trials/00001\.json is missing"):
+        trials(folder)
+
+
+METRICS = st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([1.0, 2.0, 3.0]))
+
+
+@given(st.lists(st.tuples(METRICS, st.sampled_from(["finished", "stopped", "failed"])), max_size=8))
+def test_the_front_holds_all_that_none_beats(found: list[tuple[tuple[float, float], Any]]) -> None:
+    known = [
+        Trial(n, "", {}, state, metrics={"loss": loss, "tokens_per_second": speed})
+        for n, ((loss, speed), state) in enumerate(found)
+    ]
+    best = front(known, ["loss", "tokens_per_second"])
+    done = [trial for trial in known if trial.state == "finished"]
+
+    def beats(a: Trial, b: Trial) -> bool:
+        less, more = (a.metrics[m] - b.metrics[m] for m in ("loss", "tokens_per_second"))
+        return less <= 0 and more >= 0 and (less, more) != (0, 0)
+
+    for trial in done:
+        assert (trial in best) != any(beats(other, trial) for other in done)
+    assert [t.metrics["loss"] for t in best] == sorted(t.metrics["loss"] for t in best)
+
+
+def finished(*metrics: dict[str, float]) -> Sequence[Trial]:
+    return [Trial(n, "", {}, "finished", metrics=found) for n, found in enumerate(metrics)]
+
+
+def test_of_losses_within_one_percent_the_least_energy_is_chosen() -> None:
+    known = finished(
+        {"loss": 3.0, "joules": 90.0},
+        {"loss": 3.02, "joules": 60.0},
+        {"loss": 3.029, "joules": 70.0},
+        {"loss": 3.031, "joules": 10.0},
+        {"loss": 3.01},
+    )
+    chosen = frugal(known, 0.01)
+    assert chosen
+    assert chosen.number == 1
+    assert frugal(finished({"loss": 3.0}), 0.01) is None
+    assert frugal([], 0.01) is None
+
+
+@given(
+    st.lists(st.integers(1, 24), min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+)
+def test_trials_never_need_more_than_the_nodes_have(
+    quarters: list[int], workers: int, cpus: float
+) -> None:
+    nodes = [{"CPU": count / 4} for count in quarters]
+    cluster = Cluster(workers=workers, cpus_per_worker=cpus)
+    count = fits(nodes, cluster, 1)
+    assert count * (workers * cpus + 0.5) <= sum(node["CPU"] for node in nodes)
+    assert fits([{"CPU": workers * cpus + 0.5}], cluster, 1) == 1
+    assert fits([*nodes, {"CPU": workers * cpus + 0.5}], cluster, 1) >= count
+
+
+def test_more_trials_than_ever_fit_are_refused() -> None:
+    def node(free: float, scaled: bool = False) -> Node:
+        return Node("a", {"CPU": 4.0}, {"CPU": free}, scaled=scaled)
+
+    assert at_once(swept(), [node(4.0)]) == 4
+    assert at_once(swept(), [node(2.0)]) == 2, "as many as have room now"
+    assert at_once(swept(), [node(0.0)]) == 1, "which waits"
+    assert at_once(swept("sweep.concurrent=3"), [node(0.0)]) == 3
+    assert at_once(swept("sweep.concurrent=9"), [node(4.0, scaled=True)]) == 9
+    with pytest.raises(ConfigError, match=r"5 trials at a time .*holds 4 at most"):
+        at_once(swept("sweep.concurrent=5"), [node(4.0)])
+    with pytest.raises(ConfigError, match=r"one needs 8 x \(0.5 CPU\)"):
+        at_once(swept("cluster.workers=8"), [node(4.0)])
+    with pytest.raises(ConfigError, match="search=pbt"):
+        at_once(swept("sweep.search=pbt", "sweep.asha=false"), [node(4.0)])
