@@ -132,7 +132,7 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     ]
     assert HANGS in over or "sweep.report_seconds" in str(found[HANGS].problem)
     assert found[POOR].step < found[GOOD].step == 24
-    assert "diverged" in str(found[DIVERGES].problem)
+    assert "in a row were skipped" in str(found[DIVERGES].problem)
     for number in range(len(RATES), 2 * len(RATES)):
         assert found[number].state == "failed"
         assert "zz" in str(found[number].problem)

@@ -124,9 +124,10 @@ def run_trials(
 def check_dashboard(address: str) -> None:
     """Raises PanthalassaError when the cluster does not run its dashboard's process."""
     until = time.monotonic() + DASHBOARD_SECONDS
+    head = ray.get_runtime_context().gcs_address
     while True:
         try:
-            list_nodes(limit=1, timeout=int(DASHBOARD_SECONDS))
+            list_nodes(head, limit=1, timeout=int(DASHBOARD_SECONDS))
             return
         except Exception as error:  # Ray has no class for all of them
             if time.monotonic() > until:
