@@ -37,6 +37,10 @@ class Judge:
         if plan.sweep.asha:
             self._rule = Halving(plan, self.known)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Ray Tune pickles what it is given, and nobody reads that."""
+        return {}
+
     def next(self) -> int | None:
         """The number of the trial that starts next, one that was left if there is; None for none now."""
         if self._stopped():

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import ray
 from fsspec.implementations.memory import MemoryFileSystem
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.state import list_nodes
@@ -35,6 +36,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files of its own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the sweep has one
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other output heeds verbose=0
 }
 DASHBOARD_SECONDS = 15.0
 """Time that the dashboard of a cluster which has just started may take to answer."""
@@ -75,11 +77,15 @@ class Verdicts(FIFOScheduler):
         return self.CONTINUE
 
 
-class Watch(tune.Callback):
-    """Looks after the trials, several times a second."""
+class Watch(TrialProgressCallback):
+    """Looks after the trials, several times a second; in place of Tune's own display."""
 
     def __init__(self, judge: Judge) -> None:
+        super().__init__()
         self._judge = judge
+
+    def on_trial_complete(self, *told: Any, **info: Any) -> None:
+        """Prints nothing: the judge has told it."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._judge.begins(trial.config[NUMBER])
