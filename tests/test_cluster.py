@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
+from nodes import cluster_of
 
 from panthalassa.config import Config
 
@@ -79,6 +82,23 @@ WORKER_HANGS_AT_EXIT = """
 """
 
 
+BESIDE_ANOTHER = """
+    import sys
+    import ray
+    from panthalassa.cluster import connected
+    from panthalassa.config_file import load
+    from ray.util.state import get_actor
+
+    @ray.remote
+    class Asks:
+        def state(self, actor):
+            return get_actor(actor).state
+
+    with connected(load(sys.argv[1]).cluster, dashboard=True):
+        asks = Asks.remote()
+        print(ray.get(asks.state.remote(asks._actor_id.hex())))
+"""
+
 NOBODY_LISTENS = """
     import sys
     from panthalassa.cluster import connected
@@ -139,6 +159,22 @@ def test_a_worker_that_hangs_at_its_exit_is_ended(
 ) -> None:
     printed, left = run(WORKER_HANGS_AT_EXIT, configure(tmp_path), tmp_path)
     assert printed.strip() == "left"
+    assert left == []
+
+
+def test_ray_train_asks_its_own_cluster_whether_a_run_is_alive(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the newest cluster of the machine, which it would ask, it would end the run."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # sockets' paths are
+        cluster_of(1, include_dashboard=True) as (nodes, _),
+    ):
+        monkeypatch.setenv("TMPDIR", short)
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray" / "ray_current_cluster").write_text(nodes.address)
+        printed, left = run(BESIDE_ANOTHER, configure(tmp_path), tmp_path)
+    assert printed.strip() == "ALIVE"
     assert left == []
 
 

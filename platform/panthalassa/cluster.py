@@ -65,7 +65,7 @@ def connected(cluster: Cluster, debug: bool = False, dashboard: bool = False) ->
     before = psutil.Process().children()
     try:
         if cluster.address == "local":
-            with _in_background(), _in_another_process_group():
+            with _in_background(), _in_another_process_group(), _at_a_known_address():
                 ray.init(
                     address="local",
                     _node_ip_address="127.0.0.1",
@@ -177,6 +177,29 @@ def _in_another_process_group() -> Iterator[None]:
         os.setpgid(0, before)
         leader.kill()
         leader.wait()
+
+
+@contextmanager
+def _at_a_known_address() -> Iterator[None]:
+    """Processes that start here ask the Ray that starts here how their actors are.
+
+    Without RAY_ADDRESS those of Ray Train ask the newest one of this machine, and when that does not
+    know their actors, they take them for dead, and the places of ranks that train away.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meant = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    before = {name: os.environ.get(name) for name in meant}
+    os.environ.update(meant)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def compute() -> None:
