@@ -195,7 +195,7 @@ def explain(outcome: Outcome) -> Iterator[tuple[str, str]]:
     listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     how = "not complete; the same command goes on" if counts["running"] else "complete"
     yield "sweep", f"{plan.config.run.name}: {STOPPED if outcome.interrupted else how}; {listed}"
-    sound = [trial for trial in known if trial.state != "failed"]
+    sound = [trial for trial in known if trial.state in ("finished", "stopped")]
     full = sum(plan.build(trial.values).train.steps for trial in sound)
     done = sum(trial.step for trial in sound)
     if full:

@@ -103,7 +103,8 @@ class Progress:
         if not self.stopping.is_set():
             steps = self._config.train.steps
             tune.report({NUMBER: trial.number, "step": event.step, "steps": steps})
-            if read(self._folder, trial.number).over:
+            self._trial = read(self._folder, trial.number)
+            if self._trial.over:
                 self.stopping.set()
 
     def _measure(self) -> None:
