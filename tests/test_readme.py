@@ -9,7 +9,9 @@ ROOT = PLATFORM.parent
 PATHS = re.compile(r"\b(?:jobs|k8s|platform|tests)/[\w./-]*[\w/]")
 
 
-@pytest.mark.parametrize("readme", ["README.md", "k8s/README.md", "tests/README.md"])
+@pytest.mark.parametrize(
+    "readme", ["README.md", "k8s/README.md", "tests/README.md", "tests/benchmarks/README.md"]
+)
 def test_files_that_a_readme_names_exist(readme: str) -> None:
     named = set(PATHS.findall((ROOT / readme).read_text()))
     assert named
