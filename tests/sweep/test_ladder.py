@@ -1,6 +1,7 @@
 """A ladder as its sweep leaves it: the planted law is found, and what is none is refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from click.testing import Result
@@ -33,6 +34,21 @@ def test_the_command_tells_the_law_of_a_ladder_and_the_best_size_for_a_cluster(
     assert "through 20 runs of 157,856 to 6.16 M parameters" in told.output
     assert told.output.rstrip().endswith("sweep.html")
     assert "Besiroglu 2024" in (tmp_path / "sweep.html").read_text()
+
+
+def test_a_ladder_that_determines_no_law_names_no_size(tmp_path: Path) -> None:
+    folder = open_storage(str(tmp_path))
+    for trial in ladder(folder):
+        off = 1.3 if trial.number % 2 else 1.0
+        record(
+            folder, replace(trial, metrics=trial.metrics | {"loss": off * trial.metrics["loss"]})
+        )
+    told = scaling(str(tmp_path))
+    assert told.exit_code == 0, told.output
+    assert "these losses do not determine alpha" in told.output
+    assert re.search("ladder's largest run: not known", told.output)
+    assert re.search(r"this ladder +not known", told.output)
+    assert "26.8 B" in told.output
 
 
 def test_what_is_no_ladder_is_refused_with_what_one_takes(tmp_path: Path) -> None:

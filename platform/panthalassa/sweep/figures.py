@@ -149,7 +149,15 @@ def draw_front(trials: Sequence[Trial], metrics: Sequence[str]) -> figure | None
 
 def draw_law(study: Study) -> figure:
     """Loss against compute: the runs, the law at their sizes, and the lowest loss of a budget."""
-    made = plot(LABELS["loss"], "training FLOPs", 420, x_axis_type="log")
+    low, high = float(study.loss.min()), float(study.loss.max())
+    beyond = (high - low) / 4  # bands may go much further, and would hide the runs
+    made = plot(
+        LABELS["loss"],
+        "training FLOPs",
+        420,
+        x_axis_type="log",
+        y_range=(low - beyond, high + beyond),
+    )
     made.xgrid.visible = True
     made.xaxis.formatter = LogTickFormatter()
     made.yaxis.formatter = NumeralTickFormatter(format="0.[00]")
@@ -191,12 +199,13 @@ def _curve(
     colour: str,
     name: str,
 ) -> None:
-    """A line of estimates over budgets, and the band of their intervals."""
+    """A line of estimates over budgets, and the band of their intervals, if these say anything."""
 
     def at(budget: float) -> Estimate:
         return law.estimate(lambda one: loss(one, budget))
 
     value, low, high = zip(*map(at, flops.tolist()), strict=True)
-    made.varea(flops, low, high, color=colour, fill_alpha=0.16)
+    if not law.undetermined:
+        made.varea(flops, low, high, color=colour, fill_alpha=0.16)
     line = made.line(flops, value, color=colour, line_width=1.8, legend_label=name)
     line.glyph.line_dash = "dashed" if colour == GREY else "solid"

@@ -98,7 +98,7 @@ def explain(found: Study) -> Iterator[tuple[str, str]]:
         f"{tokens} tokens",
     )
     yield from ((name, told(found) + " for both") for name, found in law.exponents.items())
-    yield "E", told(law.estimate(attrgetter("e")))
+    yield "E", told(law.estimate(lambda one: np.maximum(one.e, 0)))  # a loss is never below
     for name in ("A", "B"):
         yield name, told(Estimate(*np.exp(law.estimate(attrgetter(f"log_{name.lower()}")))))
     yield "noise", f"{law.noise:.2%} of a loss"
@@ -121,8 +121,10 @@ def answer(asked: Question, found: Study | None = None) -> Iterator[tuple[str, s
     )
     if found is not None:
         beyond = flops / float(found.flops.max())
-        far = f", {beyond:.0e} times its largest run: an extrapolation" if beyond > FAR else ""
-        yield "this ladder", _at(found.fit, flops, found.cost) + far
+        says = _at(found.fit, flops, found.cost)
+        if beyond > FAR and not found.fit.undetermined:
+            says += f", {beyond:.0e} times its largest run: an extrapolation"
+        yield "this ladder", says
     yield "Besiroglu 2024", _at(BESIROGLU, flops, SIX_N)
     size = float(best_size(HOFFMANN, flops, SIX_N))
     yield (
@@ -157,6 +159,8 @@ def _verdict(asked: Question) -> str:
 
 
 def _at(law: Fit, flops: float, cost: Cost) -> str:
+    if law.undetermined:
+        return "not known, as long as the exponents are not"
     found = optimum(law, flops, cost)
     return (
         f"{told(found.parameters, size_text)} parameters on {told(found.tokens, amount)} tokens, loss "

@@ -139,7 +139,8 @@ OF_FRONT = (
 )
 OF_LAW = (
     "Dots are finished trials, solid lines the law at their sizes, the dashed line the lowest loss that "
-    "the law gives for a budget. Bands are 95 % intervals of the law, without the noise of a single run."
+    "the law gives for a budget. Bands are 95 % intervals of the law, without the noise of a single "
+    "run; there are none as long as its exponents are not known."
 )
 
 
