@@ -33,7 +33,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises ConfigError with every mistake at once.
     """
-    return build(read(path), overrides or [], str(path), Config)
+    tree = read(path)
+    if isinstance(tree, dict) and "sweep" in tree:
+        raise ConfigError(f"{path} is a sweep, of many runs: `panthalassa sweep {path}`")
+    return build(tree, overrides or [], str(path), Config)
 
 
 def read(path: str | Path) -> Any:

@@ -254,7 +254,7 @@ def _watch(run: Storage, epoch: int, tell: Callable[[str], None]) -> None:
             return
         if _read(run, _sign(epoch)) != sign:
             raise HeldError(
-                f"another command trains this run: {run.uri} is held by {who}. Stop it with "
+                f"another command has this folder: {run.uri} is held by {who}. Stop it with "
                 f"`panthalassa stop {run.uri}`, wait until it has ended, or choose another run.name."
             )
         if waited > PATIENCE:

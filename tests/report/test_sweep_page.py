@@ -29,7 +29,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials = ladder(folder)
     found = study(folder, trials)
     write_page(folder, trials, found, list(answer(Question(), found)))
-    return Path(folder.uri) / "sweep.html"
+    return Path(folder.uri) / "scaling.html"
 
 
 def test_trials_are_drawn_by_their_objective_and_failures_are_crossed(

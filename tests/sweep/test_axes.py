@@ -34,6 +34,11 @@ def test_keys_that_change_together_share_an_axis_and_constant_ones_have_none() -
     assert found[0].ticks == {0.0: "64", 1.0: "128"}
 
 
+def test_values_that_are_written_alike_are_told_apart() -> None:
+    drawn = [{"rate": rate, "same": 1} for rate in (0.00121, 0.00122, 0.00124)]
+    assert [one.name for one in axes(trials(*drawn))] == ["rate"]
+
+
 def test_keys_whose_values_are_all_different_do_not_belong_together() -> None:
     drawn = [{"a": 0.1 * n, "b": 3.0 - n} for n in range(1, 5)]
     assert [one.name for one in axes(trials(*drawn))] == ["a", "b"]

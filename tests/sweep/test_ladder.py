@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from panthalassa.cli import app
 from panthalassa.storage import open_storage
+from panthalassa.sweep.ladder import study
 from panthalassa.sweep.results import record
 
 
@@ -32,8 +33,8 @@ def test_the_command_tells_the_law_of_a_ladder_and_the_best_size_for_a_cluster(
     assert "64 x H100 x 3 days x 989 TFLOP/s x 43.0% MFU" in told.output
     assert "an extrapolation" in told.output
     assert "through 20 runs of 157,856 to 6.16 M parameters" in told.output
-    assert told.output.rstrip().endswith("sweep.html")
-    assert "Besiroglu 2024" in (tmp_path / "sweep.html").read_text()
+    assert told.output.rstrip().endswith("scaling.html")
+    assert "Besiroglu 2024" in (tmp_path / "scaling.html").read_text()
 
 
 def test_a_ladder_that_determines_no_law_names_no_size(tmp_path: Path) -> None:
@@ -51,10 +52,22 @@ def test_a_ladder_that_determines_no_law_names_no_size(tmp_path: Path) -> None:
     assert "26.8 B" in told.output
 
 
+def test_of_each_size_and_budget_the_best_trial_counts(tmp_path: Path) -> None:
+    folder = open_storage(str(tmp_path))
+    known = ladder(folder)
+    worse = [
+        replace(
+            t, number=t.number + len(known), metrics=t.metrics | {"loss": t.metrics["loss"] + 1}
+        )
+        for t in known
+    ]
+    assert list(study(folder, [*worse, *known]).trials) == known
+
+
 def test_what_is_no_ladder_is_refused_with_what_one_takes(tmp_path: Path) -> None:
     nothing = scaling(str(tmp_path))
     assert nothing.exit_code == 1
-    assert "there are 0 over 0 and 0" in nothing.stderr
+    assert f"no run at {tmp_path}" in nothing.stderr
     folder = open_storage(str(tmp_path))
     for trial in search(folder):
         record(folder, trial)

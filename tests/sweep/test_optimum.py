@@ -69,7 +69,12 @@ def test_the_replication_has_its_published_errors() -> None:
 
 def test_a_budget_is_gpus_times_days_times_peak_times_mfu() -> None:
     assert math.isclose(FLAGSHIP, 512 * 14 * 86_400 * 312e12 * 0.43)
-    for wrong in ((0, "A100", 14.0, 0.4), (8, "A100", 14.0, 40.0), (8, "A100", -1.0, 0.4)):
+    for wrong in (
+        (8, "A100", math.inf, 0.4),
+        (0, "A100", 14.0, 0.4),
+        (8, "A100", 14.0, 40.0),
+        (8, "A100", -1.0, 0.4),
+    ):
         with pytest.raises(PanthalassaError, match="MFU up to 1"):
             budget(*wrong)
     with pytest.raises(PanthalassaError, match="unknown GPU"):

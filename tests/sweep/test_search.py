@@ -24,6 +24,7 @@ from panthalassa.train.placement import Node
 
 LAPTOP = Path(__file__).parents[2] / "jobs" / "configs" / "sweep-laptop.yaml"
 RATE = "train.optimizer.learning_rate"
+PBT = ("sweep.search=pbt", "sweep.asha=false", "sweep.within=", "checkpoint.every=10")
 
 
 def swept(*overrides: str) -> Plan:
@@ -134,6 +135,7 @@ def test_however_often_a_sweep_is_killed_each_trial_is_run_to_its_end_once(
     plan = PLANS[search] = PLANS.get(search) or swept(
         f"sweep.search={search}", f"sweep.asha={asha}", "sweep.trials=4",
         f"sweep.space={{{RATE}: {{low: 1.0e-4, high: 1.0e-2, log: true}}}}",
+        "sweep.within=", "checkpoint.every=10",
     )  # fmt: skip
     sweep = Sweep(plan, tmp_path_factory.mktemp("sweep"))
     for action, chance in actions:
@@ -172,7 +174,7 @@ def test_asha_lets_the_best_pass_and_remembers_after_a_kill(tmp_path: Path) -> N
 
 
 def test_pbt_replaces_the_worst_by_a_branch_of_the_best(tmp_path: Path) -> None:
-    plan = swept("sweep.search=pbt", "sweep.asha=false", "sweep.trials=4")
+    plan = swept(*PBT, "sweep.trials=4")
     sweep = Sweep(plan, tmp_path)
     for _ in range(4):
         assert sweep.start()
@@ -192,7 +194,7 @@ def test_pbt_replaces_the_worst_by_a_branch_of_the_best(tmp_path: Path) -> None:
 
 
 def test_a_hung_trial_is_given_up_and_a_dead_one_recorded(tmp_path: Path) -> None:
-    sweep = Sweep(swept("sweep.report_seconds=0.001"), tmp_path)
+    sweep = Sweep(swept("sweep.silent_seconds=0.001"), tmp_path)
     sweep.start()
     sweep.start()
     time.sleep(0.01)
@@ -202,9 +204,20 @@ def test_a_hung_trial_is_given_up_and_a_dead_one_recorded(tmp_path: Path) -> Non
     sweep.end(1, error=True)
     hung, dead = trials(sweep.folder)
     assert hung.state == dead.state == "failed"
-    assert "sweep.report_seconds" in str(hung.problem)
+    assert "sweep.silent_seconds" in str(hung.problem)
     assert "cluster.max_failures" in str(dead.problem)
     assert sweep.start(), "the sweep goes on"
+
+
+def test_a_trial_that_trains_without_an_evaluation_is_not_hung(tmp_path: Path) -> None:
+    sweep = Sweep(swept("sweep.silent_seconds=0.01"), tmp_path)
+    sweep.start()
+    for step in (1, 2):
+        record(sweep.folder, replace(read(sweep.folder, 0), step=step))
+        time.sleep(0.02)
+        assert not sweep.judge.hangs(0)
+    time.sleep(0.02)
+    assert sweep.judge.hangs(0)
 
 
 def test_a_lost_record_is_named(tmp_path: Path) -> None:
@@ -285,4 +298,7 @@ def test_more_trials_than_ever_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"one needs 8 x \(0.5 CPU\)"):
         at_once(swept("cluster.workers=8"), [node(4.0)])
     with pytest.raises(ConfigError, match="search=pbt"):
-        at_once(swept("sweep.search=pbt", "sweep.asha=false"), [node(4.0)])
+        at_once(swept(*PBT), [node(4.0)])
+    either = "sweep.space={cluster: [{workers: 8}, {workers: 1}]}"
+    with pytest.raises(ConfigError, match="one needs 8 x"):
+        at_once(swept(either, "sweep.search=grid", "sweep.trials="), [node(4.0)])

@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from panthalassa.config_file import load as load_run
 from panthalassa.errors import ConfigError
 from panthalassa.sweep.config import Range
 from panthalassa.sweep.space import Plan, load
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "jobs" / "configs").glob("s[cw]*-*.yaml"))  # scaling-, sweep-
 LAPTOP = ROOT / "jobs" / "configs" / "sweep-laptop.yaml"
 RATE = "train.optimizer.learning_rate"
+PBT = ("sweep.search=pbt", "sweep.asha=false", "sweep.within=", "checkpoint.every=10")
 
 
 def swept(*overrides: str) -> Plan:
@@ -47,6 +49,15 @@ def test_every_shipped_sweep_can_be_run(path: Path) -> None:
         ),
         (["sweep.space={model.heads: [4, 3]}"], "heads=3 is not a multiple of kv_heads=2"),
         (["sweep.space={run.name: [a, b]}"], "run.name: the sweep sets it for each trial"),
+        (["sweep.space={run: [{name: a}]}"], "run.name: the sweep sets it for each trial"),
+        (["sweep.space={cluster: [{address: auto}]}"], "cluster.address: the sweep sets it"),
+        (["sweep.space={train.steps.most: [1]}"], "steps holds a value, not further keys"),
+        (["sweep.space={'': [1]}"], "expected key=value"),
+        (["sweep.space={train.steps: [2024-01-01]}"], "train.steps='2024-01-01': Input should be"),
+        (
+            ["sweep.space={model.layers: [2], model: [{preset: laptop}]}"],
+            "space has model and model.layers below it",
+        ),
         (["sweep.space={tracking.parent: [a]}"], "tracking.parent: the sweep sets it"),
         (["sweep.space={train.steps: []}"], "train.steps: give at least one value"),
         (["sweep.space={train.steps: {low: 9, high: 5}}"], "low=9 is not below high=5"),
@@ -64,9 +75,12 @@ def test_every_shipped_sweep_can_be_run(path: Path) -> None:
         (["sweep.search=grid"], "leave trials out"),
         (["sweep.trials="], "search=random needs trials"),
         (["sweep.search=pbt"], "set asha=false"),
-        (["sweep.search=pbt", "sweep.asha=false", "sweep.trials=1"], "two trials or more"),
+        ([*PBT, "sweep.trials=1"], "two trials or more"),
+        ([*PBT, "checkpoint.every=45"], "checkpoint.every=45: search=pbt branches off from"),
+        ([*PBT, "checkpoint.every="], "checkpoint.every=None: search=pbt branches off from"),
+        ([*PBT, "sweep.within=0.01"], "a branch of search=pbt has only a part of its own"),
         (
-            ["sweep.search=pbt", "sweep.asha=false", "sweep.space={train.global_batch: [8, 16]}"],
+            [*PBT, "sweep.space={train.global_batch: [8, 16]}"],
             "train.global_batch: search=pbt changes runs under way, and so only train.optimizer.*",
         ),
         (["evaluation.every=90"], "evaluation.every=90 shows nothing before the end"),
@@ -96,6 +110,26 @@ def test_a_file_without_a_sweep_is_for_train(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("base: ../laptop.yaml\nsweep: {}")
     with pytest.raises(ConfigError, match="the name of a file beside it"):
         load(tmp_path / "sweep.yaml", [])
+    (tmp_path / "above.yaml").write_text("base: sweep.yaml")
+    (tmp_path / "sweep.yaml").write_text("base: laptop.yaml\nsweep: {}")
+    with pytest.raises(ConfigError, match=r"base=sweep\.yaml has a base itself"):
+        load(tmp_path / "above.yaml", [])
+
+
+def test_a_sweep_is_not_for_train() -> None:
+    with pytest.raises(ConfigError, match="`panthalassa sweep "):
+        load_run(LAPTOP)
+
+
+def test_a_part_of_a_mapping_can_be_searched() -> None:
+    plan = swept(
+        "stream.weights={sw: 1, en: 1}", "sweep.space={stream.weights.sw: [1, 2]}",
+        "sweep.search=grid", "sweep.trials=",
+    )  # fmt: skip
+    assert [plan.build(point).stream.weights for point in plan.grid()] == [
+        {"sw": 1, "en": 1},
+        {"sw": 2, "en": 1},
+    ]
 
 
 def test_a_sweep_is_laid_over_its_base(tmp_path: Path) -> None:

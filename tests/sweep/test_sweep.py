@@ -182,7 +182,7 @@ def test_a_trial_whose_process_stands_still_is_given_up(
     ray_cluster: str, small_corpus: Path, tmp_path: Path
 ) -> None:
     plan = swept(
-        small_corpus, tmp_path, f"sweep.space={{{RATE}: [1e-3]}}", "sweep.report_seconds=15"
+        small_corpus, tmp_path, f"sweep.space={{{RATE}: [1e-3]}}", "sweep.silent_seconds=15"
     )
     folder = open_storage(str(tmp_path / "runs" / "small"))
     cpus = ray.available_resources()["CPU"]
@@ -191,7 +191,7 @@ def test_a_trial_whose_process_stands_still_is_given_up(
     (trial,) = sweep(plan, lambda line: None).trials
     freezing.join()
     assert trial.state == "failed"
-    assert "sweep.report_seconds" in str(trial.problem)
+    assert "sweep.silent_seconds" in str(trial.problem)
     all_free(cpus)
 
 

@@ -67,7 +67,7 @@ def test_a_second_command_is_refused_and_a_lost_one_shut_out(
     refused = Impatient(config, tmp_path, "refused")
     (message,) = refused.wait().splitlines()
     assert refused.process.returncode == 1
-    assert message.startswith("panthalassa: another command trains this run: ")
+    assert message.startswith("panthalassa: another command has this folder: ")
     assert f"is held by process {first.process.pid} on " in message
     assert f"`panthalassa stop {folder}`" in message
 

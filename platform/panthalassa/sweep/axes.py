@@ -37,7 +37,7 @@ def axes(trials: Sequence[Trial], log_keys: Collection[str] = ()) -> Iterator[Ax
     flat = [flatten(trial.values) for trial in trials]
     groups: dict[tuple[int, ...], list[str]] = {}
     for key in dict.fromkeys(key for values in flat for key in values):
-        column = [_text(values.get(key)) for values in flat]
+        column = [repr(values.get(key)) for values in flat]
         kinds = list(dict.fromkeys(column))
         pattern = tuple(kinds.index(value) for value in column)
         if 1 < len(kinds) < len(trials):

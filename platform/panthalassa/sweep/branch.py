@@ -22,13 +22,13 @@ TRIES = 5
 
 
 def branch(original: Storage, run: Storage) -> None:
-    """Copy what a run needs to go on as `run` where `original` is; nothing without a checkpoint there.
+    """Copy what a run needs to go on as `run` where `original` is.
 
-    Raises OSError, and CheckpointError for an original whose checkpoints are corrupt.
+    Raises OSError, and CheckpointError for an original that has no checkpoint, or only corrupt ones.
     """
     for _ in range(TRIES):
         if (found := newest(original)) is None:
-            return
+            raise CheckpointError(f"{original.uri} has no checkpoint from which to branch")
         with suppress(FileNotFoundError):
             _copy(original, run, found[0])
             return

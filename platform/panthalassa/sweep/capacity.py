@@ -11,22 +11,20 @@ from itertools import count
 from panthalassa.config import Cluster
 from panthalassa.errors import ConfigError
 from panthalassa.stream.reader import READ_CPUS
-from panthalassa.sweep.config import Range
-from panthalassa.sweep.space import Plan
+from panthalassa.sweep.space import Plan, points
 from panthalassa.train import placement
 from panthalassa.train.placement import Node
 
 DRIVER_CPUS = 0.25
 """That Ray reserves for the process of a trial."""
-DEMANDING = ("cluster.workers", "cluster.cpus_per_worker", "parallel.tp_size")
-"""What a trial's room depends on."""
 
 
 def at_once(plan: Plan, nodes: Sequence[Node]) -> int:
     """Trials at a time. Raises ConfigError when more are asked for than the cluster ever holds."""
     nodes = [node for node in nodes if not node.leaving and not node.silent]
-    cluster, tp_size = _largest(plan)
-    ever = fits((node.total for node in nodes), cluster, tp_size)
+    needs, total = _needs(plan), [node.total for node in nodes]
+    cluster, tp_size = min(needs, key=lambda need: fits(total, *need))
+    ever = fits(total, cluster, tp_size)
     wanted, key = plan.sweep.concurrent, "sweep.concurrent"
     if plan.sweep.search == "pbt":  # which compares those that train at the same time
         wanted, key = plan.count, "sweep.trials, all at the same time for search=pbt"
@@ -37,7 +35,8 @@ def at_once(plan: Plan, nodes: Sequence[Node]) -> int:
             f"{DRIVER_CPUS + READ_CPUS:g} CPU. Lower it, cluster.workers or cluster.cpus_per_worker, or "
             "set cluster.address to a larger cluster."
         )
-    return wanted or max(1, fits((node.free for node in nodes), cluster, tp_size))
+    free = [node.free for node in nodes]
+    return wanted or max(1, min(fits(free, *need) for need in needs))
 
 
 def fits(resources: Iterable[Mapping[str, float]], cluster: Cluster, tp_size: int) -> int:
@@ -66,12 +65,12 @@ def _take(left: dict[str, dict[str, float]], cpus: float) -> bool:
     return left[node]["CPU"] >= 0
 
 
-def _largest(plan: Plan) -> tuple[Cluster, int]:
-    """The most that any trial asks for."""
-    most = {
-        key: values.high if isinstance(values, Range) else max(values)
-        for key, values in plan.space.items()
-        if key in DEMANDING
-    }
-    config = plan.build(most)
-    return config.cluster, config.parallel.tp_size
+def _needs(plan: Plan) -> list[tuple[Cluster, int]]:
+    """The ranks, and the size of their tensor-parallel groups, of trials that ask for different ones."""
+    found: dict[tuple[float, ...], tuple[Cluster, int]] = {}
+    for point in points(plan):
+        config = plan.build(point)
+        cluster, tp_size = config.cluster, config.parallel.tp_size
+        amounts = placement.per_rank(cluster).values()
+        found[cluster.workers, tp_size, *amounts] = cluster, tp_size
+    return list(found.values())

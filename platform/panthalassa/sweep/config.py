@@ -68,8 +68,8 @@ class Sweep(Section):
     steps."""
     concurrent: Positive | None = None
     """Trials at a time; as many as have room if not given."""
-    report_seconds: Rate = 3600.0
-    """Seconds without a new evaluation after which a trial counts as hung and is given up."""
+    silent_seconds: Rate = 3600.0
+    """Seconds without a step, its start included, after which a trial counts as hung and is given up."""
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -107,6 +107,11 @@ class Sweep(Section):
             yield f"objective={self.objective} names one twice"
         if self.within and self.objective != ["loss"]:
             yield "within belongs to objective=loss"
+        if self.within and self.search == "pbt":
+            yield "within compares energies, and a branch of search=pbt has only a part of its own"
+        for key in self.space:
+            if below := [other for other in self.space if other.startswith(f"{key}.")]:
+                yield f"space has {key} and {', '.join(below)} below it: name each key once"
 
 
 class SweptConfig(Config):

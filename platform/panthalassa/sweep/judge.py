@@ -62,13 +62,16 @@ class Judge:
         return self._stopped() or not (self._population and trains)
 
     def _put(self, trial: Trial) -> None:
+        """Put a trial on record, a new one or one that has changed."""
         record(self._folder, trial)
         self.known[trial.number : trial.number + 1] = [trial]
 
     def begins(self, number: int) -> None:
-        """The process of a trial is there."""
-        self._heard[number] = time.monotonic()
+        """The process of a trial is there; once more for one that was killed because it hung."""
         trial = self.known[number]
+        if trial.over:
+            return
+        self._heard[number] = time.monotonic()
         branch = f", a branch of {trial.parent}" if trial.parent else ""
         self._tell(f"trial {number}: {told(trial.values)}{branch}")
 
@@ -103,12 +106,16 @@ class Judge:
 
     def hangs(self, number: int) -> bool:
         """Whether a trial is given up, from now on."""
-        limit = self._plan.sweep.report_seconds
-        if time.monotonic() < self._heard.get(number, time.monotonic()) + limit:
+        limit, now = self._plan.sweep.silent_seconds, time.monotonic()
+        if now < self._heard.get(number, now) + limit:
+            return False
+        trial = read(self._folder, number)
+        if trial.step > self.known[number].step:
+            self.known[number], self._heard[number] = trial, now
             return False
         del self._heard[number]
-        problem = f"hung: no evaluation for {limit:.0f} s (sweep.report_seconds)"
-        self._put(replace(read(self._folder, number), state="failed", problem=problem))
+        problem = f"hung: no step for {limit:.0f} s (sweep.silent_seconds)"
+        self._put(replace(trial, state="failed", problem=problem))
         return True
 
     def stop_runs(self) -> None:

@@ -29,7 +29,7 @@ from panthalassa.sweep.optimum import (
 )
 from panthalassa.sweep.pareto import comparable
 from panthalassa.sweep.published import BESIROGLU, HOFFMANN, HOFFMANN_INTERVAL
-from panthalassa.sweep.results import Trial
+from panthalassa.sweep.results import Trial, asked
 
 NEEDED = ("loss", "tokens", "parameters")
 FAR = 100.0
@@ -68,11 +68,17 @@ class Question:
 
 
 def study(folder: Storage, trials: Sequence[Trial]) -> Study:
-    """The law of the finished trials of the sweep in `folder`.
+    """The law of the finished trials of the sweep in `folder`: of each size and budget the lowest loss,
+    if there are several by other keys.
 
-    Raises PanthalassaError when they determine none, or the configuration of a run is gone.
+    Raises PanthalassaError when there is no sweep, too little of it, or the configuration of a run is
+    gone.
     """
-    done = comparable(trials, NEEDED)
+    asked(folder)
+    best: dict[tuple[float, float], Trial] = {}
+    for trial in sorted(comparable(trials, NEEDED), key=lambda trial: trial.metrics["loss"]):
+        best.setdefault((trial.metrics["parameters"], trial.metrics["tokens"]), trial)
+    done = sorted(best.values(), key=lambda trial: trial.number)
     loss, tokens, sizes = (np.array([trial.metrics[name] for trial in done]) for name in NEEDED)
     law = fit(sizes, tokens, loss)
     configs = [kept(folder.below(trial.run)) for trial in done]
@@ -111,13 +117,13 @@ def explain(found: Study) -> Iterator[tuple[str, str]]:
     )
 
 
-def answer(asked: Question, found: Study | None = None) -> Iterator[tuple[str, str]]:
+def answer(question: Question, found: Study | None = None) -> Iterator[tuple[str, str]]:
     """What a ladder and published laws say of a cluster and of a size."""
-    flops = asked.flops
+    flops = question.flops
     yield (
         "budget",
-        f"{flops:.3g} FLOPs: {asked.gpus} x {asked.gpu} x {asked.days:g} days x "
-        f"{peak_of(asked.gpu) / 1e12:g} TFLOP/s x {asked.mfu:.1%} MFU",
+        f"{flops:.3g} FLOPs: {question.gpus} x {question.gpu} x {question.days:g} days x "
+        f"{peak_of(question.gpu) / 1e12:g} TFLOP/s x {question.mfu:.1%} MFU",
     )
     if found is not None:
         beyond = flops / float(found.flops.max())
@@ -134,16 +140,16 @@ def answer(asked: Question, found: Study | None = None) -> Iterator[tuple[str, s
         f"alone, {HOFFMANN_INTERVAL[0]} to {HOFFMANN_INTERVAL[1]}, which does not hold the law's own "
         f"{float(HOFFMANN.beta / (HOFFMANN.alpha + HOFFMANN.beta)):.3f}",
     )
-    yield size_text(asked.size), _verdict(asked)
+    yield size_text(question.size), _verdict(question)
     yield (
         "text",
-        f"{amount(asked.text)} tokens, read once, are too few for a budget spent on less than "
-        f"{size_text(flops / (6 * asked.text))} parameters",
+        f"{amount(question.text)} tokens, read once, are too few for a budget spent on less than "
+        f"{size_text(flops / (6 * question.text))} parameters",
     )
 
 
-def _verdict(asked: Question) -> str:
-    flops, size = asked.flops, asked.size
+def _verdict(question: Question) -> str:
+    flops, size = question.flops, question.size
     lost = given_away(BESIROGLU, size, flops, SIX_N)
     above = larger(BESIROGLU, size, flops, SIX_N)
     of_hoffmann = HOFFMANN.loss(size, flops / (6 * size)) - lowest(HOFFMANN, flops, SIX_N)

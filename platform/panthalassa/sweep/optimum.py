@@ -7,12 +7,13 @@ optimum is the closed form of Hoffmann et al. 2022, equation 4, with g beside it
     N = ((alpha A) / (g beta B) (C / k)^beta)^(1 / (alpha + g beta)),  D = C / (k N^g)
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from panthalassa.errors import PanthalassaError
-from panthalassa.model.flops import peak_of
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.model.flops import PEAK_BF16, peak_of
 from panthalassa.sweep.loss_law import Estimate, Fit, Floats, LossLaw
 
 DAY = 86_400.0
@@ -48,12 +49,16 @@ def budget(gpus: int, gpu: str, days: float, mfu: float) -> float:
 
     Raises PanthalassaError for an unknown GPU and for an amount that is none.
     """
-    if not (gpus > 0 and days > 0 and 0 < mfu <= 1):
+    if not (gpus > 0 and 0 < days < math.inf and 0 < mfu <= 1):
         raise PanthalassaError(
             f"a budget takes GPUs and days above 0 and an MFU up to 1; found {gpus} GPUs, {days} days, "
             f"MFU {mfu}"
         )
-    return gpus * days * DAY * peak_of(gpu) * mfu
+    try:
+        peak = peak_of(gpu)
+    except ConfigError as error:
+        raise PanthalassaError(f"unknown GPU {gpu!r}; known are {', '.join(PEAK_BF16)}") from error
+    return gpus * days * DAY * peak * mfu
 
 
 def cost_of(parameters: Floats, flops_per_token: Floats) -> Cost:

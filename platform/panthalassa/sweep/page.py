@@ -9,20 +9,19 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from panthalassa.config_file import flatten
-from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.errors import ConfigError
 from panthalassa.report.csv_files import packed, table
 from panthalassa.report.figures import Plots
 from panthalassa.report.headlines import Headline
 from panthalassa.report.page import fill
-from panthalassa.run_config import CONFIG, kept_tree
 from panthalassa.storage import Storage
 from panthalassa.sweep.axes import axes, number
 from panthalassa.sweep.figures import LABELS, draw_front, draw_law, draw_parallel
 from panthalassa.sweep.ladder import Study, explain
 from panthalassa.sweep.pareto import front, frugal
-from panthalassa.sweep.results import Trial
+from panthalassa.sweep.results import Trial, asked
 
-FILE = "sweep.html"
+FILE, LAW_FILE = "sweep.html", "scaling.html"
 WITHIN = 0.01
 """Share above the best loss within which the page names the trial of the least energy."""
 
@@ -47,7 +46,7 @@ def write_page(
     answers: what was asked of the ladder's law, as rows. Raises PanthalassaError when there is no sweep,
     or the folder can not be written.
     """
-    where = f"{folder.uri}/{FILE}"
+    file = LAW_FILE if ladder else FILE
     objectives, log_keys = _asked(folder)
     plots: Plots = {"parallel": draw_parallel(trials, objectives, log_keys)}
     if drawn := draw_front(trials, _pair(objectives)):
@@ -70,20 +69,18 @@ def write_page(
         packed=packed(table(header, rows)),
     )
     try:
-        folder.write(FILE, text.encode())
+        folder.write(file, text.encode())
     except OSError as error:
-        raise ConfigError(f"{where} can not be written: {error}") from error
-    return where
+        raise ConfigError(f"{folder.uri}/{file} can not be written: {error}") from error
+    return f"{folder.uri}/{file}"
 
 
 def _asked(folder: Storage) -> tuple[list[str], list[str]]:
     """A sweep's objectives, and the keys that it draws on a logarithmic scale."""
-    asked = kept_tree(folder).get("sweep")
-    if not isinstance(asked, dict):
-        raise PanthalassaError(f"{folder.uri} is no sweep: its {CONFIG} has no section `sweep`")
-    space = asked["space"].items()
+    found = asked(folder)
+    space = found["space"].items()
     log_keys = [key for key, drawn in space if isinstance(drawn, dict) and drawn.get("log")]
-    return asked["objective"], log_keys
+    return found["objective"], log_keys
 
 
 def _pair(objectives: Sequence[str]) -> Sequence[str]:

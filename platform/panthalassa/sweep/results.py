@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from panthalassa.errors import PanthalassaError
+from panthalassa.run_config import CONFIG, kept_tree
 from panthalassa.storage import Storage
 
 FOLDER = "trials"
@@ -71,6 +72,14 @@ def read(folder: Storage, number: int) -> Trial:
             f"{folder.uri}/{path} is missing, or no record of a trial. Restore it from a copy, or "
             "choose another run.name"
         ) from error
+
+
+def asked(folder: Storage) -> dict[str, Any]:
+    """The section `sweep` that was asked for, unchecked. Raises PanthalassaError when there is none."""
+    found = kept_tree(folder).get("sweep")
+    if not isinstance(found, dict):
+        raise PanthalassaError(f"{folder.uri} is no sweep: its {CONFIG} has no section `sweep`")
+    return found
 
 
 def trials(folder: Storage) -> list[Trial]:

@@ -39,7 +39,7 @@ from panthalassa.train.stop import StopRequests
 
 MAY_CHANGE = (
     "cluster.", "tracking.", "energy.", "guard.", "checkpoint.", "run.directory",
-    "sweep.trials", "sweep.concurrent", "sweep.within", "sweep.report_seconds",
+    "sweep.trials", "sweep.concurrent", "sweep.within", "sweep.silent_seconds",
 )  # fmt: skip
 """Keys, or how they begin, that may differ from the sweep's last command."""
 BEST = "best.yaml"
@@ -70,7 +70,7 @@ def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outco
     """
     plan = plan.anchored()
     config = plan.config
-    check(_any(plan))
+    check(plan.build({}))
     _check_power(plan)
     folder = replace(open_storage(config.run.directory).below(config.run.name), patience=PATIENCE)
     _refuse_another(plan, folder)
@@ -145,14 +145,6 @@ def best_config(plan: Plan, trial: Trial) -> Config:
     return plan.build(trial.values | own)
 
 
-def _any(plan: Plan) -> Config:
-    """The configuration without any values, or, where it needs some, that of a trial."""
-    try:
-        return plan.build({})
-    except ConfigError:
-        return plan.build(plan.draw(0))
-
-
 def _check_power(plan: Plan) -> None:
     """Raises ConfigError when J/token is the objective, and this machine's CPUs tell no energy."""
     cluster = plan.config.cluster
@@ -198,7 +190,7 @@ def explain(outcome: Outcome) -> Iterator[tuple[str, str]]:
     sound = [trial for trial in known if trial.state in ("finished", "stopped")]
     full = sum(plan.build(trial.values).train.steps for trial in sound)
     done = sum(trial.step for trial in sound)
-    if full:
+    if full and plan.sweep.search != "pbt":  # whose branches begin with steps of others
         yield (
             "steps",
             f"{done:,} of the {full:,} that these trials have: {1 - done / full:.0%} saved",

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from panthalassa.config import Config
-from panthalassa.config_file import build, read
+from panthalassa.config_file import build, flatten, read
 from panthalassa.errors import ConfigError
 from panthalassa.storage import open_storage
 from panthalassa.sweep.config import Range, Sweep, SweptConfig
@@ -73,7 +73,8 @@ class Plan:
 
     def build(self, values: Values) -> Config:
         """The configuration with overrides. Raises ConfigError."""
-        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        # YAML has dates, which no key takes; JSON has none.
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]
         return build(copy.deepcopy(self.tree), overrides, self.origin, Config)
 
     def trial(self, run: str, values: Values, store: str, parent: str | None) -> Config:
@@ -103,6 +104,10 @@ def load(path: Path, overrides: list[str]) -> Plan:
     if isinstance(tree, dict):
         below = base(path)
         tree.pop("base", None)
+        if below and base(below):
+            raise ConfigError(
+                f"{path}: base={below.name} has a base itself: name that, or merge them"
+            )
         tree = _over(read(below), tree) if below else tree
         if "sweep" not in tree:
             raise ConfigError(
@@ -152,24 +157,33 @@ def _draw(values: list[Any] | Range, chance: random.Random) -> Any:
 def _check(plan: Plan) -> None:
     """Raises ConfigError for a space that leads to a configuration which can not be run."""
     problems: dict[str, str] = {}  # one for each key
-    for key in plan.space:
-        if key.startswith(RESERVED):
-            problems[key] = f"  {key}: the sweep sets it for each trial; leave it out of the space"
+    for key, values in plan.space.items():
+        own = {name for value in _listed(values) for name in flatten({key: value})}
+        if reserved := sorted(name for name in own if name.startswith(RESERVED)):
+            problems[key] = (
+                f"  {', '.join(reserved)}: the sweep sets it for each trial; leave it out of the space"
+            )
         elif plan.sweep.search == "pbt" and not key.startswith(BETWEEN_CHECKPOINTS):
             allowed = ", ".join(f"{prefix}*" for prefix in BETWEEN_CHECKPOINTS)
             problems[key] = f"  {key}: search=pbt changes runs under way, and so only {allowed}"
-    for point in _points(plan):
+    for point in points(plan):
         try:
             found = plan.build(point)
         except ConfigError as error:
-            for line in str(error).splitlines()[1:]:
+            first, *lines = str(error).splitlines()
+            for line in lines or [f"  {first}"]:
                 problems.setdefault(line.partition("=")[0].strip(), line)
             continue
-        evaluation, train = found.evaluation, found.train
+        evaluation, train, saved = found.evaluation, found.train, found.checkpoint.every
         if (plan.sweep.asha or plan.sweep.search == "pbt") and evaluation.every >= train.steps:
             problems["evaluation.every"] = (
                 f"  evaluation.every={evaluation.every} shows nothing before the end of "
                 f"train.steps={train.steps}, so no trial can be stopped early: lower it"
+            )
+        if plan.sweep.search == "pbt" and not (saved and saved <= evaluation.every):
+            problems["checkpoint.every"] = (
+                f"  checkpoint.every={saved}: search=pbt branches off from checkpoints at an "
+                f"evaluation; set it to evaluation.every={evaluation.every}, or lower"
             )
     if problems:
         listed = "\n".join(problems.values())
@@ -180,7 +194,11 @@ def _check(plan: Plan) -> None:
         )
 
 
-def _points(plan: Plan) -> Iterator[Values]:
+def _listed(values: list[Any] | Range) -> list[Any]:
+    return values if isinstance(values, list) else [values.low, values.high]
+
+
+def points(plan: Plan) -> Iterator[Values]:
     """The points that will be tried, as far as they are known, and else as many."""
     if plan.sweep.search == "grid":
         yield from plan.grid()
@@ -191,7 +209,7 @@ def _points(plan: Plan) -> Iterator[Values]:
         return
     middle = plan.draw(0)
     for key, values in plan.space.items():
-        for value in values if isinstance(values, list) else (values.low, values.high):
+        for value in _listed(values):
             yield middle | {key: value}
     for number in range(plan.count, LOOKED_AT):
         yield plan.draw(number)
@@ -204,5 +222,5 @@ def _typed(plan: Plan, key: str, value: Any) -> Any:
     except ConfigError:  # it can not stand alone
         return value
     for name in key.split("."):
-        found = getattr(found, name)
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
     return value if isinstance(found, BaseModel | tuple | list | dict) else found

@@ -30,6 +30,8 @@ from panthalassa.train.events import Evaluated, Event, Ready, Step
 from panthalassa.train.run import History, pretrain
 
 NUMBER = "number"
+BEAT = 5.0
+"""Seconds after which a trial that trains has its step on record, so that it does not count as hung."""
 HELD_SECONDS, RETRY = 60.0, 5.0
 """Time for which the process of a killed sweep may still have a trial's run, and between two tries."""
 
@@ -42,7 +44,11 @@ def run_trial(given: dict[str, int], plan: Plan, folder: Storage, store: str, pa
     trial = read(folder, given[NUMBER])
     if trial.over:
         return
-    config = plan.trial(trial.run, trial.values, store, parent or None)
+    try:
+        config = plan.trial(trial.run, trial.values, store, parent or None)
+    except PanthalassaError as error:
+        record(folder, replace(trial, state="failed", problem=str(error)))
+        return
     progress = Progress(plan, folder, config, trial)
     began = time.monotonic()
     try:
@@ -72,34 +78,45 @@ class Progress:
         self._plan, self._folder, self._config, self._trial = plan, folder, config, trial
         self._run = folder.below(trial.run)
         self._history = History()
+        self._recorded = time.monotonic()
 
     def show(self, event: Event) -> None:
         self._history.add(event)
         match event:
             case Ready():
                 self._note(parameters=event.parameters)
+                for evaluated in event.evaluations:  # a command that was killed may have lost some
+                    self._look(evaluated)
             case Step():
                 self._trial = replace(self._trial, step=event.step)
-            case Evaluated() if event.step > max(self._trial.looks, default=0):
+                if time.monotonic() > self._recorded + BEAT:
+                    self._record()
+            case Evaluated():
                 self._look(event)
 
     def _note(self, **metrics: float) -> None:
         self._trial = replace(self._trial, metrics=self._trial.metrics | metrics)
 
+    def _record(self) -> None:
+        record(self._folder, self._trial)
+        self._recorded = time.monotonic()
+
     def _look(self, event: Evaluated) -> None:
+        if event.step <= max(self._trial.looks, default=0):
+            return
         if not math.isfinite(event.loss):
             self._fail(f"diverged: its held-out loss is {event.loss} after step {event.step}")
             return
         self._note(loss=event.loss, tokens=tokens(self._config, event.step))
         self._measure()
         trial = self._trial
-        looks = trial.looks | {event.step: trial.metrics}
-        self._trial = trial = replace(trial, step=event.step, looks=looks)
-        record(self._folder, trial)
         if missing := [name for name in self._plan.sweep.objective if name not in trial.metrics]:
             ready = self._history.ready
             self._fail(f"its run reports no {', '.join(missing)}: {ready.power if ready else ''}")
             return
+        looks = trial.looks | {event.step: trial.metrics}
+        self._trial = replace(trial, step=max(trial.step, event.step), looks=looks)
+        self._record()
         if not self.stopping.is_set():
             steps = self._config.train.steps
             tune.report({NUMBER: trial.number, "step": event.step, "steps": steps})
