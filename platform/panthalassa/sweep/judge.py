@@ -110,7 +110,7 @@ class Judge:
         if now < self._heard.get(number, now) + limit:
             return False
         trial = read(self._folder, number)
-        if trial.step > self.known[number].step:
+        if trial.step != self.known[number].step:
             self.known[number], self._heard[number] = trial, now
             return False
         del self._heard[number]
