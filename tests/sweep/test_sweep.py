@@ -35,7 +35,7 @@ from panthalassa.train.checkpoint import newest
 from panthalassa.train.run import Outcome, pretrain
 
 RATE = "train.optimizer.learning_rate"
-GOOD, ALSO_GOOD, POOR, DIVERGES = range(4)
+GOOD, FAIR, POOR, DIVERGES = range(4)
 RATES = [3e-3, 2e-3, 1e-7, 1e30]
 """Of the first trials; as many more have a mixture that the corpus does not have."""
 PATIENCE = 300
@@ -102,7 +102,9 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     first.signal(signal.SIGINT)
     assert "stopped as asked; the same command goes on" in first.wait(PATIENCE)
     assert first.process.returncode == 0
-    assert {trial.state for trial in known(folder).values()} <= {"running", "finished"}
+    assert {known(folder)[number].state for number in known(folder) if number != FAIR} == {
+        "running"
+    }
     all_free(cpus)
 
     # Killed at a random moment, when one trial is over already.
@@ -122,12 +124,8 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     assert third.process.returncode == 0, text
     all_free(cpus)
     found = known(folder)
-    assert [found[n].state for n in range(len(RATES))] == [
-        "finished",
-        "finished",
-        "stopped",
-        "failed",
-    ]
+    assert [found[n].state for n in (GOOD, POOR, DIVERGES)] == ["finished", "stopped", "failed"]
+    assert found[FAIR].state in ("finished", "stopped")  # stopped where the good one was faster
     assert found[POOR].step < found[GOOD].step == 24
     assert "in a row were skipped" in str(found[DIVERGES].problem)
     for number in range(len(RATES), 2 * len(RATES)):
@@ -140,10 +138,10 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     for number in had.keys() - over:
         assert attempts(folder, found[number])[: len(had[number])] == had[number]
         assert attempts(folder, found[number])[len(had[number])] == saved[number]
-    for number in (GOOD, ALSO_GOOD, POOR):
+    for number in (GOOD, FAIR, POOR):
         assert audit_run(folder.below(found[number].run)).passed
 
-    best = min((found[GOOD], found[ALSO_GOOD]), key=lambda trial: trial.metrics["loss"])
+    best = found[GOOD]
     assert f"best           trial {best.number}: loss" in text
     assert "% saved" in text
     runnable = load(tmp_path / "runs" / "small" / "best.yaml")
@@ -174,7 +172,7 @@ def in_mlflow(database: Path) -> None:
     assert {*parents.values()} == {parent}
     assert (names[parent], runs[parent]) == ("small", "FINISHED")
     states = {names[run]: runs[run] for run in parents}
-    assert states[f"small-{GOOD:03d}"] == states[f"small-{ALSO_GOOD:03d}"] == "FINISHED"
+    assert states[f"small-{GOOD:03d}"] == "FINISHED"
     assert states[f"small-{POOR:03d}"] == "KILLED"
 
 
