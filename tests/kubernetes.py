@@ -103,6 +103,8 @@ class Operator:
         self.deleted_while_busy: list[str] = []
         self.stuck = 0
         """Pods that shall stay pending, of those to come."""
+        self.places: int | None = 1
+        """Room for ranks in the pods to come."""
         self._kubernetes, self._start, self._end, self._busy = kubernetes, start, end, busy
         self._made = 0
 

@@ -50,10 +50,11 @@ class Nodes:
         )
         self.address: str = self._cluster.address
 
-    def add(self, places: int, **options: Any) -> Any:
-        """A node with room for so many ranks of CPUS each."""
+    def add(self, places: int | None, **options: Any) -> Any:
+        """A node with room for so many ranks of CPUS each, and for reading; None for no room at all."""
+        cpus = 0 if places is None else places + 1
         return self._cluster.add_node(
-            num_cpus=places + 1, object_store_memory=STORE, node_ip_address="127.0.0.1", **options
+            num_cpus=cpus, object_store_memory=STORE, node_ip_address="127.0.0.1", **options
         )
 
     def kill(self, node: Any) -> None:
