@@ -4,17 +4,15 @@ import random
 
 import numpy as np
 import yaml
+from reports import BATCH, LENGTH, configuration
 
-from panthalassa.config import Config
-from panthalassa.config_file import build
 from panthalassa.run_config import keep
 from panthalassa.storage import Storage
 from panthalassa.sweep.loss_law import LossLaw
 from panthalassa.sweep.results import Trial
 
 LAW = LossLaw.of(np.array([np.log(60.0), np.log(900.0), 2.0, 0.25, 0.5]))
-STEPS = (50, 100, 200, 400)
-BATCH, LENGTH = 8, 256
+STEPS = (200, 400, 800, 1600)
 RATE = "train.optimizer.learning_rate"
 SHAPES = tuple(
     {
@@ -29,22 +27,6 @@ SHAPES = tuple(
     }
     for hidden, layers in ((32, 2), (64, 2), (128, 3), (192, 4), (256, 6))
 )
-
-
-def configuration(shape: dict[str, object], steps: int) -> Config:
-    tree = {
-        "run": {"name": "x"},
-        "corpus": {"directory": "data/sea"},
-        "model": dict(shape),
-        "train": {
-            "steps": steps,
-            "global_batch": BATCH,
-            "micro_batch": 4,
-            "sequence_length": LENGTH,
-            "schedule": {"warmup_steps": 2},
-        },
-    }
-    return build(tree, [], "test", Config)
 
 
 def parameters(shape: dict[str, object]) -> int:
@@ -66,7 +48,7 @@ def ladder(folder: Storage) -> list[Trial]:
         for steps in STEPS:
             number = len(found)
             run = f"ladder-{number:05d}"
-            keep(configuration(shape, steps), folder.below(run))
+            keep(configuration(run, steps, shape), folder.below(run))
             size, tokens = parameters(shape), steps * BATCH * LENGTH
             loss = float(LAW.loss(size, tokens)) * float(np.exp(0.01 * chance.normal()))
             metrics = {

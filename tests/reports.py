@@ -32,6 +32,7 @@ from panthalassa.train.goodput import Launched, Line, Spent, Steps
 T = 1_800_000_000.0
 LANGUAGES = ("en", "zh", "es", "ar", "sw")
 BATCH, LENGTH = 8, 64
+LAPTOP = {"preset": "laptop"}
 EVALUATIONS = 20
 FIGURES = {
     "loss",
@@ -48,11 +49,11 @@ FIGURES = {
 Edit = Callable[[int, dict[str, float]], Mapping[str, float]]
 
 
-def configuration(name: str, steps: int) -> Config:
+def configuration(name: str, steps: int, model: Mapping[str, object] = LAPTOP) -> Config:
     tree = {
         "run": {"name": name, "seed": 1},
         "corpus": {"directory": "data/sea"},
-        "model": {"preset": "laptop"},
+        "model": dict(model),
         "train": {
             "steps": steps,
             "global_batch": BATCH,

@@ -141,11 +141,10 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     for number in (GOOD, FAIR, POOR):
         assert audit_run(folder.below(found[number].run)).passed
 
-    best = found[GOOD]
-    assert f"best           trial {best.number}: loss" in text
+    assert f"best           trial {GOOD}: loss" in text
     assert "% saved" in text
     runnable = load(tmp_path / "runs" / "small" / "best.yaml")
-    assert runnable.train.optimizer.learning_rate == best.values[RATE]
+    assert runnable.train.optimizer.learning_rate == RATES[GOOD]
     assert runnable.run.name == "small-best"
     in_mlflow(tmp_path / "runs" / "mlflow.db")
 

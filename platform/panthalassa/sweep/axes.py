@@ -40,12 +40,11 @@ def axes(trials: Sequence[Trial], log_keys: Collection[str] = ()) -> Iterator[Ax
         column = [repr(values.get(key)) for values in flat]
         kinds = list(dict.fromkeys(column))
         pattern = tuple(kinds.index(value) for value in column)
-        if 1 < len(kinds) < len(trials):
-            groups.setdefault(pattern, []).append(key)
-        elif (
-            len(kinds) > 1
-        ):  # each trial has its own: nothing says that two such keys belong together
-            groups[(len(groups), *pattern)] = [key]
+        if len(kinds) == 1:
+            continue
+        if len(kinds) == len(trials):  # nothing says that two such keys belong together
+            pattern = (len(groups), *pattern)
+        groups.setdefault(pattern, []).append(key)
     for key, *also in groups.values():
         yield axis(key, [values.get(key) for values in flat], key in log_keys, tuple(also))
 
