@@ -84,8 +84,9 @@ def checkpointed(folder: Storage, trial: Trial) -> int:
     return found[1].step if found else 0
 
 
-def all_free(cpus: float) -> None:
+def all_free() -> None:
     """All that trials had comes back to the cluster."""
+    cpus = ray.cluster_resources()["CPU"]
     until(lambda: ray.available_resources().get("CPU") == cpus, f"{cpus} free CPUs")
 
 
@@ -94,7 +95,6 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
 ) -> None:
     plan = swept(small_corpus, tmp_path)
     folder = open_storage(str(tmp_path / "runs" / "small"))
-    cpus = ray.available_resources()["CPU"]
 
     # Stopped: the runs end in order, with checkpoints.
     first = SweepCommand(plan.config, tmp_path, "first")
@@ -105,14 +105,14 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     assert {known(folder)[number].state for number in known(folder) if number != FAIR} == {
         "running"
     }
-    all_free(cpus)
+    all_free()
 
     # Killed at a random moment, when one trial is over already.
     second = SweepCommand(plan.config, tmp_path, "second")
     second.wait_for(lambda text: ": finished after step 24" in text, "finished trial")
     time.sleep(random.uniform(0, 5))
     second.close()
-    all_free(cpus)
+    all_free()
     at_kill = known(folder)
     over = {number for number, trial in at_kill.items() if trial.over}
     had = {n: attempts(folder, trial) for n, trial in at_kill.items() if n < len(RATES)}
@@ -122,7 +122,7 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     third = SweepCommand(plan.config, tmp_path, "third")
     text = third.wait(2 * PATIENCE)
     assert third.process.returncode == 0, text
-    all_free(cpus)
+    all_free()
     found = known(folder)
     assert [found[n].state for n in (GOOD, POOR, DIVERGES)] == ["finished", "stopped", "failed"]
     assert found[FAIR].state in ("finished", "stopped")  # stopped where the good one was faster
@@ -182,14 +182,13 @@ def test_a_trial_whose_process_stands_still_is_given_up(
         small_corpus, tmp_path, f"sweep.space={{{RATE}: [1e-3]}}", "sweep.silent_seconds=15"
     )
     folder = open_storage(str(tmp_path / "runs" / "small"))
-    cpus = ray.available_resources()["CPU"]
     freezing = threading.Thread(target=freeze, args=(folder, "small-000/lease/000001.json"))
     freezing.start()
     (trial,) = sweep(plan, lambda line: None).trials
     freezing.join()
     assert trial.state == "failed"
     assert "sweep.silent_seconds" in str(trial.problem)
-    all_free(cpus)
+    all_free()
 
 
 def freeze(folder: Storage, lease: str) -> None:
