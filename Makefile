@@ -41,7 +41,8 @@ train: $(INSTALLED)
 	$(BIN)/panthalassa train $(CONFIG)
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not ray" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m ray
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

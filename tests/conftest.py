@@ -39,6 +39,13 @@ settings.register_profile("no deadline", deadline=None)  # the machine may be bu
 settings.load_profile("no deadline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the Ray of the session; who starts one of its own says so."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """An embedded Ray of four nominal CPUs, shared by the whole session; its dashboard's address."""

@@ -29,7 +29,7 @@ CPUS = 1.25
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "3"))
 LONG = (
-    f"train.steps={60 + 30 * FAULTS}",
+    f"train.steps={30 + 20 * FAULTS}",
     "train.global_batch=48",
     "evaluation.every=1000",
     "evaluation.prompts=[]",

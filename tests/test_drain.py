@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from nodes import cluster_of, known
 
 STAYS = """
@@ -23,6 +24,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.ray
 def test_a_node_is_drained_and_leaves_when_nothing_runs_there_any_more() -> None:
     with cluster_of() as (nodes, _):
         node = nodes.add(1, **known("pod-1", "ranks"))

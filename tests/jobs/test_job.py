@@ -20,6 +20,7 @@ from heads import RAY, Head, head
 from panthalassa.storage import open_storage
 from panthalassa.train.checkpoint import committed, step_of
 
+pytestmark = pytest.mark.ray
 PATIENCE = 240
 ROOT = PLATFORM.parent
 STEPS = 20_000

@@ -277,12 +277,12 @@ def test_a_lost_note_of_what_was_sent_costs_time_only(tmp_path: Path, mlflow: Ml
 
 
 def test_another_store_gets_everything(tmp_path: Path, mlflow: MlflowServer) -> None:
-    """And the first one nothing twice, when the run goes back to it."""
+    """And the first one nothing twice; it stays the run's own."""
     config = config_for(tmp_path, mlflow, "moved")
     whole_spool(config, 10)
     shutil.copy(mlflow.folder / "server.db", tmp_path / "another.db")  # without this run
     moved = configuration(folder(config), [f"tracking.uri=sqlite:///{tmp_path}/another.db"])
-    for store in (config, moved, config):
+    for store in (moved, config, moved, configuration(folder(config), [])):
         send_all(store)
     for store in (config, moved):
         assert len(points(store, assert_whole(store), "loss")) == 10

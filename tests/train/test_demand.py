@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from nodes import CPUS, cluster_of, known
 from ray.autoscaler.v2.sdk import get_cluster_status
 
@@ -82,6 +83,7 @@ def until(seen: Callable[[], Any], expected: Any) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.ray
 def test_room_is_waited_for_and_held_and_gone_with_the_driver() -> None:
     group = {"CPU": 2 * CPUS}
     pairs = f"run {Cluster(workers=6, min_workers=4, cpus_per_worker=CPUS).model_dump_json()} 2"

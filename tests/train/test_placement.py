@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nodes import cluster_of
@@ -93,6 +94,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.ray
 def test_a_node_whose_raylet_is_gone_is_known_before_ray_notices() -> None:
     with cluster_of(1) as (nodes, [node]):
         asking = subprocess.Popen(

@@ -11,8 +11,8 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.redact import without_secrets
 from panthalassa.run_config import kept
 from panthalassa.storage import Storage
-from panthalassa.tracking.mlflow_store import first_line
-from panthalassa.tracking.sender import POINTER, Acknowledged, Sender
+from panthalassa.tracking.mlflow_store import first_line, store_uri
+from panthalassa.tracking.sender import ELSEWHERE, POINTER, Acknowledged, Sender
 from panthalassa.tracking.spool import DRIVER, RANKS
 
 PAUSES = 0.5, 1.0, 2.0, 4.0, 8.0
@@ -27,9 +27,7 @@ def configuration(run: Storage, overrides: list[str]) -> Config:
     config = kept(run, overrides)
     if any(override.startswith("tracking.uri=") for override in overrides):
         return config
-    try:
-        known = Acknowledged.model_validate_json(run.read(POINTER)).uri
-    except (OSError, ValidationError):
+    if (known := _own_store(run)) is None:
         return config
     for uri in (config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), known):
         if uri and without_secrets(uri) == known and "***" not in uri:
@@ -39,6 +37,14 @@ def configuration(run: Storage, overrides: list[str]) -> Config:
         f"the run at {run.uri} was tracked at {known}, and its credentials are not kept: set "
         "MLFLOW_TRACKING_URI to it, or add tracking.uri=…"
     )
+
+
+def _own_store(run: Storage) -> str | None:
+    """The store that the run's commands have sent to, without credentials."""
+    try:
+        return Acknowledged.model_validate_json(run.read(POINTER)).uri
+    except (OSError, ValidationError):
+        return None
 
 
 def replay(config: Config, run: Storage, show: Callable[[int, int], None]) -> list[str]:
@@ -60,7 +66,9 @@ def replay(config: Config, run: Storage, show: Callable[[int, int], None]) -> li
         sent = now
         show(sent, sum(sizes))
 
-    sender, tries = Sender(config, run, tell=tell), iter(PAUSES)
+    own = _own_store(run) or without_secrets(store_uri(kept(run, [])))
+    pointer = POINTER if without_secrets(store_uri(config)) == own else ELSEWHERE
+    sender, tries = Sender(config, run, tell=tell, pointer=pointer), iter(PAUSES)
     while True:
         before = sent
         try:

@@ -1,6 +1,7 @@
 """From a run's spool to MLflow: read on from where it was acknowledged, send, acknowledge.
 
-What MLflow has is noted in `mlflow.json` of the run's folder, as bytes of each journal. A crash between
+What MLflow has is noted in `mlflow.json` of the run's folder, as bytes of each journal; what another
+store got by a replay, in a file of its own. A crash between
 sending and noting makes the next sender repeat some requests, which the store takes for what they are
 (`mlflow_store`). Of a step that is repeated after a rollback MLflow has the first values, because its
 histories only grow and shall not wait for a checkpoint; `spool.series` has the last ones.
@@ -25,7 +26,7 @@ from panthalassa.storage import Storage
 from panthalassa.tracking.mlflow_store import BATCH, MlflowStore, Value, first_line, store_uri
 from panthalassa.tracking.spool import DRIVER, RANKS, Record, decode
 
-POINTER, MARK = "mlflow.json", "metrics/mark"
+POINTER, ELSEWHERE, MARK = "mlflow.json", "mlflow-elsewhere.json", "metrics/mark"
 LOOK = 1.0
 """Seconds between two looks for new records on a local disk."""
 NOTE = 2.0
@@ -91,10 +92,12 @@ class Sender:
         run: Storage,
         command: int | None = None,
         tell: Callable[[int], None] = lambda sent: None,
+        pointer: str = POINTER,
     ) -> None:
         """command: the number of the driver's journal; a later one ends the sending.
-        tell: gets the bytes of the spool that MLflow has, as they grow."""
-        self._tell = tell
+        tell: gets the bytes of the spool that MLflow has, as they grow.
+        pointer: where it is noted what MLflow has; ELSEWHERE for a store that is not the run's own."""
+        self._tell, self._pointer = tell, pointer
         self._config, self._command = config, command
         self._run = replace(run, patience=PATIENCE)
         self._secret_uri = store_uri(config)
@@ -172,7 +175,7 @@ class Sender:
     def _open(self) -> MlflowStore:
         store = MlflowStore(self._secret_uri, self._config.tracking, self._config.run.name)
         with suppress(FileNotFoundError, ValidationError):
-            self._state = Acknowledged.model_validate_json(self._run.read(POINTER))
+            self._state = Acknowledged.model_validate_json(self._run.read(self._pointer))
         if self._state.uri != self.uri:  # another store may have nothing yet
             self._state = Acknowledged(uri=self.uri, mark=self._state.mark)
         if not self._state.mark:
@@ -246,7 +249,7 @@ class Sender:
 
     def _write_state(self) -> None:
         self._noted = time.monotonic()
-        self._run.write(POINTER, self._state.model_dump_json().encode())
+        self._run.write(self._pointer, self._state.model_dump_json().encode())
         self._written = self._state
 
 
