@@ -312,10 +312,11 @@ def show(run: RunFolder, debug: Debug = False) -> None:
     def command(console: Console) -> None:
         from panthalassa.energy.account import account
         from panthalassa.energy.ledger import read
-        from panthalassa.energy.table import explain
+        from panthalassa.energy.table import explain, explain_nodes
         from panthalassa.storage import open_storage
 
-        _table(console, explain(account(read(open_storage(run)))))
+        lines = read(open_storage(run))
+        _table(console, [*explain(account(lines)), *explain_nodes(lines)])
 
     _run(command, debug)
 

@@ -24,7 +24,7 @@ from panthalassa.energy.lines import (
     Window,
     merged,
 )
-from panthalassa.energy.table import explain
+from panthalassa.energy.table import explain, explain_nodes
 from panthalassa.errors import PanthalassaError
 from panthalassa.line_ledger import Ended, Lost, Waited
 from panthalassa.storage import open_storage
@@ -83,6 +83,48 @@ def test_an_undisturbed_run_has_its_energy_by_phase() -> None:
     assert "energy.pue 1.5" in told
     assert "energy.grid_kg_per_kwh 0.4" in told
     assert "105.00 ± 5.4%" in told
+
+
+def test_the_peak_is_found_where_no_second_passes_without_an_evaluation() -> None:
+    short = [
+        Steps(at=T + 12 + n, first=2 + n, seconds=[0.4], tokens=[10], joules=[160.0],
+              data_wait=[0.0], before={"evaluation": 9.0})
+        for n in range(9)
+    ]  # fmt: skip
+    found = account([Began(at=T), metering(1, a=0.0), steps_of(11, 1, [100.0]), *short])
+    assert found.mean_watts == pytest.approx((100 + 9 * 160) / (1 + 9 * 0.4))
+    assert found.peak_watts == pytest.approx(400)
+    just_short = account([Began(at=T), metering(1, a=0.0), steps_of(11, 1, [100.0]), *short[:2]])
+    assert just_short.peak_watts == just_short.mean_watts, "never less"
+
+
+def test_devices_are_summed_by_node(tmp_path: Path) -> None:
+    def window(**joules: float) -> Window:
+        devices = {
+            name: Device(rank=0, seconds=10, joules={"step": spent}, mean_watts=None,
+                         peak_watts=None, counter=None, node=name[0])
+            for name, spent in joules.items()
+        }  # fmt: skip
+        return Window(at=T, refresh=0.02, devices=devices)
+
+    with EnergyLedger(open_storage(str(tmp_path)), Energy(), T, 1) as ledger:
+        for line in (window(a1=1.0, a2=2.0, b1=30.0), window(a1=1.0, a2=2.0, b1=30.0)):
+            ledger.note(line)
+        ledger.write_detail()
+    lines = read(open_storage(str(tmp_path)))
+    first, second = (" ".join(text.split()) for _, text in explain_nodes(lines))
+    assert (first, second) == ("60.0 J of 1 device in b", "6.0 J of 2 devices in a")
+    assert list(explain_nodes([line for line in lines if not isinstance(line, Window)])) == []
+    assert "b,b1,0,20.0,60.0" in (tmp_path / FOLDER / DETAIL).read_text()
+
+
+def test_whoever_reads_when_a_run_was_evaluated_finds_every_step(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    with EnergyLedger(run, Energy(), T, 1) as ledger:
+        ledger.note(metering(1, a=0.0))
+        ledger.note(steps_of(11, 1, [10.0] * 3))
+        ledger.catch_up()
+        assert account(read(run)).j_per_token == 1.0
 
 
 def test_without_a_power_source_nothing_is_claimed() -> None:
@@ -357,7 +399,7 @@ def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) 
     windows = [line for line in read(run) if isinstance(line, Window)]
     assert [window.devices[A].seconds for window in windows] == [20, 20], "two, merged, a command"
     assert windows[0].devices[A].counter == 200
-    assert "GPU-0a,0,40.0,400.0" in (tmp_path / FOLDER / DETAIL).read_text()
+    assert ",GPU-0a,0,40.0,400.0" in (tmp_path / FOLDER / DETAIL).read_text()
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Whole runs on real Ray Train workers over scripted GPUs: every joule is where the script put it."""
 
+import csv
 import hashlib
 import itertools
 import math
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,8 +127,11 @@ def test_a_run_with_a_killed_worker_accounts_for_the_scripted_energy_and_for_wha
 
 def _detail_is_an_artifact(run: Path) -> None:
     detail = run / FOLDER / DETAIL
-    devices = {line.partition(",")[0] for line in detail.read_text().splitlines()[1:]}
-    assert devices == {A, B}
+    rows = list(csv.DictReader(detail.read_text().splitlines()))
+    assert {(row["node"], row["device"]) for row in rows} == {
+        (socket.gethostname(), A),
+        (socket.gethostname(), B),
+    }
     artifacts = [
         record.values
         for record in spool.read(open_storage(str(run)))

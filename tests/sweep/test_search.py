@@ -293,6 +293,10 @@ def test_more_trials_than_ever_fit_are_refused() -> None:
     assert at_once(swept(), [node(0.0)]) == 1, "which waits"
     assert at_once(swept("sweep.concurrent=3"), [node(0.0)]) == 3
     assert at_once(swept("sweep.concurrent=9"), [node(4.0, scaled=True)]) == 9
+    energy = "sweep.objective=j_per_token", "sweep.within="
+    assert at_once(swept(*energy), [node(4.0)]) == 1, "CPUs tell what all trials take"
+    with pytest.raises(ConfigError, match=r"set sweep\.concurrent=1, or give ranks GPUs"):
+        at_once(swept(*energy, "sweep.concurrent=2"), [node(4.0)])
     with pytest.raises(ConfigError, match=r"5 trials at a time .*holds 4 at most"):
         at_once(swept("sweep.concurrent=5"), [node(4.0)])
     with pytest.raises(ConfigError, match=r"one needs 8 x \(0.5 CPU\)"):

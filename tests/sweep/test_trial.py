@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from ray import tune
 
+from panthalassa.config import Energy
+from panthalassa.energy.ledger import EnergyLedger
+from panthalassa.energy.lines import Metering, Steps
 from panthalassa.errors import CheckpointError
 from panthalassa.storage import Storage, open_storage
 from panthalassa.sweep.branch import branch
@@ -26,12 +29,12 @@ def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follow:
     """A trial's record and what follows its run, in a sweep that only listens."""
     monkeypatch.setattr(tune, "report", lambda told: None)
 
-    def follow(*overrides: str) -> tuple[Storage, Progress]:
+    def follow(*overrides: str, own_power: bool = True) -> tuple[Storage, Progress]:
         plan, folder = load(LAPTOP, list(overrides)), open_storage(str(tmp_path))
         trial = Trial(0, "t0", plan.draw(0))
         record(folder, trial)
         config = plan.trial(trial.run, trial.values, "", None)
-        return folder, Progress(plan, folder, config, trial)
+        return folder, Progress(plan, folder, config, trial, own_power)
 
     return follow
 
@@ -79,6 +82,19 @@ def test_a_trial_without_the_objective_fails_and_leaves_nothing_to_trip_over(
     plan = load(LAPTOP, ["sweep.objective=j_per_token", "sweep.within=", "sweep.search=tpe"])
     assert propose(plan, [known])
     Halving(plan, [known])
+
+
+@pytest.mark.parametrize("own_power", [True, False])
+def test_energy_that_others_share_is_no_trials_own(following: Follow, own_power: bool) -> None:
+    folder, progress = following(own_power=own_power)
+    with EnergyLedger(folder.below("t0"), Energy(), 1e9, 1) as ledger:
+        ledger.note(Metering(at=1e9, source="rapl", refresh=0.001, devices={"a": 0.0}))
+        steps = Steps(
+            at=1e9 + 9, first=1, seconds=[1.0], tokens=[10], joules=[50.0], data_wait=[0.0]
+        )
+        ledger.note(steps)
+    progress.show(Evaluated(step=10, loss=5.0, tokens=100))
+    assert read(folder, 0).metrics.get("j_per_token") == (5.0 if own_power else None)
 
 
 def test_steps_are_on_record_from_time_to_time(

@@ -216,7 +216,7 @@ class Walk:
         """Whether this command has opened its meters."""
         self._readings = Readings()
         self._run = (0.0, 0.0)
-        """Joules and seconds of the newest steps, for the peak."""
+        """Joules and seconds of the newest steps, for the peak, without what lies between them."""
 
     def take(self, line: Line) -> None:
         match line:
@@ -258,6 +258,7 @@ class Walk:
 
     def account(self) -> Account:
         sums = self._old.plus(self.steps)
+        mean = self.step_joules / self.step_seconds if self.step_seconds else None
         phases = self.joules | {
             "productive": sums.joules - sums.data_wait,
             "data_wait": sums.data_wait,
@@ -272,8 +273,8 @@ class Walk:
             source=self.source,
             refresh=self.refresh,
             devices=self.devices,
-            mean_watts=self.step_joules / self.step_seconds if self.step_seconds else None,
-            peak_watts=self.peak,
+            mean_watts=mean,
+            peak_watts=max(self.peak, mean) if self.peak and mean else self.peak,
             pue=self.began.pue if self.began else None,
             grid_kg_per_kwh=self.began.grid_kg_per_kwh if self.began else None,
             uncovered_seconds=self.uncovered,
@@ -350,7 +351,6 @@ class Walk:
         self._readings.note(line.at, sum(joules or 0.0 for joules in line.joules))
         if line.before or not self.steps or self.steps[-1].step != line.first - 1:
             self._span += 1
-            self._run = (0.0, 0.0)
         each = zip(line.seconds, line.tokens, line.joules, line.data_wait, strict=True)
         for number, (seconds, tokens, joules, waited) in enumerate(each):
             disturbed = number == 0 and bool(line.before)

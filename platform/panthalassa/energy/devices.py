@@ -1,5 +1,6 @@
 """The energy of a run by device: what each took, for whoever wants to look into it."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from panthalassa.energy.lines import Window
@@ -12,9 +13,12 @@ class Devices:
         self._totals: dict[tuple[str, int], dict[str, float]] = {}
         """Seconds, and joules by phase, of each device and the rank that read it."""
         self._peaks: dict[tuple[str, int], float] = {}
+        self._nodes: dict[str, str] = {}
+        """Where each device is."""
 
     def take(self, window: Window) -> None:
         for name, device in window.devices.items():
+            self._nodes[name] = device.node
             row = self._totals.setdefault((name, device.rank), {"seconds": 0.0})
             row["seconds"] += device.seconds
             for phase, joules in device.joules.items():
@@ -30,6 +34,7 @@ class Devices:
         for (name, rank), row in self._totals.items():
             joules = sum(row.get(phase, 0.0) for phase in phases)
             yield {
+                "node": self._nodes[name],
                 "device": name,
                 "rank": rank,
                 "seconds": round(row["seconds"], 3),
@@ -38,3 +43,12 @@ class Devices:
                 "mean_watts": round(joules / row["seconds"], 3) if row["seconds"] else None,
                 "peak_watts": self._peaks.get((name, rank)),
             }
+
+    def by_node(self) -> dict[str, tuple[int, float]]:
+        """Devices and joules of each node, the most joules first: each device once, whoever read it."""
+        joules: defaultdict[str, float] = defaultdict(float)
+        for (name, _), row in self._totals.items():
+            joules[self._nodes[name]] += sum(row.values()) - row["seconds"]
+        devices = Counter(self._nodes.values())
+        most = sorted(joules.items(), key=lambda item: -item[1])
+        return {node: (devices[node], spent) for node, spent in most}

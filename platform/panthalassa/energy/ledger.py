@@ -75,6 +75,11 @@ class EnergyLedger(CommandLedger[Line, Walk]):
                 self._enter_window()
                 self.enter(line)
 
+    def catch_up(self) -> None:
+        """Write down every step so far, for whoever reads the lines while the run goes on."""
+        self._enter_steps()
+        self._write()
+
     def write_detail(self) -> tuple[str, str] | None:
         """Write the detail by device beside the lines; its URI and SHA-256, if anything was measured."""
         self._enter_window()

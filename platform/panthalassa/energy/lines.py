@@ -81,6 +81,8 @@ class Device(BaseModel):
     """Joules since the driver was loaded, at the end of the window."""
     problem: str | None = None
     """Why a part of the joules is absent."""
+    node: str = ""
+    """The host that it is in."""
 
 
 class Window(LedgerLine):
@@ -113,6 +115,7 @@ def _merged(before: Device, after: Device) -> Device:
         peak_watts=max(peaks, default=None),
         counter=after.counter,
         problem=before.problem or after.problem,
+        node=after.node,
     )
 
 

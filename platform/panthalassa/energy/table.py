@@ -1,9 +1,14 @@
 """The account of a run's energy as a table for people, each figure with its convention."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from panthalassa.energy.account import Account
+from panthalassa.energy.devices import Devices
+from panthalassa.energy.lines import Line, Window
 from panthalassa.line_ledger import told_missing
+
+NODES = 8
+"""That are listed one by one."""
 
 
 def explain(account: Account) -> Iterator[tuple[str, str]]:
@@ -69,4 +74,23 @@ def _beyond(account: Account) -> Iterator[tuple[str, str]]:
             "carbon",
             f"{account.carbon_kg:.4g} kg CO₂ = {of} kWh x energy.grid_kg_per_kwh "
             f"{account.grid_kg_per_kwh:g}",
+        )
+
+
+def explain_nodes(lines: Iterable[Line]) -> Iterator[tuple[str, str]]:
+    """What the devices of each node took in reporting windows, when there are several nodes."""
+    devices = Devices()
+    for line in lines:
+        if isinstance(line, Window):
+            devices.take(line)
+    nodes = list(devices.by_node().items())
+    if len(nodes) < 2:
+        return
+    for node, (count, joules) in nodes[:NODES]:
+        yield "node", f"{joules:12,.1f} J of {count} device{'s' * (count != 1)} in {node}"
+    if rest := nodes[NODES:]:
+        joules = sum(spent for _, (_, spent) in rest)
+        yield (
+            "nodes",
+            f"{joules:12,.1f} J in {len(rest)} others (energy/devices.csv has each device)",
         )

@@ -35,8 +35,21 @@ def at_once(plan: Plan, nodes: Sequence[Node]) -> int:
             f"{DRIVER_CPUS + READ_CPUS:g} CPU. Lower it, cluster.workers or cluster.cpus_per_worker, or "
             "set cluster.address to a larger cluster."
         )
+    if "j_per_token" in plan.sweep.objective and not all(own_power(need) for need, _ in needs):
+        if (wanted or 1) > 1:
+            raise ConfigError(
+                f"{wanted} trials at a time ({key}), and objective=j_per_token on CPUs, whose energy is "
+                "known of a whole node only: set sweep.concurrent=1, or give ranks GPUs of their own."
+            )
+        return 1
     free = [node.free for node in nodes]
     return wanted or max(1, min(fits(free, *need) for need in needs))
+
+
+def own_power(cluster: Cluster) -> bool:
+    """Whether a trial's energy is known apart from that of others at the same time: GPUs have one user,
+    a node's CPUs have all."""
+    return cluster.gpus_per_worker > 0
 
 
 def fits(resources: Iterable[Mapping[str, float]], cluster: Cluster, tp_size: int) -> int:

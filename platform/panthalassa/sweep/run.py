@@ -216,5 +216,9 @@ def _choice(outcome: Outcome) -> Iterator[tuple[str, str]]:
     if outcome.chosen_by_energy:
         yield "", f"the fewest joules of those within {sweep.within:.2%} of the least loss"
     elif sweep.within:
-        yield "", "the least loss: no trial near it has measured its energy (energy.source)"
+        yield (
+            "",
+            "the least loss: no trial near it has an energy of its own (energy.source; on CPUs "
+            "sweep.concurrent=1, too)",
+        )
     yield "", f"panthalassa train {outcome.best_config}"

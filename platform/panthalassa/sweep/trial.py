@@ -23,6 +23,7 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.lease import HeldError
 from panthalassa.storage import Storage
 from panthalassa.sweep.branch import branch
+from panthalassa.sweep.capacity import own_power
 from panthalassa.sweep.results import Trial, read, record
 from panthalassa.sweep.space import Plan
 from panthalassa.train.checkpoint import newest
@@ -36,10 +37,13 @@ HELD_SECONDS, RETRY = 60.0, 5.0
 """Time for which the process of a killed sweep may still have a trial's run, and between two tries."""
 
 
-def run_trial(given: dict[str, int], plan: Plan, folder: Storage, store: str, parent: str) -> None:
+def run_trial(
+    given: dict[str, int], plan: Plan, folder: Storage, store: str, parent: str, alone: bool
+) -> None:
     """Run trial `given["number"]` of the sweep in `folder`, or go on with it, until it ends.
 
     store, parent: where MLflow keeps its run, and of which it is a child (empty for none).
+    alone: whether no other trial runs at the same time.
     """
     trial = read(folder, given[NUMBER])
     if trial.over:
@@ -49,7 +53,7 @@ def run_trial(given: dict[str, int], plan: Plan, folder: Storage, store: str, pa
     except PanthalassaError as error:
         record(folder, replace(trial, state="failed", problem=str(error)))
         return
-    progress = Progress(plan, folder, config, trial)
+    progress = Progress(plan, folder, config, trial, alone or own_power(config.cluster))
     began = time.monotonic()
     try:
         if trial.parent and newest(folder.below(trial.run)) is None:
@@ -72,9 +76,13 @@ def run_trial(given: dict[str, int], plan: Plan, folder: Storage, store: str, pa
 class Progress:
     """What the events of a trial's run tell of it, and what its sweep wants of it."""
 
-    def __init__(self, plan: Plan, folder: Storage, config: Config, trial: Trial) -> None:
+    def __init__(
+        self, plan: Plan, folder: Storage, config: Config, trial: Trial, own_power: bool = True
+    ) -> None:
+        """own_power: whether what its devices take is all its own."""
         self.stopping = threading.Event()
         self.failed: str | None = None
+        self._own_power = own_power
         self._plan, self._folder, self._config, self._trial = plan, folder, config, trial
         self._run = folder.below(trial.run)
         self._history = History()
@@ -128,6 +136,8 @@ class Progress:
         """Speed and energy so far, as far as they are known."""
         if (sums := self._history.sums).seconds:
             self._note(tokens_per_second=sums.positions / sums.seconds)
+        if not self._own_power:
+            return
         with suppress(PanthalassaError):
             spent = account(ledger.read(self._run))
             if spent.j_per_token is not None:

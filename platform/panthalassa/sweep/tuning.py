@@ -105,7 +105,7 @@ def run_trials(
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     trainable = tune.with_parameters(
-        run_trial, plan=plan, folder=folder, store=store, parent=parent
+        run_trial, plan=plan, folder=folder, store=store, parent=parent, alone=at_once == 1
     )
     tune.Tuner(
         tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),

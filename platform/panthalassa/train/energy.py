@@ -7,6 +7,7 @@ known on the driver as soon as the step is, and a death loses none that was told
 """
 
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -258,6 +259,7 @@ class Energy(Callback):
                 peak_watts=round(self.peaks[number], 3) or None,
                 counter=None if first is None or now is None else round(first + now, 3),
                 problem=self.problem,
+                node=socket.gethostname(),
             )
         return found
 

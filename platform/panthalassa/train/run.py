@@ -264,6 +264,8 @@ def _command(
             ledger.add(event)
             if line := entry(event):
                 energy.note(line)
+            if isinstance(event, Evaluated):
+                energy.catch_up()  # a sweep judges by what a run took until here
             show(event)
             publish(event, history, ledger.goodput)
 
