@@ -6,9 +6,11 @@ The head has no package of its own on its path, so what the ranks run is what wa
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pexpect
@@ -46,8 +48,11 @@ def repository(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
     for language in ("id", "sw"):
         shutil.copytree(ROOT / "jobs" / "corpora" / "sea" / language, copy / "texts" / language)
+    git = "git", "-C", str(copy), "-c", "user.name=me", "-c", "user.email=me@example.org"
+    for command in (("init", "-q"), ("add", "platform"), ("commit", "-q", "-m", "first")):
+        subprocess.run([*git, *command], check=True)
     for unsent in (".git", ".venv", "runs/other/step-00000001"):
-        (copy / unsent).mkdir(parents=True)
+        (copy / unsent).mkdir(parents=True, exist_ok=True)
         (copy / unsent / "file").write_text("not for the cluster")
     marks.mkdir()
     with (copy / "platform" / "panthalassa" / "train" / "worker.py").open("a") as worker:
@@ -206,7 +211,7 @@ def test_a_run_goes_on_through_whatever_happens_to_its_jobs(
     assert ended(second) == 128 + signal.SIGKILL
 
     # Ray's own command, which is told nothing about the package.
-    last = step_of(committed(open_storage(f"{repository}/runs/small"))[-1]) + 100
+    last = step_of(committed(open_storage(f"{repository}/runs/small"))[-1]) + 50
     done = subprocess.run(
         [
             *(*RAY, "job", "submit", "--working-dir", ".", "--", sys.executable),
@@ -226,6 +231,11 @@ def test_a_run_goes_on_through_whatever_happens_to_its_jobs(
     audit = user("audit", "runs/small")
     audit.expect("PASS")
     assert ended(audit) == 0
+    head = ["git", "-C", str(repository), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    with closing(sqlite3.connect(repository / "runs" / "mlflow.db")) as store:
+        query = "SELECT value FROM tags WHERE key = 'mlflow.source.git.commit'"
+        assert store.execute(query).fetchall() == [(commit,)]
     files = [mark.read_text() for mark in (tmp_path / "marks").iterdir()]
     assert len(files) >= 3 * 3, "the driver and two ranks of each job"
     assert all(str(cluster.folder) in file for file in files), files

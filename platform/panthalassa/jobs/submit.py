@@ -29,6 +29,7 @@ from panthalassa.jobs.driver import (
 )
 from panthalassa.jobs.upload import TEXTS, largest, uploaded
 from panthalassa.redact import without_secrets
+from panthalassa.tracking.provenance import COMMIT, commit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -68,6 +69,7 @@ def submit(
     """
     config = read_config(path, overrides, COMMANDS[job])
     request = plan(config, path, overrides, job, directory.resolve(), _on_this_machine(client))
+    version = {COMMIT: known} if (known := commit(directory)) else {}
     with uploaded(directory.resolve(), request.files) as folder:
         return _send(
             client,
@@ -81,6 +83,7 @@ def submit(
                 "env_vars": {
                     "PYTHONPATH": "platform",
                     STOP_WAIT: str(STOP_SECONDS),
+                    **version,
                 },
             },
         )
