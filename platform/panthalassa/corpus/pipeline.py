@@ -155,7 +155,7 @@ def _read(batch: pa.Table, buckets: int, at_once: int) -> Iterator[pa.Table]:
     for file in batch.to_pylist():
         for found in read_documents(SourceFile(**file)):
             rows.append(_row(found, buckets))
-            size += len(rows[-1]["text"] or "")
+            size += len((rows[-1]["text"] or "").encode())
             if size > at_once or len(rows) >= YIELD_ROWS:
                 yield pa.Table.from_pylist(rows, SCHEMA)
                 rows, size = [], 0
