@@ -42,7 +42,10 @@ class Corpus(Section):
     directory: Place
     """Where the prepared corpus is: a local folder or `s3://bucket/prefix`."""
     sources: list[str] = Field(default_factory=list)
-    """Folders of .txt, .jsonl or .parquet; `python-reference` is the one that Python carries."""
+    """Folders of texts, tables, Wikipedia dumps or web crawls, local or `s3://`; `python-reference`
+    is the one that Python carries."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of the records that may be unreadable: they are left out, counted and named."""
     sequence_length: Length = 256
     """Tokens in a packed sample."""
     vocabulary_size: int = Field(default=4096, ge=260, le=2**20)

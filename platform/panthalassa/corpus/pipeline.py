@@ -9,7 +9,7 @@ disk, and pass through the driver only as the sample that the tokenizer is train
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any, get_args
@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 import ray.data
 
 from panthalassa import config
+from panthalassa.corpus.documents import Document, Problem, SourceFile
 from panthalassa.corpus.manifest import Shard, Split
 from panthalassa.corpus.pack import pack
 from panthalassa.corpus.shards import count_targets, unigram_loss, write_shard
-from panthalassa.corpus.sources import SourceFile, read_documents
+from panthalassa.corpus.sources import read_documents
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
@@ -31,10 +32,14 @@ from panthalassa.storage import Storage
 TASK_BYTES = 64 << 20  # text that one task gathers
 YIELD_BYTES = 16 << 20  # text that a reading task hands on at once
 TOKENIZER_BYTES = 256 << 20  # text that the tokenizer is trained on
+YIELD_ROWS = 65_536
+NAMED_PROBLEMS = 3
+PROBLEM_CHARACTERS = 300
 ENCODE_ROWS = 32  # documents that are encoded at once
 TASK: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
 
-# `position` is the first 8 bytes of the hash, as a fraction of 2**64.
+# `position` is the first 8 bytes of the hash, as a fraction of 2**64. A row without a text is a
+# problem, by which `lost` records are missing.
 SCHEMA = pa.schema(
     {
         "hash": pa.binary(),
@@ -42,6 +47,8 @@ SCHEMA = pa.schema(
         "domain": pa.string(),
         "text": pa.large_string(),
         "bucket": pa.uint64(),
+        "problem": pa.string(),
+        "lost": pa.int64(),
     }
 )
 
@@ -72,54 +79,114 @@ def _tasks(text_bytes: int) -> int:
     return max(1, math.ceil(text_bytes / TASK_BYTES))
 
 
-def distinct_documents(files: list[SourceFile]) -> ray.data.Dataset:
+def distinct_documents(
+    files: list[SourceFile], max_bad_share: float, report: Callable[[str], None]
+) -> ray.data.Dataset:
     """Each text once, with columns hash, position, domain, text and copies; kept by Ray.
 
-    A text of several domains goes to the one whose name sorts first.
+    A text of several domains goes to the one whose name sorts first. Raises CorpusError when more
+    than `max_bad_share` of the records could not be read.
     """
     tasks = _tasks(sum(file.size for file in files))
     rows = [asdict(file) for file in files]
-    documents: ray.data.Dataset = (
+    everything: ray.data.Dataset = (
         ray.data.from_items(rows, override_num_blocks=min(tasks, len(rows)))
         .map_batches(partial(_read, buckets=tasks, at_once=YIELD_BYTES), batch_size=1, **TASK)
         .groupby("bucket", num_partitions=tasks)
         .map_groups(_deduplicate, **TASK)
         .materialize()
     )
-    if documents.count() == 0:
-        raise CorpusError("the files of corpus.sources hold no text. Add some that do.")
+    check_problems(everything, max_bad_share, report)
+    documents: ray.data.Dataset = everything.map_batches(_documents, batch_size=None, **TASK)
     return documents
+
+
+def check_problems(
+    everything: ray.data.Dataset, max_bad_share: float, report: Callable[[str], None]
+) -> None:
+    """Count and name what could not be read; raise CorpusError when it is more than that share."""
+    read, lost = 0, 0
+    first: list[str] = []
+    for row in everything.map_batches(_count_problems, batch_size=None, **TASK).iter_rows():
+        read, lost = read + row["read"], lost + row["lost"]
+        first = sorted({*first, *row["first"]})[:NAMED_PROBLEMS]
+    if lost:
+        _judge(read, lost, first, max_bad_share, report)
+    if not read:
+        raise CorpusError("the files of corpus.sources hold no text. Add some that do.")
+
+
+def _judge(
+    read: int, lost: int, first: list[str], max_bad_share: float, report: Callable[[str], None]
+) -> None:
+    told = (
+        f"{lost} of {read + lost} records ({100 * lost / (read + lost):.2g} %) can not be read: "
+        + "; ".join(first)
+    )
+    if lost > max_bad_share * (read + lost):
+        raise CorpusError(
+            f"{told}. Correct the files, take them out of the folder, or raise "
+            f"corpus.max_bad_share above {max_bad_share:g}."
+        )
+    report(told)
+
+
+def _count_problems(batch: pa.Table) -> pa.Table:
+    problems = batch.filter(pc.is_valid(batch["problem"]))
+    documents = batch.filter(pc.is_null(batch["problem"]))
+    return pa.table(
+        {
+            "read": pa.array([pc.sum(documents["copies"]).as_py() or 0], pa.int64()),
+            "lost": pa.array([pc.sum(problems["lost"]).as_py() or 0], pa.int64()),
+            "first": pa.array(
+                [sorted(problems["problem"].to_pylist())[:NAMED_PROBLEMS]], pa.list_(pa.string())
+            ),
+        }
+    )
+
+
+def _documents(batch: pa.Table) -> pa.Table:
+    return batch.filter(pc.is_null(batch["problem"])).drop_columns(["problem", "lost"])
 
 
 def _read(batch: pa.Table, buckets: int, at_once: int) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     size = 0
     for file in batch.to_pylist():
-        for document in read_documents(SourceFile(**file)):
-            data = document.text.encode()
-            digest = hashlib.sha256(data).digest()
-            position = int.from_bytes(digest[:8])
-            rows.append(
-                {
-                    "hash": digest,
-                    "position": position,
-                    "domain": document.domain,
-                    "text": document.text,
-                    "bucket": position % buckets,
-                }
-            )
-            size += len(data)
-            if size > at_once:
+        for found in read_documents(SourceFile(**file)):
+            rows.append(_row(found, buckets))
+            size += len((rows[-1]["text"] or "").encode())
+            if size > at_once or len(rows) >= YIELD_ROWS:
                 yield pa.Table.from_pylist(rows, SCHEMA)
                 rows, size = [], 0
     yield pa.Table.from_pylist(rows, SCHEMA)
 
 
+def _row(found: Document | Problem, buckets: int) -> dict[str, Any]:
+    if isinstance(found, Problem):
+        digest = hashlib.sha256(f"problem {found}".encode(errors="replace")).digest()
+        row: dict[str, Any] = {"problem": str(found)[:PROBLEM_CHARACTERS], "lost": found.records}
+    else:
+        digest = hashlib.sha256(found.text.encode()).digest()
+        row = {"domain": found.domain}
+    text = None if isinstance(found, Problem) else found.text
+    position = int.from_bytes(digest[:8])
+    return row | {"hash": digest, "position": position, "bucket": position % buckets, "text": text}
+
+
 def _deduplicate(bucket: pa.Table) -> pa.Table:
     distinct = bucket.group_by(["hash", "position"], use_threads=False).aggregate(
-        [("domain", "min"), ("text", "one"), ("text", "count")]
+        [
+            ("domain", "min"),
+            ("text", "one"),
+            ("hash", "count"),
+            ("problem", "min"),
+            ("lost", "sum"),
+        ]
     )
-    return distinct.rename_columns(["hash", "position", "domain", "text", "copies"])
+    return distinct.rename_columns(
+        ["hash", "position", "domain", "text", "copies", "problem", "lost"]
+    )
 
 
 def take_census(documents: ray.data.Dataset, held_out_share: float) -> Census:

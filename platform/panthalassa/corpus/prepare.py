@@ -73,7 +73,7 @@ def _prepare(
     preparation: str,
     report: Callable[[str], None],
 ) -> Manifest:
-    documents = distinct_documents(files)
+    documents = distinct_documents(files, corpus.max_bad_share, report)
     census = take_census(documents, corpus.held_out_share)
     kept = census.documents.total()
     report(
@@ -120,14 +120,17 @@ def _refuse_overlap(files: list[SourceFile], storage: Storage) -> None:
 
 
 def _preparation(corpus: config.Corpus, files: list[SourceFile]) -> str:
-    """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept."""
+    """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept.
+
+    max_bad_share decides only whether there is one.
+    """
     with ThreadPoolExecutor(8) as pool:
         hashes = pool.map(content_sha256, files)
         content = sorted(
             [file.domain, file.path, file.size, digest]
             for file, digest in zip(files, hashes, strict=True)
         )
-    settings = corpus.model_dump(exclude={"directory", "sources"})
+    settings = corpus.model_dump(exclude={"directory", "sources", "max_bad_share"})
     return hashlib.sha256(
         json.dumps([RECIPE, settings, content], sort_keys=True).encode()
     ).hexdigest()
