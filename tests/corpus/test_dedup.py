@@ -5,11 +5,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Corpus
@@ -62,7 +63,7 @@ def documents_of(texts: list[str]) -> pa.Table:
 
 
 def edges_of(pairs: Pairs) -> Edges:
-    names = name_nodes([0] * 31, [i.to_bytes(16) for i in range(31)])
+    names = name_nodes([0] * 31, [i.to_bytes(16) + bytes(16) for i in range(31)])
     ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return names[ends[:, 0]], names[ends[:, 1]]
 
@@ -104,7 +105,9 @@ def variants(seed: int, families: int, size: int) -> list[str]:
 
 
 def test_letter_case_punctuation_and_white_space_do_not_count() -> None:
-    sets = shingles(pa.array(["The sea, the sea -- and the TIDE.", "the sea the\nsea and the tide"]))
+    sets = shingles(
+        pa.array(["The sea, the sea -- and the TIDE.", "the sea the\nsea and the tide"])
+    )
     first, second = np.split(sets.values, [sets.offsets[1]])
     assert len(first) == 7 - SHINGLE + 1
     assert first.tolist() == second.tolist()
@@ -121,6 +124,7 @@ def test_a_short_text_is_one_shingle_and_one_without_words_is_none() -> None:
     assert shingles(pa.array(["sea", "deep sea", "?!", ""])).lengths().tolist() == [1, 1, 0, 0]
 
 
+@settings(max_examples=20)
 @given(TEXTS, st.integers(1, 60))
 def test_keys_do_not_depend_on_what_is_beside_a_text(texts: list[str], slice_bytes: int) -> None:
     together, keys = text_keys(column(texts), 16, 7)
@@ -141,7 +145,7 @@ def test_signatures_are_the_same_in_every_process_and_version() -> None:
         "[0, :4].tolist())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "GOLDEN"
+    assert run.stdout.strip() == "[3331556027, 3620415609, 3440112904, 2815496835]"
 
 
 @given(st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9, 0.95]))
@@ -187,6 +191,7 @@ def test_a_large_band_is_connected_by_pairs_that_grow_with_it() -> None:
     assert len(union_find(list(zip(first.tolist(), second.tolist(), strict=True)))) == size - 1
 
 
+@settings(max_examples=20)
 @given(TEXTS, TEXTS)
 def test_the_similarity_of_short_texts_is_exact(left: list[str], right: list[str]) -> None:
     size = min(len(left), len(right))
@@ -230,10 +235,8 @@ def test_stars_are_the_components_of_a_union_find(pairs: Pairs, draw: random.Ran
 def test_stars_in_turn_find_the_components_in_parts(pairs: Pairs, parts: int) -> None:
     def apart(step: Callable[[Edges], tuple[Edges, np.ndarray]], edges: Edges) -> tuple[Edges, int]:
         """The step on the edges of each part's nodes alone."""
-        part = positions(np.concatenate((edges[0], edges[0][:0]))) % np.uint64(parts)
-        low = np.frombuffer(edges[0].tobytes(), np.uint8).reshape(-1, 24)[:, -1] % parts
-        done = [step((edges[0][low == p], edges[1][low == p])) for p in range(parts)]
-        assert len(part) == len(low)
+        part = np.frombuffer(edges[0].tobytes(), np.uint8).reshape(-1, 24)[:, -1] % parts
+        done = [step((edges[0][part == p], edges[1][part == p])) for p in range(parts)]
         u, v = (np.concatenate([found[end] for found, _ in done]) for end in (0, 1))
         return (u, v), sum(int(moved.sum()) for _, moved in done)
 
@@ -264,6 +267,7 @@ def test_equally_long_near_duplicates_are_decided_by_their_hash() -> None:
     assert kept == [text for text in texts if text in (best, texts[3])]
 
 
+@settings(max_examples=20)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_documents_does_not_decide(draw: random.Random) -> None:
     texts = variants(1, families=3, size=4)
@@ -310,7 +314,7 @@ def test_documents_without_near_duplicates_all_stay(ray_cluster: str) -> None:
 @pytest.mark.parametrize(("threshold", "kept", "dropped"), [(0.8, 3, 9), (None, 12, 0)])
 def test_a_preparation_drops_near_duplicates_and_says_how_many(
     ray_cluster: str,
-    tmp_path: "pytest.TempPathFactory",
+    tmp_path: Path,
     make_config: Callable[..., Corpus],
     threshold: float | None,
     kept: int,

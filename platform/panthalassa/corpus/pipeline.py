@@ -50,7 +50,8 @@ SCHEMA = pa.schema(
 class Census:
     """The distinct documents of `read` ones, counted by `{split}/{domain}`.
 
-    Neither number has the `near_duplicates`, which were dropped before. Held out are those whose position is below `held_out_below`; the least position is `lowest`.
+    Neither number has the `near_duplicates`, which were dropped before. Held out are those whose
+    position is below `held_out_below`; the least position is `lowest`.
     """
 
     held_out_below: int
