@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import dedup, minhash, pipeline
+from panthalassa.corpus import dedup, minhash
 from panthalassa.corpus.components import (
     Edges,
     both_ways,
@@ -284,23 +284,25 @@ def test_documents_without_words_are_left_alone() -> None:
 # On Ray.
 
 
-@pytest.mark.parametrize("edges_at_once", [0, 1 << 20])
+@pytest.mark.parametrize(
+    ("buckets", "edges_at_once"),
+    [(1, 1 << 20), (3, 1 << 20), (2, 0)],
+    ids=["one task", "components in one task", "components in many"],
+)
 def test_many_tasks_keep_the_same_documents_as_one(
-    ray_cluster: str, monkeypatch: pytest.MonkeyPatch, edges_at_once: int
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch, buckets: int, edges_at_once: int
 ) -> None:
     import ray.data
 
     monkeypatch.setattr(dedup, "EDGES_AT_ONCE", edges_at_once)
-    monkeypatch.setattr(pipeline, "TASK_BYTES", 1 << 20)
-    monkeypatch.setattr(dedup, "TASK_BYTES", 1 << 20)
+    monkeypatch.setattr(dedup, "TASK_BYTES", 3 << 20)
     table = documents_of(variants(2, families=12, size=12))
     documents = ray.data.from_arrow([table.slice(0, 60), table.slice(60)]).materialize()
     whole = drop_near_duplicates(table, 0.8)
     assert whole.num_rows == 12
-    for buckets in (1, 3):
-        kept = dedup.near_duplicates(documents, 0.8, buckets)
-        found = pa.Table.from_pylist([*kept.iter_rows()], table.schema)
-        assert found.sort_by("hash") == whole.sort_by("hash")
+    kept = dedup.near_duplicates(documents, 0.8, buckets)
+    found = pa.Table.from_pylist([*kept.iter_rows()], table.schema)
+    assert found.sort_by("hash") == whole.sort_by("hash")
 
 
 def test_documents_without_near_duplicates_all_stay(ray_cluster: str) -> None:

@@ -73,18 +73,26 @@ def near_duplicates(
 
 def drop_near_duplicates(documents: pa.Table, threshold: float) -> pa.Table:
     """`near_duplicates` of documents that fit into memory."""
-    bands, rows = choose_bands(threshold)
     nodes = _nodes(documents)
-    rank = np.argsort(np.argsort(nodes))
-    which, keys = text_keys(documents["text"], bands, rows)
-    owners = np.repeat(which, bands)
-    pairs = np.stack(candidates(keys.ravel(), rank[owners]))
-    pairs = np.unique(owners[pairs], axis=1)
-    texts, codes = np.unique(pairs, return_inverse=True)
-    first, second = codes.reshape(pairs.shape)
-    similar = _similar(sketches(documents["text"].take(texts)), first, second, threshold)
-    dropped, _ = stars((nodes[pairs[0][similar]], nodes[pairs[1][similar]]))
+    first, second = similar_pairs(documents["text"], nodes, threshold)
+    dropped, _ = stars((nodes[first], nodes[second]))
     return documents.filter(pa.array(~np.isin(nodes, dropped)))
+
+
+def similar_pairs(
+    texts: pa.ChunkedArray, nodes: Nodes, threshold: float
+) -> tuple[Indices, Indices]:
+    """The pairs of texts that are found and as similar as the threshold, each once."""
+    bands, rows = choose_bands(threshold)
+    which, keys = text_keys(texts, bands, rows)
+    owners = np.repeat(which, bands)
+    rank = np.argsort(np.argsort(nodes))
+    pairs = owners[np.stack(candidates(keys.ravel(), rank[owners]))]
+    pairs = np.unique(pairs, axis=1)
+    compared, codes = np.unique(pairs, return_inverse=True)
+    first, second = codes.reshape(pairs.shape)
+    similar = _similar(sketches(texts.take(compared)), first, second, threshold)
+    return pairs[0][similar], pairs[1][similar]
 
 
 def _similar(
