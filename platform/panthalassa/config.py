@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +52,12 @@ class Corpus(Section):
     """Size of the byte-level BPE vocabulary to train, special tokens included."""
     held_out_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the documents kept for evaluation, chosen by the hash of their text."""
+    near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.8
+    """Jaccard similarity of two texts' shingles from which only the longer one is kept; or null.
+
+    On as it is, because repeated text is learned by heart and crosses the split; 0.8 is the value
+    of Lee et al., Deduplicating training data makes language models better, 2022.
+    """
     rows_per_group: Positive = 32
     """Samples in a Parquet row group, the unit of reading."""
     rows_per_shard: Positive = 8192

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, get_args
 
@@ -57,7 +57,8 @@ SCHEMA = pa.schema(
 class Census:
     """The distinct documents of `read` ones, counted by `{split}/{domain}`.
 
-    Held out are those whose position is below `held_out_below`; the least position is `lowest`.
+    Neither number has the `near_duplicates`, which were dropped before. Held out are those whose
+    position is below `held_out_below`; the least position is `lowest`.
     """
 
     held_out_below: int
@@ -65,6 +66,7 @@ class Census:
     read: int
     documents: Counter[str]
     text_bytes: Counter[str]
+    near_duplicates: int = 0
 
     def parts(self, group: str) -> int:
         """Tasks that share a domain's split; which one has a document is random by its hash."""
@@ -79,6 +81,11 @@ def _tasks(text_bytes: int) -> int:
     return max(1, math.ceil(text_bytes / TASK_BYTES))
 
 
+def buckets_of(files: list[SourceFile]) -> int:
+    """The number of buckets that the documents are in, each of which has its task."""
+    return _tasks(sum(file.size for file in files))
+
+
 def distinct_documents(
     files: list[SourceFile], max_bad_share: float, report: Callable[[str], None]
 ) -> ray.data.Dataset:
@@ -87,7 +94,7 @@ def distinct_documents(
     A text of several domains goes to the one whose name sorts first. Raises CorpusError when more
     than `max_bad_share` of the records could not be read.
     """
-    tasks = _tasks(sum(file.size for file in files))
+    tasks = buckets_of(files)
     rows = [asdict(file) for file in files]
     everything: ray.data.Dataset = (
         ray.data.from_items(rows, override_num_blocks=min(tasks, len(rows)))
@@ -189,7 +196,9 @@ def _deduplicate(bucket: pa.Table) -> pa.Table:
     )
 
 
-def take_census(documents: ray.data.Dataset, held_out_share: float) -> Census:
+def take_census(
+    documents: ray.data.Dataset, held_out_share: float, near_duplicates: int = 0
+) -> Census:
     """Fix the split and count both sides of it.
 
     Held out is what lies below held_out_share; when nothing does, the one lowest document is.
@@ -202,7 +211,7 @@ def take_census(documents: ray.data.Dataset, held_out_share: float) -> Census:
             f"the sources hold {census.held_out()} distinct documents, and all of them fall to the "
             "held-out split. Add documents to corpus.sources."
         )
-    return census
+    return replace(census, near_duplicates=near_duplicates)
 
 
 def _count(documents: ray.data.Dataset, held_out_below: int) -> Census:

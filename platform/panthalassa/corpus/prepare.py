@@ -18,8 +18,10 @@ import ray.exceptions
 
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
+from panthalassa.corpus.dedup import near_duplicates
 from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
 from panthalassa.corpus.pipeline import (
+    buckets_of,
     distinct_documents,
     take_census,
     train_tokenizer,
@@ -73,12 +75,16 @@ def _prepare(
     preparation: str,
     report: Callable[[str], None],
 ) -> Manifest:
-    documents = distinct_documents(files, corpus.max_bad_share, report)
-    census = take_census(documents, corpus.held_out_share)
+    documents = distinct = distinct_documents(files, corpus.max_bad_share, report)
+    if corpus.near_duplicates is not None:
+        documents = near_duplicates(distinct, corpus.near_duplicates, buckets_of(files))
+    dropped = distinct.count() - documents.count()
+    census = take_census(documents, corpus.held_out_share, near_duplicates=dropped)
     kept = census.documents.total()
     report(
         f"{kept} distinct documents in {len({g.split('/')[1] for g in census.documents})} domains, "
-        f"{census.read - kept} duplicates dropped, {census.held_out()} documents held out"
+        f"{census.read - kept} duplicates dropped, {census.near_duplicates} near-duplicates "
+        f"dropped, {census.held_out()} documents held out"
     )
     tokenizer = train_tokenizer(documents, census, corpus.vocabulary_size)
     vocabulary = tokenizer.to_bytes()
