@@ -97,7 +97,7 @@ def shingles(texts: pa.Array) -> Ragged:
     spaced = pc.replace_substring_regex(pc.utf8_lower(texts), SEPARATORS, " ")
     spaced = pc.replace_substring_regex(spaced, f"([{UNSPACED}])", r" \1 ")
     split = pc.split_pattern(pc.cast(pc.utf8_trim(spaced, " "), pa.large_string()), " ")
-    tokens = _hash_tokens(pc.list_flatten(split))
+    tokens = hash_tokens(pc.list_flatten(split))
     words = Ragged(tokens, _offsets(pc.list_value_length(split).to_numpy())).keep(tokens != 0)
     place = np.arange(len(words.values))
     starts, ends = (np.repeat(o, words.lengths()) for o in (words.offsets[:-1], words.offsets[1:]))
@@ -105,24 +105,24 @@ def shingles(texts: pa.Array) -> Ragged:
     for ahead in range(SHINGLE):
         inside = place + ahead < ends
         token = np.where(inside, words.values[np.minimum(place + ahead, ends - 1)], np.uint64(0))
-        mixed = _mix(mixed * MULTIPLIER + token)
+        mixed = mix(mixed * MULTIPLIER + token)
     whole = (place + SHINGLE <= ends) | (place == starts)
     return Ragged(mixed, words.offsets).keep(whole)
 
 
-def _hash_tokens(tokens: pa.Array) -> Hashes:
+def hash_tokens(tokens: pa.Array) -> Hashes:
     """64 bits for each token, of which each different one is hashed once; 0 for an empty one."""
     encoded = tokens.dictionary_encode()
     hashes = np.array(
         RMinHash.hash_token_sets([encoded.dictionary.to_pylist()])[0], dtype=np.uint64
     )
-    hashes = _mix(hashes) | np.uint64(1)
+    hashes = mix(hashes) | np.uint64(1)
     hashes[pc.equal(encoded.dictionary, "").to_numpy(zero_copy_only=False)] = 0
     found: Hashes = hashes[encoded.indices.to_numpy()]
     return found
 
 
-def _mix(values: Hashes) -> Hashes:
+def mix(values: Hashes) -> Hashes:
     """A bijection of 64 bits in which each bit depends on all: the finalizer of SplitMix64.
 
     Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014.
@@ -147,7 +147,7 @@ def band_keys(signature: NDArray[np.uint32], bands: int, rows: int) -> Hashes:
     banded = signature[:, : bands * rows].reshape(-1, bands, rows).astype(np.uint64)
     keys = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), banded.shape[:2])
     for row in range(rows):
-        keys = _mix(keys * MULTIPLIER + banded[:, :, row])
+        keys = mix(keys * MULTIPLIER + banded[:, :, row])
     return keys
 
 
