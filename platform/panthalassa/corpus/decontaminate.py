@@ -74,7 +74,8 @@ class Contamination:
 
 def build(evaluations: Iterable[tuple[str, Iterable[str]]]) -> Contamination:
     """From files, each a name and its texts."""
-    names, short = [], {}
+    names: list[str] = []
+    short: dict[str, int] = {}
     passages, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint16)]
     for name, texts in evaluations:
         listed = pa.chunked_array([pa.array(texts, pa.large_string())])
