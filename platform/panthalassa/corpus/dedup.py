@@ -66,6 +66,8 @@ def near_duplicates(
     if not (count := wanted.count()):
         return documents
     edges = _compare(documents, wanted, threshold, buckets, parts=_tasks(count))
+    if not edges.count():
+        return documents
     dropped = _connect(edges, buckets).map_batches(partial(_address, buckets=buckets), **TASK)
     blocks = _blocks(_shuffled(dropped, buckets, _once))
     return _mapped(documents, partial(_drop, blocks=blocks, buckets=buckets))

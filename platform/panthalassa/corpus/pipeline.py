@@ -104,7 +104,9 @@ def distinct_documents(
         .materialize()
     )
     check_problems(everything, max_bad_share, report)
-    documents: ray.data.Dataset = everything.map_batches(_documents, batch_size=None, **TASK)
+    documents: ray.data.Dataset = everything.map_batches(
+        _documents, batch_size=None, **TASK
+    ).materialize()
     return documents
 
 
