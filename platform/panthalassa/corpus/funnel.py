@@ -194,9 +194,15 @@ def _order(example: Example) -> tuple[str, str, str]:
 LINES = 25
 
 
-def lines(report: Report) -> Iterator[tuple[str, str, str, str]]:
-    """The funnel as rows of a table: what happened, documents, megabytes, and an example or how
-    many domains; at most LINES of them."""
+def table(report: Report) -> Iterator[str]:
+    """The funnel in at most LINES lines: what happened, to how many documents and megabytes."""
+    rows = list(_rows(report))
+    width = max(len(row[0]) for row in rows)
+    for name, documents, megabytes, remark in rows:
+        yield f"{name:{width}}{documents:>13}{megabytes:>13}  {remark}".rstrip()
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     yield "", "documents", "MB", ""
     lost, _ = report.total("unreadable")
     yield "files", f"{report.files:,}", _mb(report.file_bytes), f"{lost:,} records unreadable"
