@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Corpus
-from panthalassa.corpus.decontaminate import WORDS, Contamination, build, read_evaluations
+from panthalassa.corpus.decontaminate import (
+    WORDS,
+    Contamination,
+    build,
+    drop_contaminated,
+    read_evaluations,
+)
+from panthalassa.corpus.funnel import Tally
 from panthalassa.errors import CorpusError
 
 BETWEEN = st.sampled_from([" ", "\n", ", ", " - ", "... ", "  ", "! “", "\u00a0", "\t"])
@@ -167,3 +175,24 @@ def test_an_evaluation_that_would_find_nothing_is_refused(
         (tmp_path / name).write_text(content)
     with pytest.raises(CorpusError, match=message):
         read_evaluations(evaluate(tmp_path / name))
+
+
+def test_a_preparation_drops_and_counts_them_by_file(ray_cluster: str) -> None:
+    passage = {kind: " ".join(f"{kind}{i}" for i in range(WORDS)) for kind in "abc"}
+    texts = [f"{passage['a']} end", "clean", f"see {passage['b']}", f"{passage['a']} again"]
+    rows = [
+        {"text": text, "domain": "en", "source": "web", "place": str(number)}
+        for number, text in enumerate(texts)
+    ]
+    documents = ray.data.from_arrow(pa.Table.from_pylist(rows))
+    contamination = build((f"{kind}.txt", [text]) for kind, text in passage.items())
+    tally = Tally()
+    kept = drop_contaminated(documents, contamination, tally)
+    assert [row["text"] for row in kept.iter_rows()] == ["clean"]
+    counted = {entry.rule: entry for entry in tally.entries()}
+    assert {rule: (e.step, e.count) for rule, e in counted.items()} == {
+        "a.txt": ("contaminated", 2),
+        "b.txt": ("contaminated", 1),
+    }
+    assert counted["b.txt"].bytes == len(texts[2])
+    assert [example.place for example in counted["a.txt"].examples] == ["web/0", "web/3"]

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import Result
@@ -20,7 +22,8 @@ from shards import flip_a_bit
 from typer.testing import CliRunner
 
 from panthalassa.cli import app
-from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, Split, read_manifest
+from panthalassa.corpus.funnel import REPORT
+from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Index, Manifest, Split, read_manifest
 from panthalassa.corpus.pack import pack
 from panthalassa.corpus.shards import write_shard
 from panthalassa.corpus.tokenizer import Tokenizer
@@ -30,6 +33,11 @@ from panthalassa.storage import open_storage
 ROWS = {"train/en": 40, "train/sw": 10, "held_out/en": 3}
 LENGTH = 32
 FIRST, SECOND, HELD_OUT = (f"{group}/00000.parquet" for group in ROWS)
+INDEX = "documents/all.parquet"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +53,22 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         documents = [chance.integers(3, 260, LENGTH - 5).astype(np.int32) for _ in range(rows)]
         packed = pack(documents, LENGTH, tokenizer.pad)
         shards.append(write_shard(storage, path, split, path.split("/")[1], packed, 16))
+    (folder / INDEX).parent.mkdir()
+    pq.write_table(pa.table({"hash": [b"0"] * 53}), folder / INDEX)
+    index = (folder / INDEX).read_bytes()
+    storage.write(REPORT, b"{}")
     manifest = Manifest(
         sequence_length=LENGTH,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,
         eos=tokenizer.eos,
-        tokenizer_sha256=hashlib.sha256(tokenizer.to_bytes()).hexdigest(),
+        tokenizer_sha256=sha256(tokenizer.to_bytes()),
         documents=ROWS,
         text_bytes={group: rows * 100 for group, rows in ROWS.items()},
         unigram_loss=5.0,
         shards=shards,
+        index=[Index(path=INDEX, documents=53, size=len(index), sha256=sha256(index))],
+        report_sha256=sha256(b"{}"),
     )
     storage.write(MANIFEST, manifest.encode())
     storage.write("preparation.json", b"{}")
@@ -111,6 +125,12 @@ def reformat(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(json.loads(text)))
 
 
+def recount(folder: Path) -> None:
+    tree = json.loads((folder / MANIFEST).read_bytes())
+    tree["index"][0]["documents"] = 54
+    (folder / MANIFEST).write_bytes(Manifest.model_validate(tree).encode())
+
+
 def list_twice(folder: Path) -> None:
     tree = json.loads((folder / MANIFEST).read_bytes())
     tree["shards"].append(tree["shards"][0])
@@ -139,6 +159,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "tokenizer flipped": (lambda f: flip_a_bit(f / TOKENIZER), [f"{TOKENIZER} is corrupt"]),
     "tokenizer deleted": (lambda f: (f / TOKENIZER).unlink(), [f"{TOKENIZER} can not be read"]),
 }
+DAMAGES |= {
+    "index flipped": (lambda f: flip_a_bit(f / INDEX), [f"{INDEX} is rotten"]),
+    "report changed": (lambda f: (f / REPORT).write_bytes(b"{ }"), [f"{REPORT} is rotten"]),
+}
 IN_THE_MANIFEST: dict[str, tuple[Callable[[Path], None], str]] = {
     "rows": (rewrite(rows=41), f"{FIRST} has as rows 40, the manifest says 41"),
     "row groups": (rewrite(row_groups=(8, 16, 16)), r"has as rows in its row groups \(16, 16, 8\)"),
@@ -147,6 +171,7 @@ IN_THE_MANIFEST: dict[str, tuple[Callable[[Path], None], str]] = {
     "sequence": (rewrite(sequence_length=16), "has as tokens in a row 32, the manifest says 16"),
     "split": (rewrite(split="held_out"), "has as folder train/en, the manifest says held_out/en"),
     "hash": (rewrite(sha256="0" * 64), f"{FIRST} is rotten"),
+    "index": (recount, f"{INDEX} has as documents 53, the manifest says 54"),
     "twice": (list_twice, f"{FIRST} is listed more than once"),
     "bos": (rewrite(bos=1), r"tokenizer.json has \(vocabulary, bos, eos\)"),
     "form": (reformat, "manifest.json is not in the form in which it was written"),
@@ -167,7 +192,7 @@ def test_each_damaged_file_is_named_with_a_remedy(copy: tuple[Path, str], name: 
         assert any(word in problem for word in ("Restore", "restore", "Put", "Remove"))
     assert place in corpus
     assert read_manifest(open_storage(place)).fingerprint in fingerprint
-    assert "4 files" in read
+    assert "6 files" in read
     assert "MB/s" in time
     assert ("each file is what the manifest says" in verdict) == (not expected)
 
@@ -202,8 +227,10 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(
         proxy.next([*[None] * 14, "flip"])
         assert verify(storage).problems == []
         assert proxy.faults["flip"] == 1
-        keys = [f"{BUCKET}/flips/{path}" for path in (TOKENIZER, FIRST, SECOND, HELD_OUT)]
-        assert sorted(proxy.downloads(key) for key in keys) == [1, 1, 1, 2]
+        keys = [
+            f"{BUCKET}/flips/{path}" for path in (TOKENIZER, FIRST, SECOND, HELD_OUT, INDEX, REPORT)
+        ]
+        assert sorted(proxy.downloads(key) for key in keys) == [1, 1, 1, 1, 1, 2]
 
 
 def test_a_place_without_a_corpus_is_refused(tmp_path: Path) -> None:

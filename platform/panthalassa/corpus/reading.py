@@ -208,11 +208,11 @@ def _deduplicate(bucket: pa.Table) -> pa.Table:
     return pa.concat_tables([kept, pa.Table.from_pylist([note], SCHEMA)])
 
 
-def count_dropped(step: Step, documents: pa.Table, tally: Tally) -> None:
-    """Count documents that a step drops."""
+def count_dropped(step: Step, documents: pa.Table, tally: Tally, rule: str = "") -> None:
+    """Count documents that a step drops, by a rule where it has several."""
     begins = pc.utf8_slice_codeunits(documents["text"], 0, EXAMPLE_CHARACTERS)
     counted = documents.select(["domain", "source", "place"])
     counted = counted.append_column("size", pc.binary_length(documents["text"]))
     for row in counted.append_column("begins", begins).to_pylist():
         example = Example(place=f"{row['source']}/{row['place']}", text=row["begins"])
-        tally.add(step, row["domain"], size=row["size"], example=example)
+        tally.add(step, row["domain"], size=row["size"], rule=rule, example=example)

@@ -14,20 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, Shard, read_manifest
+from panthalassa.corpus.funnel import REPORT
+from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Index, Manifest, Shard, read_manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
 
 FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 1 << 16
-COMPANIONS = ("preparation.json", "corpus.html", "funnel.json")
-"""What a preparation may leave beside its shards, and no run reads."""
+COMPANIONS = ("preparation.json", "corpus.html")
+"""What a preparation leaves beside the files of its manifest."""
 AGAIN = "Restore it from a copy, or prepare the corpus anew into an empty folder."
 MANIFEST_AGAIN = f"Restore {MANIFEST} from a copy, or prepare the corpus anew into an empty folder."
 
@@ -42,6 +44,16 @@ class Verification:
     files: int
     bytes: int
     seconds: float
+
+
+class Listed(NamedTuple):
+    """A file of the manifest. `compare` tells of its content, when its bytes are right, what was
+    found and what the manifest says, by name."""
+
+    path: str
+    sha256: str
+    size: int | None
+    compare: Callable[[Path], dict[str, tuple[object, object]]]
 
 
 def verify(
@@ -62,19 +74,33 @@ def verify(
     except OSError as error:
         raise CorpusError(f"{storage.uri} can not be read: {error}") from error
     problems += _of_tokenizer(storage, manifest)
-    owners = {shard.sha256: shard.path for shard in manifest.shards}
-    check = partial(_of_shard, storage, manifest, sizes, owners)
+    listed = list(_listed(manifest))
+    owners = {file.sha256: file.path for file in listed}
+    check = partial(_of_file, storage, sizes, owners)
     done = sizes.get(TOKENIZER, 0)
-    all = done + sum(sizes.get(shard.path, 0) for shard in manifest.shards)
+    all = done + sum(sizes.get(file.path, 0) for file in listed)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for shard, found in zip(manifest.shards, pool.map(check, manifest.shards), strict=True):
-            problems += [f"{shard.path} {found}"] if found else []
-            done += sizes.get(shard.path, 0)
+        for file, found in zip(listed, pool.map(check, listed), strict=True):
+            problems += [f"{file.path} {found}"] if found else []
+            done += sizes.get(file.path, 0)
             advance(done, all)
-    problems += _not_listed(manifest, sizes)
+    known = {MANIFEST, TOKENIZER, *COMPANIONS, *(file.path for file in listed)}
+    problems += [
+        f"{path} is not listed: no run reads it. Remove it, or move it elsewhere."
+        for path in sorted(sizes.keys() - known)
+    ]
     seconds = time.monotonic() - began
-    files = 1 + len(manifest.shards)
-    return Verification(storage.uri, manifest.fingerprint, problems, files, done, seconds)
+    return Verification(storage.uri, manifest.fingerprint, problems, 1 + len(listed), done, seconds)
+
+
+def _listed(manifest: Manifest) -> Iterator[Listed]:
+    """All files of a corpus but the manifest and the tokenizer."""
+    for shard in manifest.shards:
+        yield Listed(shard.path, shard.sha256, shard.size, partial(_of_shard, manifest, shard))
+    for index in manifest.index:
+        yield Listed(index.path, index.sha256, index.size, partial(_of_index, index))
+    if manifest.report_sha256:
+        yield Listed(REPORT, manifest.report_sha256, None, lambda file: {})
 
 
 def explain(found: Verification) -> Iterator[tuple[str, str]]:
@@ -98,10 +124,10 @@ def _of_manifest(storage: Storage, manifest: Manifest, fingerprint: str | None) 
             f"that of another corpus, or was changed. {MANIFEST_AGAIN}"
         )
     paths: set[str] = set()
-    for shard in manifest.shards:
-        if shard.path in paths:
-            yield f"{shard.path} is listed more than once. {MANIFEST_AGAIN}"
-        paths.add(shard.path)
+    for file in _listed(manifest):
+        if file.path in paths:
+            yield f"{file.path} is listed more than once. {MANIFEST_AGAIN}"
+        paths.add(file.path)
 
 
 def _of_tokenizer(storage: Storage, manifest: Manifest) -> Iterator[str]:
@@ -119,21 +145,20 @@ def _of_tokenizer(storage: Storage, manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _of_shard(
+def _of_file(
     storage: Storage,
-    manifest: Manifest,
     sizes: dict[str, int],
     owners: dict[str, str],
-    shard: Shard,
+    file: Listed,
 ) -> str:
-    """What is wrong with a shard, without its name; empty when nothing is."""
-    size = sizes.get(shard.path)
+    """What is wrong with a file, without its name; empty when nothing is."""
+    size = sizes.get(file.path)
     if size is None:
         return f"is missing. {AGAIN}"
     try:
-        with _hashed(storage, shard) as (file, sha256):
-            if sha256 == shard.sha256:
-                wrong = _wrongly_listed(file, manifest, shard)
+        with _hashed(storage, file) as (copy, sha256):
+            if sha256 == file.sha256:
+                wrong = _wrongly_listed(copy, file, size)
                 return f"{wrong}. {MANIFEST_AGAIN}" if wrong else ""
     except FileNotFoundError:
         return f"has vanished since the folder was listed. {AGAIN}"
@@ -141,42 +166,31 @@ def _of_shard(
         return f"can not be read: {error}. Mend that and verify again."
     if other := owners.get(sha256):
         return f"holds the bytes of {other}. Put both back in their places, or restore them."
-    if size != shard.size:
-        what = "is cut off" if size < shard.size else "is too long"
-        return f"{what}: it has {size} bytes, the manifest says {shard.size}. {AGAIN}"
-    return f"is rotten: its SHA-256 is {sha256}, the manifest says {shard.sha256}. {AGAIN}"
+    if file.size is not None and size != file.size:
+        what = "is cut off" if size < file.size else "is too long"
+        return f"{what}: it has {size} bytes, the manifest says {file.size}. {AGAIN}"
+    return f"is rotten: its SHA-256 is {sha256}, the manifest says {file.sha256}. {AGAIN}"
 
 
 @contextmanager
-def _hashed(storage: Storage, shard: Shard) -> Iterator[tuple[Path, str]]:
-    """A shard as a local file, and its SHA-256; from S3 it is here as long as it is looked at."""
+def _hashed(storage: Storage, file: Listed) -> Iterator[tuple[Path, str]]:
+    """The file on this machine, and its SHA-256; from S3 it is here as long as it is looked at."""
     if storage.is_local:
-        yield Path(storage.path(shard.path)), storage.sha256(shard.path)
+        yield Path(storage.path(file.path)), storage.sha256(file.path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "shard.parquet"
-        yield file, storage.download(shard.path, file, shard.sha256)
+        copy = Path(folder) / "copy"
+        yield copy, storage.download(file.path, copy, file.sha256)
 
 
-def _wrongly_listed(file: Path, manifest: Manifest, shard: Shard) -> str:
-    """In what a shard with the right bytes differs from its record; empty when in nothing."""
+def _wrongly_listed(copy: Path, file: Listed, size: int) -> str:
+    """In what a file with the right bytes differs from its record; empty when in nothing."""
     try:
-        with pq.ParquetFile(file) as parquet:
-            metadata = parquet.metadata
-            groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            width = parquet.schema_arrow.field("tokens").type.list_size
-            batches = parquet.iter_batches(ROWS_AT_ONCE, columns=["lengths"])
-            tokens = sum(pc.sum(batch["lengths"].flatten()).as_py() for batch in batches)
+        pairs = file.compare(copy)
     except (pa.ArrowException, KeyError, AttributeError) as error:
-        return f"is no shard: {error}"
-    pairs = {
-        "size": (file.stat().st_size, shard.size),
-        "rows": (metadata.num_rows, shard.rows),
-        "rows in its row groups": (groups, shard.row_groups),
-        "tokens": (tokens, shard.tokens),
-        "tokens in a row": (width, manifest.sequence_length),
-        "folder": (shard.path.rpartition("/")[0], f"{shard.split}/{shard.domain}"),
-    }
+        return f"is not what the manifest takes it for: {error}"
+    if file.size is not None:
+        pairs["size"] = (size, file.size)
     return ", ".join(
         f"has as {what} {found}, the manifest says {listed}"
         for what, (found, listed) in pairs.items()
@@ -184,7 +198,21 @@ def _wrongly_listed(file: Path, manifest: Manifest, shard: Shard) -> str:
     )
 
 
-def _not_listed(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]:
-    listed = {MANIFEST, TOKENIZER, *COMPANIONS, *(shard.path for shard in manifest.shards)}
-    for path in sorted(sizes.keys() - listed):
-        yield f"{path} is not listed: no run reads it. Remove it, or move it elsewhere."
+def _of_shard(manifest: Manifest, shard: Shard, copy: Path) -> dict[str, tuple[object, object]]:
+    with pq.ParquetFile(copy) as parquet:
+        metadata = parquet.metadata
+        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        width = parquet.schema_arrow.field("tokens").type.list_size
+        batches = parquet.iter_batches(ROWS_AT_ONCE, columns=["lengths"])
+        tokens = sum(pc.sum(batch["lengths"].flatten()).as_py() for batch in batches)
+    return {
+        "rows": (metadata.num_rows, shard.rows),
+        "rows in its row groups": (groups, shard.row_groups),
+        "tokens": (tokens, shard.tokens),
+        "tokens in a row": (width, manifest.sequence_length),
+        "folder": (shard.path.rpartition("/")[0], f"{shard.split}/{shard.domain}"),
+    }
+
+
+def _of_index(index: Index, copy: Path) -> dict[str, tuple[object, object]]:
+    return {"documents": (pq.read_metadata(copy).num_rows, index.documents)}
