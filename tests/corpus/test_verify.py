@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import Result
+from phases import bare_manifest
 from s3 import BUCKET, FaultyProxy, Server, use_s3
 from shards import flip_a_bit
 from typer.testing import CliRunner
@@ -45,7 +46,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of three shards."""
     folder = tmp_path_factory.mktemp("pristine") / "corpus"
     storage, chance = open_storage(str(folder)), np.random.default_rng(0)
-    tokenizer = Tokenizer.train(["the sea is deep"], 270)
+    tokenizer = Tokenizer.train(["the sea is deep"], 320)
     storage.write(TOKENIZER, tokenizer.to_bytes())
     shards = []
     for path, rows in zip((FIRST, SECOND, HELD_OUT), ROWS.values(), strict=True):
@@ -57,19 +58,15 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table({"hash": [b"0"] * 53}), folder / INDEX)
     index = (folder / INDEX).read_bytes()
     storage.write(REPORT, b"{}")
-    manifest = Manifest(
-        sequence_length=LENGTH,
-        vocabulary_size=tokenizer.vocabulary_size,
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        tokenizer_sha256=sha256(tokenizer.to_bytes()),
-        documents=ROWS,
-        text_bytes={group: rows * 100 for group, rows in ROWS.items()},
-        unigram_loss=5.0,
-        shards=shards,
-        index=[Index(path=INDEX, documents=53, size=len(index), sha256=sha256(index))],
-        report_sha256=sha256(b"{}"),
-    )
+    changes = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "tokenizer_sha256": sha256(tokenizer.to_bytes()),
+        "documents": ROWS,
+        "text_bytes": {group: rows * 100 for group, rows in ROWS.items()},
+        "index": [Index(path=INDEX, documents=53, size=len(index), sha256=sha256(index))],
+        "report_sha256": sha256(b"{}"),
+    }
+    manifest = bare_manifest(shards, LENGTH).model_copy(update=changes)
     storage.write(MANIFEST, manifest.encode())
     storage.write("preparation.json", b"{}")
     return folder
