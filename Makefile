@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit chaos ray-cluster.yaml clean
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-dedup bench-decontaminate chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -22,6 +22,8 @@ help:
 	@echo "make bench-accounting    measure what metering and tracking cost a step"
 	@echo "make bench-report    measure how long the report of a long run takes"
 	@echo "make bench-submit    measure how long a submitted job takes until it runs"
+	@echo "make bench-dedup    measure which planted near-duplicates are found, and how fast"
+	@echo "make bench-decontaminate    measure how fast documents are compared with evaluations"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make ray-cluster.yaml    render it from k8s/"
@@ -53,6 +55,12 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/step.py
+
+bench-dedup: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/dedup.py
+
+bench-decontaminate: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/decontaminate.py
 
 bench-stream: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/stream.py

@@ -47,7 +47,8 @@ class Page:
         self.command("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.system(dark)
         self.driver.get(file.as_uri())
-        self.wait("Bokeh.documents.every((d) => d.is_idle) && document.readyState === 'complete'")
+        drawn = "(window.Bokeh?.documents ?? []).every((d) => d.is_idle)"
+        self.wait(f"{drawn} && document.readyState === 'complete'")
 
     def system(self, dark: bool) -> None:
         """What the system's settings say of light and dark."""

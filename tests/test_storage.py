@@ -53,6 +53,15 @@ def test_what_is_written_is_read(storage: Storage) -> None:
         assert storage.sha256(path) == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("name", ["a.gz", "a.bz2", "a.zst"])
+def test_names_of_archives_change_no_byte(storage: Storage, name: str) -> None:
+    data = b"no archive, whatever its name says"
+    storage.write(name, data)
+    assert storage.read(name) == data
+    assert storage.size(name) == len(data)
+    assert storage.sha256(name) == hashlib.sha256(data).hexdigest()
+
+
 def test_large_objects_are_hashed_in_pieces(storage: Storage) -> None:
     data = os.urandom(2 * CHUNK + 17)
     storage.write("large", data)

@@ -1,8 +1,6 @@
 """The command line: one function call a command, and every error that people can mend in one line."""
 
-import sys
 import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +8,19 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from panthalassa.cli_corpus import corpus
 from panthalassa.errors import PanthalassaError
+from panthalassa.terminal import Debug, Overrides
+from panthalassa.terminal import run_command as _run
+from panthalassa.terminal import show_rows as _table
 
 BEGAN = time.time()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
 app.add_typer(tracking, name="track")
+
+app.add_typer(corpus, name="corpus")
 
 energy = typer.Typer(no_args_is_help=True)
 app.add_typer(energy, name="energy", help="What a run's energy went to, and how two runs compare.")
@@ -25,9 +29,6 @@ jobs = typer.Typer(no_args_is_help=True)
 app.add_typer(jobs, name="jobs", help="What `panthalassa submit` has sent to a cluster.")
 
 ConfigFile = Annotated[Path, typer.Argument(help="configuration of the run, YAML")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="overrides such as train.steps=50", metavar="KEY=VALUE…")
-]
 RunFolder = Annotated[
     str, typer.Argument(help="a run's folder or s3:// URI, e.g. runs/laptop", metavar="RUN")
 ]
@@ -42,9 +43,6 @@ SubmittedJob = Annotated[
     str, typer.Argument(help="the id of a job, or the name of its run", metavar="JOB")
 ]
 Metric = Literal["j_per_iteration", "j_per_token"]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="show tracebacks and the logs of all processes")
-]
 
 
 @app.callback()
@@ -65,7 +63,7 @@ def prepare(
         from panthalassa.corpus.prepare import prepare
 
         sections = load_preparation(source, overrides or [])
-        show = partial(console.print, soft_wrap=True)
+        show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
 
     _run(command, debug)
@@ -361,26 +359,6 @@ def tune(
         _table(console, explain(tune(open_storage(run), watts, seconds, console.print)))
 
     _run(command, debug)
-
-
-def _table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
-    for name, text in rows:
-        console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
-
-
-def _run(command: Callable[[Console], None], debug: bool) -> None:
-    console = Console(highlight=False)
-    try:
-        command(console)
-    except PanthalassaError as error:
-        if debug:
-            raise
-        console.file.flush()
-        print(f"panthalassa: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("panthalassa: ended at once; the last checkpoint stands", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -42,13 +42,35 @@ class Corpus(Section):
     directory: Place
     """Where the prepared corpus is: a local folder or `s3://bucket/prefix`."""
     sources: list[str] = Field(default_factory=list)
-    """Folders of .txt, .jsonl or .parquet; `python-reference` is the one that Python carries."""
+    """Folders of texts, tables, Wikipedia dumps or web crawls, local or `s3://`; `python-reference`
+    is the one that Python carries."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of the records that may be unreadable: they are left out, counted and named."""
+    domains: Literal["folder", "language"] = "folder"
+    """What the domain of a document is: the language that its source names, else its first folder;
+    or the language that is identified, `und` where that is not sure."""
+    language_model: str | None = None
+    """A fastText model (a file on every node) that identifies languages in place of CLD2."""
+    clean: bool = True
+    """Cut boilerplate, and drop what the rules of `corpus/clean.py` (after Gopher, C4, FineWeb) tell
+    to be no prose: too short, repetitive, without sentences."""
+    mask_pii: bool = True
+    """Put placeholders for e-mail and IP addresses, phone, card and bank numbers."""
     sequence_length: Length = 256
     """Tokens in a packed sample."""
     vocabulary_size: int = Field(default=4096, ge=260, le=2**20)
     """Size of the byte-level BPE vocabulary to train, special tokens included."""
     held_out_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the documents kept for evaluation, chosen by the hash of their text."""
+    evaluation_files: list[Place] = Field(default_factory=list)
+    """Files (.txt, .jsonl, .parquet), or folders of them: a document that has thirteen words in a row
+    from one of their texts is left out."""
+    near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.8
+    """Jaccard similarity of two texts' shingles from which only the longer one is kept; or null.
+
+    On as it is, because repeated text is learned by heart and crosses the split; 0.8 is the value
+    of Lee et al., Deduplicating training data makes language models better, 2022.
+    """
     rows_per_group: Positive = 32
     """Samples in a Parquet row group, the unit of reading."""
     rows_per_shard: Positive = 8192

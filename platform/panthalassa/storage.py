@@ -100,7 +100,7 @@ class Storage:
         came last.
         """
         if self.is_local:
-            with self.filesystem.open_input_stream(self.path(path)) as stream:
+            with self.filesystem.open_input_stream(self.path(path), None) as stream:
                 return bytes(stream.read())
         before: bytes | None = None
         for _ in range(DOWNLOADS):
@@ -115,7 +115,7 @@ class Storage:
     def chunks(self, path: str) -> Iterator[bytes]:
         """The object in pieces of CHUNK bytes; on S3 each is a request with its own patience."""
         if self.is_local:
-            with self.filesystem.open_input_stream(self.path(path)) as stream:
+            with self.filesystem.open_input_stream(self.path(path), None) as stream:
                 while chunk := stream.read(CHUNK):
                     yield chunk
             return
@@ -344,7 +344,7 @@ class Storage:
             )
 
     def _upload(self, path: str, data: bytes) -> None:
-        with self.filesystem.open_output_stream(self.path(path)) as stream:
+        with self.filesystem.open_output_stream(self.path(path), None) as stream:
             stream.write(data)
 
 

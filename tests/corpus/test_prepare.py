@@ -1,5 +1,6 @@
 """Preparation gives the same corpus for the same input, whole, or says what is wrong."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import pipeline
+from panthalassa.corpus import pipeline, reading
 from panthalassa.corpus.manifest import Manifest, Split, read_manifest
 from panthalassa.corpus.prepare import prepare
 from panthalassa.corpus.shards import unigram_loss
@@ -114,13 +115,13 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
 def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "TASK_BYTES", 12_000)
-    monkeypatch.setattr(pipeline, "YIELD_BYTES", 1_000)
+    monkeypatch.setattr(reading, "TASK_BYTES", 12_000)
+    monkeypatch.setattr(reading, "YIELD_BYTES", 1_000)
     settings = {"rows_per_shard": 8}
     lines: list[str] = []
     manifest = prepare(make_config(tmp_path / "a", sources, **settings), lines.append)
     storage = open_storage(str(tmp_path / "a"))
-    assert any("90 distinct documents in 3 domains, 0 duplicates" in line for line in lines)
+    assert any("90 distinct documents in 3 domains, 0 documents dropped" in line for line in lines)
     english = [s for s in manifest.split("train") if s.domain == "en"]
     assert len(english) > 2
     assert len({shard.path for shard in manifest.shards}) == len(manifest.shards)
@@ -262,10 +263,31 @@ def test_a_bad_line_is_named_through_ray_without_its_noise(
             run(make_config(tmp_path / "corpus", tmp_path / "raw"))
     finally:
         logging.getLogger("ray.data").removeHandler(console)
-    assert str(caught.value).startswith(f"{tmp_path}/raw/a.jsonl, line 2: not JSON")
+    expected = f"1 of 2 records (50 %) can not be read: {tmp_path}/raw/a.jsonl, line 2: not JSON"
+    assert str(caught.value).startswith(expected)
+    assert "raise corpus.max_bad_share above 0.01" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert console.stream.getvalue() == ""
     assert console.level == logging.NOTSET
+
+
+def test_bad_records_below_the_share_are_left_out_counted_and_named(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    manifest, _ = prepared
+    raw = tmp_path / sources.name
+    shutil.copytree(sources, raw)
+    (raw / "en" / "bad.jsonl").write_text('{"text": tide}\n' * 3 + '{"text": tide}')
+    (raw / "en" / "torn.txt.gz").write_bytes(gzip.compress(b"the moon" * 99)[:-9])
+    corpus = make_config(tmp_path / "corpus", raw)
+    with pytest.raises(CorpusError, match=r"5 of 95 records \(5\.3 %\) can not be read"):
+        run(corpus)
+    lines: list[str] = []
+    again = prepare(corpus.model_copy(update={"max_bad_share": 0.06}), lines.append)
+    [told] = [line for line in lines if "can not be read" in line]
+    assert "5 of 95 records" in told
+    assert f"{raw}/en/bad.jsonl, line 1: not JSON" in told
+    assert again.shards == manifest.shards
 
 
 def test_a_finished_corpus_is_returned_without_any_work(

@@ -1,56 +1,50 @@
-"""Sources: folders of text files come in, documents go out, each with its domain and its origin.
+"""Sources: folders of files come in, documents go out, each with its domain and its provenance.
 
 `find_files` lists what there is without reading it; `read_documents` reads one file and can run on
-any machine that sees it. Whatever is wrong with a file is a CorpusError that names the file and the
-line, for a corpus that silently lacks a part of its sources is worse than none.
+any machine that sees it. What is wrong inside of a file is a Problem beside the documents, for the
+caller to count; a file that can not be had at all is a CorpusError, for a corpus that silently
+lacks a part of its sources is worse than none.
 """
 
 import hashlib
-import io
 import json
 import re
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from pydoc_data.topics import topics
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from panthalassa.corpus.documents import Document, Problem, Provenance, Record, SourceFile, short
+from panthalassa.corpus.formats.stream import unreadable
+from panthalassa.corpus.formats.tables import read_json_lines, read_parquet
+from panthalassa.corpus.formats.text import read_text
+from panthalassa.corpus.formats.warc import read_warc
+from panthalassa.corpus.formats.wikipedia import read_wikipedia
+from panthalassa.corpus.normalise import normalise
 from panthalassa.errors import CorpusError
 from panthalassa.storage import open_storage
+
+__all__ = ["Document", "Problem", "SourceFile", "content_sha256", "find_files", "read_documents"]
 
 PYTHON_REFERENCE = "python-reference"
 """The source that every CPython carries: the topics of its language reference."""
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-PARQUET_ROWS = 1024
-MEND = "Correct the file or take it out of the folder."
+Reader = Callable[[SourceFile], Iterator[Record | Problem]]
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file at `path` below `root`; `domain` holds for its documents that name no language."""
-
-    root: str
-    path: str
-    size: int
-    domain: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.root}/{self.path}"
-
-
-@dataclass(frozen=True)
-class Document:
-    """A cleaned text of one domain; `provenance` is its file, with its line or row."""
-
-    text: str
-    domain: str
-    provenance: str
+PACKED = r"(\.(gz|zst|bz2))?$"
+READERS: list[tuple[re.Pattern[str], Reader]] = [
+    (re.compile(r"\.txt" + PACKED), read_text),
+    (re.compile(r"\.jsonl" + PACKED), read_json_lines),
+    (re.compile(r"\.parquet$"), read_parquet),
+    (re.compile(r"\.xml(-p\d+p\d+)?" + PACKED), read_wikipedia),
+    (re.compile(r"\.(warc|wet)" + PACKED), read_warc),
+]
+NO_SOURCE = re.compile(r"-multistream-index\d*\.txt")
+"""The index beside a Wikipedia dump, which is no text."""
+KINDS = ".txt, .jsonl, .parquet, .xml (a Wikipedia dump), .warc or .wet"
 
 
 def find_files(sources: list[str]) -> list[SourceFile]:
@@ -61,16 +55,24 @@ def find_files(sources: list[str]) -> list[SourceFile]:
     """
     if not sources:
         raise CorpusError(
-            "corpus.sources is empty: list folders with .txt, .jsonl or .parquet files, "
-            f"or {PYTHON_REFERENCE}."
+            f"corpus.sources is empty: list folders with {KINDS} files, or {PYTHON_REFERENCE}."
         )
-    return [file for source in sources for file in _files_of(source)]
+    files: list[SourceFile] = []
+    roots: dict[str, str] = {}
+    for source in sources:
+        for file in _files_of(source):
+            name, number = file.source, 1
+            while roots.setdefault(name, file.root) != file.root:
+                number += 1
+                name = f"{file.source}-{number}"
+            files.append(replace(file, source=name))
+    return files
 
 
 def _files_of(source: str) -> list[SourceFile]:
     if source == PYTHON_REFERENCE:
         size = sum(len(text.encode()) for text in topics.values())
-        return [SourceFile(PYTHON_REFERENCE, "topics", size, "python")]
+        return [SourceFile(PYTHON_REFERENCE, "topics", size, "python", PYTHON_REFERENCE)]
     mend = "Correct the key corpus.sources."
     try:
         storage = open_storage(source)
@@ -83,16 +85,22 @@ def _files_of(source: str) -> list[SourceFile]:
     files = []
     for path, size in found:
         hidden = path.startswith(".") or "/." in path
-        if path.endswith(SUFFIXES) and not hidden:
+        if _reader(path) and not hidden:
             folder, separator, _ = path.partition("/")
             domain = path_safe(folder if separator else name)
-            files.append(SourceFile(storage.uri, path, size, domain))
+            files.append(SourceFile(storage.uri, path, size, domain, name))
     if not files:
         raise CorpusError(
-            f"source {source} holds no .txt, .jsonl or .parquet file. Add some, or correct the "
-            "key corpus.sources."
+            f"source {source} holds no {KINDS} file. Add some, or correct the key corpus.sources."
         )
     return files
+
+
+def _reader(path: str) -> Reader | None:
+    name = PurePosixPath(path).name
+    if NO_SOURCE.search(name):
+        return None
+    return next((reader for kind, reader in READERS if kind.search(name)), None)
 
 
 def path_safe(domain: str) -> str:
@@ -107,11 +115,6 @@ def path_safe(domain: str) -> str:
     return f"{safe[:55].rstrip('-') or 'domain'}-{mark}"
 
 
-def clean(text: str) -> str:
-    """The text in Unicode NFC, without NULs, byte-order marks and white space around it."""
-    return unicodedata.normalize("NFC", text.replace("\0", "").replace("\ufeff", "")).strip()
-
-
 def content_sha256(file: SourceFile) -> str:
     """SHA-256 of the file as it is now."""
     if file.root == PYTHON_REFERENCE:
@@ -119,109 +122,52 @@ def content_sha256(file: SourceFile) -> str:
     try:
         return open_storage(file.root).sha256(file.path)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file.place, error) from error
 
 
-def read_documents(file: SourceFile) -> Iterator[Document]:
-    """The documents of one file, cleaned; empty ones are left out.
+def read_documents(file: SourceFile) -> Iterator[Document | Problem]:
+    """The documents of one file, normalised, and what of it could not be read; empty ones are left out.
 
-    Raises CorpusError, naming file and line or row, for what is no UTF-8, no JSON, no Parquet, or
-    has no text.
+    Raises CorpusError when the file is gone or its storage fails.
     """
-    if file.root == PYTHON_REFERENCE:
-        records: Iterator[tuple[str, Any, Any]] = _topics()
-    else:
-        reader = {".txt": _text, ".jsonl": _lines, ".parquet": _rows}
-        records = reader[PurePosixPath(file.path).suffix](file)
     try:
-        for place, text, language in records:
-            if document := _document(file, place, text, language):
+        for record in _records(file):
+            if isinstance(record, Problem):
+                yield record
+            elif document := _document(file, record):
                 yield document
     except OSError as error:
-        raise _unreadable(file, error) from error
+        yield Problem(file.place, f"damaged; the rest is lost: {error}")
 
 
-def _document(file: SourceFile, place: str, text: Any, language: Any) -> Document | None:
+def _records(file: SourceFile) -> Iterator[Record | Problem]:
+    if file.root == PYTHON_REFERENCE:
+        return (Record(f"{PYTHON_REFERENCE}/{name}", topics[name]) for name in sorted(topics))
+    reader = _reader(file.path)
+    if reader is None:
+        raise CorpusError(f"{file.place} is of no known kind. Sources are {KINDS} files.")
+    return reader(file)
+
+
+def _document(file: SourceFile, record: Record) -> Document | Problem | None:
+    text, language = record.text, record.language
     if not isinstance(text, str):
-        raise CorpusError(f"{place}: `text` is {_short(text)}, expected a string. {MEND}")
+        return Problem(record.place, f"`text` is {short(text)}, expected a string")
     if language is not None and not isinstance(language, str):
-        raise CorpusError(f"{place}: `language` is {_short(language)}, expected a string. {MEND}")
+        return Problem(record.place, f"`language` is {short(language)}, expected a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        raise CorpusError(f"{place}: the text is not valid Unicode: {error}. {MEND}") from error
-    cleaned = clean(text)
+        return Problem(record.place, f"the text is not valid Unicode: {error}")
+    if not (cleaned := normalise(text)):
+        return None
+    url, terms = _string(record.url), _string(record.license)
     domain = path_safe(language) if language else file.domain
-    return Document(cleaned, domain, place) if cleaned else None
+    return Document(cleaned, domain, Provenance(file.root, record.place, url, terms))
 
 
-def _topics() -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted(topics):
-        yield f"{PYTHON_REFERENCE}/{name}", topics[name], None
-
-
-def _text(file: SourceFile) -> Iterator[tuple[str, Any, Any]]:
-    yield file.place, _decode(file, 1, open_storage(file.root).read(file.path)), None
-
-
-def _lines(file: SourceFile) -> Iterator[tuple[str, Any, Any]]:
-    storage = open_storage(file.root)
-    with storage.filesystem.open_input_stream(storage.path(file.path)) as stream:
-        for number, line in enumerate(io.BufferedReader(stream), start=1):
-            place = f"{file.place}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(_decode(file, number, line))
-            except (ValueError, RecursionError) as error:
-                raise CorpusError(f"{place}: not JSON: {error}. {MEND}") from error
-            if not isinstance(record, dict) or "text" not in record:
-                raise CorpusError(
-                    f"{place}: expected an object with the key `text`, found {_short(record)}. "
-                    f"{MEND}"
-                )
-            yield place, record["text"], record.get("language")
-
-
-def _rows(file: SourceFile) -> Iterator[tuple[str, Any, Any]]:
-    storage = open_storage(file.root)
-    number = 0
-    try:
-        with storage.filesystem.open_input_file(storage.path(file.path)) as stream:
-            parquet = pq.ParquetFile(stream)
-            names = parquet.schema_arrow.names
-            if "text" not in names:
-                raise CorpusError(
-                    f"{file.place}: there is no column `text` among {', '.join(names)}. "
-                    "Rename the column of the texts."
-                )
-            columns = [name for name in ("text", "language") if name in names]
-            for batch in parquet.iter_batches(PARQUET_ROWS, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    text = "" if row["text"] is None else row["text"]
-                    yield f"{file.place}, row {number}", text, row.get("language")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{file.place}, after row {number}: no UTF-8: {error}. {MEND}") from error
-    except pa.ArrowException as error:
-        raise CorpusError(f"{file.place} is no readable Parquet file: {error}. {MEND}") from error
-
-
-def _decode(file: SourceFile, line: int, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        raise CorpusError(
-            f"{file.place}, line {line}: no UTF-8: {error.reason} {data[error.start]:#04x}. "
-            "Convert the file to UTF-8 or take it out of the folder."
-        ) from error
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
-def _unreadable(file: SourceFile, error: OSError) -> CorpusError:
-    return CorpusError(f"{file.place} can not be read: {error}. {MEND}")
+def _string(value: Any) -> str | None:
+    """The value as it is, or its items when it is a list of strings."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value) or None
+    return value if isinstance(value, str) and value else None

@@ -1,9 +1,5 @@
 """The data behind the figures as CSV, as complete as the size of the page allows."""
 
-import base64
-import csv
-import gzip
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +9,7 @@ from pyarrow.csv import write_csv
 from panthalassa.report.figures import shares_of
 from panthalassa.report.goodput_figure import stretches
 from panthalassa.report.marks import interruptions, world_sizes
+from panthalassa.report.packed import Row, table
 from panthalassa.report.read import RunData
 from panthalassa.report.series import Floats, bucket
 
@@ -20,8 +17,6 @@ MOST_ROWS = 100_000
 """Rows of a file; with more steps in all runs together, its rows are means of several."""
 DIGITS = 5
 """Significant digits of a value by step."""
-
-Row = Sequence[object]
 
 BY_STEP = {
     "loss": ("loss", "held_out_loss"),
@@ -32,20 +27,6 @@ BY_STEP = {
     "checkpoints": ("checkpoint_seconds", "stall_seconds"),
 }
 """The metrics of each figure over steps."""
-
-
-def table(header: Row, rows: Iterable[Row]) -> str:
-    """The text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def packed(text: str) -> str:
-    """Compressed (gzip) and as base64, for the page to unpack."""
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def is_complete(runs: Sequence[RunData], metrics: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const plots = () => Bokeh.documents.flatMap((found) => found.roots());
+  const plots = () => (window.Bokeh?.documents ?? []).flatMap((found) => found.roots());
 
   function repaint() {
     for (const plot of plots()) plot.change.emit();

@@ -1,32 +1,21 @@
-"""The page: figures, files, numbers, and the library that draws them, in one HTML file.
+"""The page of a run: figures, files, numbers, and the library that draws them, in one HTML file."""
 
-Whatever comes from a run is text to the template, which escapes it, or an array or escaped text in
-Bokeh's own JSON. Beyond that the page's content security policy forbids every request and every script
-but its own three, which it names by their SHA-256: what slipped through would still be inert.
-"""
-
-import base64
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bokeh.embed import components
-from bokeh.resources import Resources
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from panthalassa.errors import ConfigError
-from panthalassa.report.figures import RUN_COLOURS, THEME, Plots, draw
+from panthalassa.report.corpus import shown
+from panthalassa.report.figures import RUN_COLOURS, draw
 from panthalassa.report.goodput_figure import GROUPS
 from panthalassa.report.headlines import compared, duration
 from panthalassa.report.read import RunData, read_run
 from panthalassa.report.sections import sections
+from panthalassa.report.template import fill
 from panthalassa.storage import Storage
 
 FILE = "report.html"
-HERE = Path(__file__).parent
 
 
 def write_report(run: Storage, beside: Storage | None = None, out: Path | None = None) -> str:
@@ -67,33 +56,11 @@ def render(runs: Sequence[RunData]) -> str:
         headlines=compared(runs),
         sections=list(sections(runs, list(plots))),
         shares=[_shares(run) for run in runs],
+        corpora=[
+            run.corpus if isinstance(run.corpus, str | None) else shown(run.corpus) for run in runs
+        ],
         configuration=list(_configuration(runs)),
     )
-
-
-def fill(template: str, plots: Plots, **values: object) -> str:
-    """A template of this package with its values, its figures (`divs`), and all that draws them."""
-    environment = Environment(
-        loader=PackageLoader("panthalassa", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, divs = components(plots, wrap_script=False, theme=THEME) if plots else ("", {})
-    bokeh = Resources(mode="inline", components=["bokeh"]).js_raw[0]
-    scripts = [bokeh, script, (HERE / "page.js").read_text()]
-    return environment.get_template(template).render(
-        divs={name: Markup(div) for name, div in divs.items()},
-        style=Markup((HERE / "page.css").read_text()),
-        scripts=[Markup(part) for part in scripts],
-        policy=" ".join(f"'sha256-{_sha256(part)}'" for part in scripts),
-        **values,
-    )
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _shares(run: RunData) -> list[tuple[str, str, str, str]]:

@@ -10,8 +10,10 @@ from typing import TypeVar
 
 from panthalassa.config import Config
 from panthalassa.config_file import build, flatten
+from panthalassa.corpus.funnel import Report
 from panthalassa.errors import CheckpointError, ConfigError, PanthalassaError
 from panthalassa.redact import without_secrets
+from panthalassa.report.corpus import report_of_run
 from panthalassa.report.energy import Energy, energy_of
 from panthalassa.report.languages import Language, languages
 from panthalassa.report.series import Series
@@ -67,6 +69,8 @@ class RunData:
     energy: Energy | str
     languages: list[Language] | str
     checkpoints: list[Checkpoint] | str
+    corpus: Report | str | None
+    """What the preparation of its corpus read, dropped and kept; None when that is not on record."""
 
     def series(self, metric: str) -> Series:
         """A metric; empty when it was not measured."""
@@ -98,6 +102,7 @@ def read_run(run: Storage) -> RunData:
         energy=energy_of(run, configuration.get("energy.source")),
         languages=_or_reason(lambda: languages(run)),
         checkpoints=_or_reason(lambda: _checkpoints(run)),
+        corpus=_or_reason(lambda: report_of_run(run, configuration.get("corpus.directory"))),
     )
 
 

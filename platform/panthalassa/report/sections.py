@@ -8,6 +8,7 @@ from functools import partial
 from panthalassa.report import csv_files
 from panthalassa.report.figures import BUCKETS, MOST_LANGUAGES
 from panthalassa.report.languages import COUNTED
+from panthalassa.report.packed import packed
 from panthalassa.report.read import RunData
 
 
@@ -38,8 +39,8 @@ def sections(runs: Sequence[RunData], drawn: Sequence[str]) -> Iterator[Section]
     def panel(name: str, title: str, absent: str, text: Callable[[], str]) -> Panel:
         there = name in drawn
         stem = re.sub("[^A-Za-z0-9._-]+", "_", "-".join(run.name for run in runs))[:100]
-        packed = csv_files.packed(text()) if there else ""
-        return Panel(name, title, "" if there else absent, f"{stem}-{name}.csv", packed)
+        content = packed(text()) if there else ""
+        return Panel(name, title, "" if there else absent, f"{stem}-{name}.csv", content)
 
     def by_step(name: str, title: str, absent: str = "") -> Panel:
         metrics = csv_files.BY_STEP[name]

@@ -140,6 +140,11 @@ class Order:
         periods, rest = divmod(positions, len(self.slots))
         return periods * self.quotas + np.bincount(self.slots[:rest], minlength=len(self.quotas))
 
+    def shares(self) -> dict[str, float]:
+        """The share of the samples of each domain, by name."""
+        found = (self.quotas / len(self.slots)).tolist()
+        return dict(zip((domain.name for domain in self.domains), found, strict=True))
+
     def samples_of_epoch(self, domain: int, epoch: int, offsets: Integers) -> Location:
         """The samples number `offsets` [n], 0 <= offset < samples, of one epoch of a domain's walk.
 

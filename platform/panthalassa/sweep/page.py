@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from panthalassa.config_file import flatten
 from panthalassa.errors import ConfigError
-from panthalassa.report.csv_files import packed, table
 from panthalassa.report.figures import Plots
 from panthalassa.report.headlines import Headline
-from panthalassa.report.page import fill
+from panthalassa.report.packed import packed, table
+from panthalassa.report.template import fill
 from panthalassa.storage import Storage
 from panthalassa.sweep.axes import axes, number
 from panthalassa.sweep.figures import LABELS, draw_front, draw_law, draw_parallel

@@ -1,0 +1,105 @@
+"""JSON lines and Parquet: a row is a document, with the columns `text`, and if there are any
+`language`, `url`, and `license` or `licence`.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from panthalassa.corpus.documents import (
+    DOCUMENT_BYTES,
+    Problem,
+    Record,
+    SourceFile,
+    not_utf8,
+    short,
+)
+from panthalassa.corpus.formats.stream import lines, seekable, unpacked
+
+COLUMNS = ("text", "language", "url", "license", "licence")
+ROWS_AT_ONCE = 64
+PAGE_BUFFER_BYTES = 1 << 20
+
+
+def read_json_lines(file: SourceFile) -> Iterator[Record | Problem]:
+    with unpacked(file) as stream:
+        for number, (line, whole) in enumerate(lines(stream), start=1):
+            place = f"{file.place}, line {number}"
+            if not whole:
+                yield Problem(place, f"longer than {DOCUMENT_BYTES >> 20} MiB")
+            elif line.strip():
+                yield _json_record(place, line)
+
+
+def _json_record(place: str, line: bytes) -> Record | Problem:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return Problem(place, not_utf8(error))
+    except (ValueError, RecursionError) as error:
+        return Problem(place, f"not JSON: {error}")
+    if not isinstance(row, dict) or "text" not in row:
+        return Problem(place, f"expected an object with the key `text`, found {short(row)}")
+    return _record(place, row)
+
+
+def _record(place: str, row: dict[str, Any]) -> Record:
+    terms = row.get("license") or row.get("licence")
+    return Record(place, row["text"], row.get("language"), row.get("url"), terms)
+
+
+def read_parquet(file: SourceFile) -> Iterator[Record | Problem]:
+    """The rows in their order; a row group that can not be read is one problem of all its rows."""
+    with seekable(file) as stream:
+        parquet = _opened(file, stream)
+        if isinstance(parquet, Problem):
+            yield parquet
+            return
+        columns = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+        start = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            yield from _row_group(file, parquet, group, columns, start, rows)
+            start += rows
+
+
+def _opened(file: SourceFile, stream: Any) -> pq.ParquetFile | Problem:
+    try:
+        # A buffer makes pyarrow read a column page by page instead of whole.
+        parquet = pq.ParquetFile(stream, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        return Problem(file.place, f"no readable Parquet file: {error}")
+    names = parquet.schema_arrow.names
+    if "text" not in names:
+        return Problem(
+            file.place,
+            f"there is no column `text` among {', '.join(names)}",
+            max(1, parquet.metadata.num_rows),
+        )
+    return parquet
+
+
+def _row_group(
+    file: SourceFile, parquet: Any, group: int, columns: list[str], start: int, rows: int
+) -> Iterator[Record | Problem]:
+    number = start
+    try:
+        batches = parquet.iter_batches(ROWS_AT_ONCE, [group], columns, use_threads=False)
+        for batch in batches:
+            for index in range(batch.num_rows):
+                number += 1
+                yield _parquet_record(f"{file.place}, row {number}", batch, index)
+    except (pa.ArrowException, OSError) as error:
+        where = f"{file.place}, rows {number + 1} to {start + rows}"
+        yield Problem(where, f"can not be read: {error}", start + rows - number)
+
+
+def _parquet_record(place: str, batch: pa.RecordBatch, index: int) -> Record | Problem:
+    try:
+        row = {name: batch[name][index].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError as error:
+        return Problem(place, not_utf8(error))
+    return _record(place, {**row, "text": "" if row["text"] is None else row["text"]})

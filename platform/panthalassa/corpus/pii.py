@@ -1,0 +1,157 @@
+"""Masking of personal data: a text comes in, the same text with placeholders comes out.
+
+Masked is only what is verified: e-mail addresses by their form, IP addresses that are public, phone
+numbers that their country's numbering plan has, payment cards by issuer, length and the Luhn digit
+(ISO/IEC 7812-1), bank accounts (IBAN) by country, length and check digits (ISO 13616). Numbers that
+are something else stay what they are. Masking a masked text changes nothing.
+"""
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import phonenumbers
+
+from panthalassa.corpus.lists import read_pairs
+
+PLACEHOLDERS: Final = {
+    "email": "[EMAIL]",
+    "iban": "[IBAN]",
+    "card": "[CARD]",
+    "phone": "[PHONE]",
+    "ip": "[IP]",
+}
+"""What stands for each kind of personal data in a masked text, in the order of masking."""
+
+GROUPS = 8  # with more, a number is looked at only as a whole, not for one among others
+
+# RFC 5321: 64 characters before the @, labels of 63. The look-behind keeps the search linear.
+_EMAIL = re.compile(
+    r"(?<![\w.+%-])[\w+%-][\w.+%-]{0,63}@"
+    r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"
+)
+_IBAN = re.compile(
+    r"\b(?:"
+    + "|".join(
+        rf"{country}\d\d(?: ?[A-Z0-9]){{{int(length) - 4}}}"
+        for country, length in read_pairs("iban_lengths.txt").items()
+    )
+    + r")\b",
+    re.ASCII,
+)
+_CARD = re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)", re.ASCII)
+_PHONE = re.compile(
+    r"(?<![\w+.,/-])(?:"
+    r"(?:\+[1-9]|00[1-9]\d{0,2}[ ./-])(?:[ ./-]{0,2}\(?\d\)?){6,14}"  # international, E.164
+    r"|\([2-9]\d\d\) ?[2-9]\d\d[-. ]\d{4}|[2-9]\d\d([-.])[2-9]\d\d\1\d{4}"  # North America
+    r")(?![\w-]|[.,]\d)",
+    re.ASCII,
+)
+_IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)", re.ASCII)
+_IPV6 = re.compile(r"(?<![\w:.])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])", re.ASCII)
+
+# Lengths by the first digits (ISO/IEC 7812): American Express, Diners, Discover, JCB, Maestro,
+# Mastercard, Mir, UnionPay, Visa.
+_ISSUERS = re.compile(
+    r"3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11}|6(?:011|4[4-9]\d|5\d\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}"
+    r"|(?:5[06-9]|6[37])\d{10,17}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
+    r"|62\d{14,17}|4(?:\d{12}|\d{15}|\d{18})"
+)
+
+
+def mask_pii(text: str) -> str:
+    """The text with its personal data replaced by PLACEHOLDERS."""
+    return mask_and_count(text)[0]
+
+
+def mask_and_count(text: str) -> tuple[str, Counter[str]]:
+    """The masked text, and how many were masked of each kind."""
+    counts: Counter[str] = Counter()
+    while (masked := _mask_once(text, counts)) != text:  # a placeholder may set free what is near
+        text = masked
+    return text, counts
+
+
+def _mask_once(text: str, counts: Counter[str]) -> str:
+    for kind, needed, pattern, is_valid in _KINDS:
+        if needed in text if needed else _DIGIT.search(text):
+            text = _replace(text, kind, pattern, is_valid, counts)
+    return text
+
+
+def _replace(
+    text: str,
+    kind: str,
+    pattern: re.Pattern[str],
+    is_valid: Callable[[str], bool],
+    counts: Counter[str],
+) -> str:
+    def masked(match: re.Match[str]) -> str:
+        parts = match[0].split(" ") if match[0].count(" ") < GROUPS else [match[0]]
+        spans = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
+        for start, stop in sorted(spans, key=lambda span: span[0] - span[1]):  # the longest first
+            if is_valid(" ".join(parts[start:stop])):
+                counts[kind] += 1
+                return " ".join([*parts[:start], PLACEHOLDERS[kind], *parts[stop:]])
+        return match[0]
+
+    return pattern.sub(masked, text)
+
+
+def is_email(candidate: str) -> bool:
+    local = candidate.partition("@")[0]
+    return not local.endswith(".") and ".." not in local
+
+
+def is_card(candidate: str) -> bool:
+    """A payment card by issuer and length whose last digit is Luhn's."""
+    digits = re.sub(r"\D", "", candidate)
+    if not _ISSUERS.fullmatch(digits):
+        return False
+    total = sum(map(int, digits[-1::-2]))
+    total += sum(sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
+    return total % 10 == 0
+
+
+def is_iban(candidate: str) -> bool:
+    """An account of a country in the register, of its length, that leaves 1 modulo 97."""
+    plain = candidate.replace(" ", "")
+    if not _IBAN.fullmatch(plain):
+        return False
+    return int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
+
+
+def is_phone(candidate: str) -> bool:
+    """A number of its country's numbering plan; without a country code, of North America's."""
+    number = f"+{candidate[2:]}" if candidate.startswith("00") else candidate
+    try:
+        parsed = phonenumbers.parse(number, None if number.startswith("+") else "US")
+    except phonenumbers.NumberParseException:
+        return False
+    return phonenumbers.is_valid_number(parsed)
+
+
+def is_public_ip(candidate: str) -> bool:
+    """An address that can be someone's: not of a private, reserved or documentation network."""
+    try:
+        address = ipaddress.ip_address(candidate)
+    except ValueError:
+        return False
+    if address.version == 4:  # 1.2.3.10 is more often the number of a section or a release
+        is_likely = sum(len(octet) > 1 for octet in candidate.split(".")) > 1
+    else:  # so is ::1a part of a program
+        is_likely = len(candidate) > 6
+    return is_likely and address.is_global
+
+
+_DIGIT = re.compile("[0-9]")
+_KINDS: Final[list[tuple[str, str, re.Pattern[str], Callable[[str], bool]]]] = [
+    ("email", "@", _EMAIL, is_email),
+    ("iban", "", _IBAN, is_iban),
+    ("card", "", _CARD, is_card),
+    ("phone", "", _PHONE, is_phone),
+    ("ip", ".", _IPV4, is_public_ip),
+    ("ip", ":", _IPV6, is_public_ip),
+]

@@ -1,0 +1,55 @@
+"""A corpus as a table: what its manifest counts by domain, and how often training would draw it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import get_args
+
+from panthalassa.corpus.manifest import Manifest, Split
+
+HEADER = ("", "documents", "MB", "tokens", "share", "drawn", "tokens/byte", "held out", "tokens")
+ABSENT = "–"
+
+
+def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
+    """Lines of a table: a header, the domains with the most tokens first, and their sum.
+
+    drawn: the share of the samples that training draws of each domain. The first columns tell of the
+    train split, the last two of the documents that are held out; a token's bytes are those of UTF-8.
+    """
+    tokens = {split: Counter[str]() for split in get_args(Split)}
+    for shard in manifest.shards:
+        tokens[shard.split][shard.domain] += shard.tokens
+    domains = sorted(
+        {group.partition("/")[2] for group in manifest.documents},
+        key=lambda domain: (-tokens["train"][domain], domain),
+    )
+    whole = tokens["train"].total()
+
+    def row(name: str, group: list[str], drawn: float) -> tuple[str, ...]:
+        documents, text_bytes, held_out = (
+            sum(counts.get(f"{split}/{domain}", 0) for domain in group)
+            for counts, split in (
+                (manifest.documents, "train"),
+                (manifest.text_bytes, "train"),
+                (manifest.documents, "held_out"),
+            )
+        )
+        trained, kept = (sum(tokens[split][d] for d in group) for split in ("train", "held_out"))
+        return (
+            name,
+            f"{documents:,}",
+            f"{text_bytes / 1e6:,.2f}",
+            f"{trained:,}",
+            f"{trained / whole:.2%}" if whole else ABSENT,
+            f"{drawn:.2%}",
+            f"{trained / text_bytes:.3f}" if text_bytes else ABSENT,
+            f"{held_out:,}",
+            f"{kept:,}",
+        )
+
+    rows = [row(domain, [domain], drawn.get(domain, 0.0)) for domain in domains]
+    rows.append(row("all", domains, sum(drawn.values())))
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    for name, *cells in (HEADER, *rows):
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        yield "  ".join([name.ljust(widths[0]), *padded])

@@ -1,0 +1,357 @@
+"""A corpus as a page: the record of its preparation comes in, `corpus.html` goes out.
+
+The same tables stand in the report of a run that was trained on it. All bars are of bytes of text, as
+shares of what was read, and each of their numbers stands beside them.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from panthalassa.corpus.funnel import DROPS, REPORT, Entry, Example, Report, Step
+from panthalassa.corpus.manifest import read_manifest
+from panthalassa.errors import CorpusError, PanthalassaError
+from panthalassa.report.packed import packed, table
+from panthalassa.report.template import fill
+from panthalassa.storage import Storage, open_storage
+from panthalassa.train.audit import MANIFESTS
+
+FILE = "corpus.html"
+PATIENCE = 5.0
+"""Seconds for which a run's report waits for the storage of its corpus."""
+NAMED = 3
+ENGLISH = ("en", "eng", "eng_Latn")
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+class Kind(NamedTuple):
+    """What became of text: a step with its name and its colour, of Paul Tol's "light" scheme."""
+
+    step: Step
+    name: str
+    colour: str
+
+
+KINDS = (
+    Kind("train", "trained on", "#44bb99"),
+    Kind("held_out", "held out", "#99ddff"),
+    Kind("trimmed", "trimmed", "#bbbbbb"),
+    Kind("rule", "dropped by rules", "#ee8866"),
+    Kind("duplicate", "duplicates", "#eedd88"),
+    Kind("near_duplicate", "near-duplicates", "#bbcc33"),
+    Kind("contaminated", "in an evaluation", "#ffaabb"),
+)
+
+
+class Bar(NamedTuple):
+    """A piece of a bar, in percent of its width, from where the last one ends."""
+
+    colour: str
+    percent: float
+
+
+class Loss(NamedTuple):
+    """A row of the funnel: what is left is drawn pale, what is lost or set aside in its colour."""
+
+    name: str
+    documents: int
+    size: str
+    share: str
+    bars: list[Bar]
+    remark: str = ""
+
+
+class Language(NamedTuple):
+    name: str
+    documents: int
+    size: str
+    bars: list[Bar]
+    dropped: str
+    most: str
+    """The rule or step that dropped most of it."""
+    kept: str
+    tokens: int
+    fertility: str
+    """Tokens a byte of the train split."""
+
+
+class Rule(NamedTuple):
+    name: str
+    documents: int
+    share: str
+    size: str
+    domains: str
+    """The ones that lost the greatest shares."""
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page tells of a corpus."""
+
+    cards: list[tuple[str, str, str]]
+    """Name, number and note."""
+    funnel: list[Loss]
+    languages: list[Language]
+    rules: list[Rule]
+    masked: list[tuple[str, int]]
+    unreadable: list[Example]
+    kinds: list[Kind]
+    """Those that occur, for a legend."""
+    by_language: str
+    """CSV of all steps by language, packed; `by_rule` of all rules."""
+    by_rule: str
+
+
+class _Sums:
+    """Documents and bytes by step, rule and domain, each of which may be left open."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._documents: Counter[tuple[str, str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str, str]] = Counter()
+        for entry in entries:
+            for rule in {entry.rule, ""}:
+                for domain in (entry.domain, ""):
+                    self._documents[entry.step, rule, domain] += entry.count
+                    self._bytes[entry.step, rule, domain] += entry.bytes
+
+    def documents(self, step: Step, rule: str = "", domain: str = "") -> int:
+        return self._documents[step, rule, domain]
+
+    def bytes(self, step: Step, rule: str = "", domain: str = "") -> int:
+        return self._bytes[step, rule, domain]
+
+
+def write_page(corpus: Storage) -> str:
+    """Write the page of a corpus beside its manifest, and tell where.
+
+    Raises CorpusError when its record is missing or damaged, or the page can not be written.
+    """
+    manifest = read_manifest(corpus)
+    report = read_report(corpus, {manifest.report_sha256})
+    text = fill(
+        "report/corpus.html",
+        {},
+        name=corpus.uri.rstrip("/").rpartition("/")[2],
+        uri=corpus.uri,
+        fingerprint=manifest.fingerprint,
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        corpus=shown(report),
+    )
+    try:
+        corpus.write(FILE, text.encode())
+    except OSError as error:
+        raise CorpusError(f"{corpus.uri}/{FILE} can not be written: {error}") from error
+    return f"{corpus.uri}/{FILE}"
+
+
+def read_report(corpus: Storage, hashes: set[str]) -> Report:
+    """The record of a preparation, which has one of these SHA-256. Raises CorpusError."""
+    place = f"{corpus.uri}/{REPORT}"
+    try:
+        data = corpus.read(REPORT)
+    except OSError as error:
+        raise CorpusError(f"{place} can not be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() not in hashes:
+        raise CorpusError(
+            f"{place} is of another corpus, or damaged: the manifest has another hash"
+        )
+    try:
+        return Report.model_validate_json(data)
+    except ValidationError as error:
+        raise CorpusError(f"{place} is no record of a preparation: {error}") from error
+
+
+def report_of_run(run: Storage, directory: str | None) -> Report | None:
+    """The record of the corpus in `directory`, when a run was trained on it and it has one.
+
+    Raises PanthalassaError when it has one that can not be read.
+    """
+    try:
+        kept = run.below(MANIFESTS)
+        manifests = [read_manifest(kept, name) for name, _ in kept.files()]
+    except (OSError, PanthalassaError):
+        return None  # the part of the report that needs them says so
+    hashes = {manifest.report_sha256 for manifest in manifests} - {""}
+    if not hashes or not directory:
+        return None
+    return read_report(open_storage(directory, PATIENCE), hashes)
+
+
+def shown(report: Report) -> Shown:
+    """What a page tells of a corpus, from the record of its preparation."""
+    sums = _Sums(report.entries)
+    rules = [(step, rule) for step in DROPS for rule in report.rules(step) if rule]
+    domains = sorted(report.domains(), key=lambda name: -sums.bytes("read", domain=name))
+    return Shown(
+        cards=list(_cards(report, sums, domains)),
+        funnel=list(_funnel(report, sums)),
+        languages=[_language(report, sums, rules, name) for name in domains],
+        rules=[_rule(report, sums, domains, step, rule) for step, rule in rules],
+        masked=[(kind, sums.documents("masked", kind)) for kind in report.rules("masked")],
+        unreadable=_examples(report, "unreadable", ""),
+        kinds=[kind for kind in KINDS if sums.bytes(kind.step)],
+        by_language=packed(table(*_by_language(report, sums, domains))),
+        by_rule=packed(table(*_by_rule(report))),
+    )
+
+
+def _cards(report: Report, sums: _Sums, domains: list[str]) -> Iterator[tuple[str, str, str]]:
+    read, lost = sums.documents("read"), sums.documents("unreadable")
+    kept = sums.documents("train") + sums.documents("held_out")
+    yield "files", f"{report.files:,}", f"{size(report.file_bytes)} as stored"
+    yield (
+        "read",
+        f"{number(read)} documents",
+        f"{size(sums.bytes('read'))} in {len(domains)} domains",
+    )
+    yield "unreadable records", number(lost), share(lost, read + lost)
+    yield "dropped", share(read - kept, read), f"{read - kept:,} documents"
+    left = sums.bytes("train") + sums.bytes("held_out")
+    yield "kept", size(left), f"{kept:,} documents"
+    tokens = Counter[str]()
+    for group, count in report.tokens.items():
+        tokens[group.partition("/")[0]] += count
+    yield "tokens", number(tokens["train"]), f"and {number(tokens['held_out'])} held out"
+    fertile = {name: _fertility(report, sums, name) for name in domains}
+    known = {name: value for name, value in fertile.items() if value}
+    if known:
+        worst = max(known, key=lambda name: known[name])
+        english = next((known[name] for name in ENGLISH if name in known), None)
+        beside = (
+            f"{worst}; {known[worst] / english:.1f} times that of English" if english else worst
+        )
+        yield "most tokens a byte", f"{known[worst]:.2f}", beside
+
+
+def _funnel(report: Report, sums: _Sums) -> Iterator[Loss]:
+    whole = max(sums.bytes("read"), 1)
+    left = sums.bytes("read")
+    pale = KINDS[0].colour
+    lost = sums.documents("unreadable")
+    remark = f"{report.files:,} files of {size(report.file_bytes)}, {lost:,} records unreadable"
+    yield Loss("read", sums.documents("read"), size(left), "100.0%", [Bar(pale, 100.0)], remark)
+    for kind in KINDS[2:]:
+        taken = sums.bytes(kind.step)
+        if not sums.documents(kind.step):
+            continue
+        left -= taken
+        bars = [Bar(pale, 100 * left / whole), Bar(kind.colour, 100 * max(taken, 0) / whole)]
+        told = ", ".join(report.rules(kind.step)[:NAMED]) if kind.step != "trimmed" else ""
+        remark = f"most by {told}" if told else ""
+        count = sums.documents(kind.step)
+        yield Loss(f"− {kind.name}", count, size(taken), share(taken, whole), bars, remark)
+    for kind in KINDS[1::-1]:
+        taken = sums.bytes(kind.step)
+        tokens = sum(n for group, n in report.tokens.items() if group.startswith(f"{kind.step}/"))
+        before = 0.0 if kind.step == "train" else 100 * (left - taken) / whole
+        bars = [Bar("transparent", before), Bar(kind.colour, 100 * taken / whole)]
+        count = sums.documents(kind.step)
+        remark = f"{tokens:,} tokens"
+        yield Loss(kind.name, count, size(taken), share(taken, whole), bars, remark)
+
+
+def _language(report: Report, sums: _Sums, rules: list[tuple[Step, str]], name: str) -> Language:
+    read, whole = sums.documents("read", domain=name), max(sums.bytes("read", domain=name), 1)
+    pieces = [(kind.colour, sums.bytes(kind.step, domain=name)) for kind in KINDS]
+    longest = max(whole, sum(max(piece, 0) for _, piece in pieces))
+    dropped = sum(sums.documents(step, domain=name) for step in DROPS)
+    reasons: list[tuple[Step, str]] = [*rules, ("duplicate", ""), ("near_duplicate", "")]
+    step, rule = max(reasons, key=lambda reason: sums.documents(reason[0], reason[1], name))
+    most = sums.documents(step, rule, name)
+    fertility = _fertility(report, sums, name)
+    return Language(
+        name,
+        read,
+        size(sums.bytes("read", domain=name)),
+        [Bar(colour, 100 * piece / longest) for colour, piece in pieces if piece > 0],
+        share(dropped, read),
+        f"{rule or step.replace('_', '-')} {share(most, read)}" if most else "",
+        size(sums.bytes("train", domain=name) + sums.bytes("held_out", domain=name)),
+        report.tokens.get(f"train/{name}", 0),
+        f"{fertility:.3f}" if fertility else "–",
+    )
+
+
+def _fertility(report: Report, sums: _Sums, name: str) -> float:
+    """Tokens a byte of the train split; 0 when it has none."""
+    return report.tokens.get(f"train/{name}", 0) / max(sums.bytes("train", domain=name), 1)
+
+
+def _rule(report: Report, sums: _Sums, domains: list[str], step: Step, rule: str) -> Rule:
+    documents, read = sums.documents(step, rule), sums.documents("read")
+    shares = {
+        name: sums.documents(step, rule, name) / max(sums.documents("read", domain=name), 1)
+        for name in domains
+    }
+    worst = [name for name in sorted(domains, key=lambda name: -shares[name]) if shares[name]]
+    return Rule(
+        rule,
+        documents,
+        share(documents, read),
+        size(sums.bytes(step, rule)),
+        ", ".join(f"{name} {shares[name]:.1%}" for name in worst[:NAMED]),
+        _examples(report, step, rule),
+    )
+
+
+def _examples(report: Report, step: Step, rule: str) -> list[Example]:
+    """The first by their places."""
+    found = {
+        example
+        for entry in report.entries
+        if entry.step == step and entry.rule == rule
+        for example in entry.examples
+    }
+    return sorted(found, key=lambda example: (example.place, example.reason))[:NAMED]
+
+
+def _by_language(
+    report: Report, sums: _Sums, domains: list[str]
+) -> tuple[list[str], list[list[object]]]:
+    steps: list[Step] = ["read", "trimmed", *DROPS, "held_out", "train"]
+    header = ["domain", *(f"{step}_{what}" for step in steps for what in ("documents", "bytes"))]
+    rows: list[list[object]] = []
+    for name in domains:
+        counted: list[object] = [name]
+        for step in steps:
+            counted += [sums.documents(step, domain=name), sums.bytes(step, domain=name)]
+        tokens = [report.tokens.get(f"{split}/{name}", 0) for split in ("held_out", "train")]
+        rows.append([*counted, *tokens])
+    return [*header, "held_out_tokens", "train_tokens"], rows
+
+
+def _by_rule(report: Report) -> tuple[list[str], list[list[object]]]:
+    header = ["step", "rule", "domain", "documents", "bytes"]
+    return header, [[e.step, e.rule, e.domain, e.count, e.bytes] for e in report.entries]
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, to three digits."""
+    return _scaled(count, SIZES) or f"{count} bytes"
+
+
+def number(count: int) -> str:
+    """A count in full, or to three digits from a million on."""
+    return _scaled(count, COUNTS) or f"{count:,}"
+
+
+def _scaled(count: int, units: tuple[tuple[float, str], ...]) -> str:
+    """In the greatest unit that it reaches; empty when it reaches none."""
+    for unit, name in units:
+        if abs(count) >= unit:
+            digits = 3 - len(str(int(abs(count) / unit)))
+            return f"{count / unit:,.{max(0, digits)}f} {name}"
+    return ""
+
+
+def share(part: int, whole: int) -> str:
+    if not whole:
+        return "–"
+    return "<0.1%" if 0 < part / whole < 0.0005 else f"{part / whole:.1%}"

@@ -1,0 +1,42 @@
+"""What all commands share: how one runs in a terminal, and how it tells what people can mend.
+
+A command is a function of a console. A PanthalassaError of it becomes one message and exit code 1.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from panthalassa.errors import PanthalassaError
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="overrides such as train.steps=50", metavar="KEY=VALUE…")
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="show tracebacks and the logs of all processes")
+]
+
+
+def show_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and what is told of them in two columns."""
+    for name, text in rows:
+        console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
+
+
+def run_command(command: Callable[[Console], None], debug: bool) -> None:
+    """Run it; with `debug` errors keep their tracebacks. Raises typer.Exit."""
+    console = Console(highlight=False)
+    try:
+        command(console)
+    except PanthalassaError as error:
+        if debug:
+            raise
+        console.file.flush()
+        print(f"panthalassa: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("panthalassa: ended at once; the last checkpoint stands", file=sys.stderr)
+        raise typer.Exit(130) from None
