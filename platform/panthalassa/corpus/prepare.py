@@ -19,6 +19,7 @@ import ray.exceptions
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
 from panthalassa.corpus.dedup import near_duplicates
+from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
 from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
 from panthalassa.corpus.pipeline import (
     buckets_of,
@@ -32,7 +33,7 @@ from panthalassa.corpus.sources import SourceFile, content_sha256, find_files
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
-RECIPE = 1
+RECIPE = 2
 """Counts up whenever the same input would give other shards."""
 
 CLAIM = "preparation.json"
@@ -86,7 +87,7 @@ def _prepare(
         f"{census.read - kept} duplicates dropped, {census.near_duplicates} near-duplicates "
         f"dropped, {census.held_out()} documents held out"
     )
-    tokenizer = train_tokenizer(documents, census, corpus.vocabulary_size)
+    tokenizer = train_tokenizer(documents, census, corpus)
     vocabulary = tokenizer.to_bytes()
     write(storage, TOKENIZER, vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
@@ -98,12 +99,14 @@ def _prepare(
         eos=tokenizer.eos,
         tokenizer_sha256=hashlib.sha256(vocabulary).hexdigest(),
         documents=dict(sorted(census.documents.items())),
+        characters=dict(sorted(census.characters.items())),
         text_bytes=dict(sorted(census.text_bytes.items())),
         unigram_loss=loss,
         preparation=preparation,
         shards=shards,
     )
     write(storage, MANIFEST, manifest.encode())
+    report(_tokens_of_text(manifest))
     rows, tokens = sum(s.rows for s in shards), sum(s.tokens for s in shards)
     report(
         f"{len(shards)} shards of {rows} samples and {tokens} tokens, "
@@ -111,6 +114,17 @@ def _prepare(
         f"fingerprint {manifest.fingerprint}"
     )
     return manifest
+
+
+def _tokens_of_text(manifest: Manifest) -> str:
+    """How many tokens a character takes, and where it takes most beside English."""
+    rows = fertilities(counts_of(manifest))
+    told = "tokens a character: " + ", ".join(f"{r.domain} {r.per_character:.2f}" for r in rows[:8])
+    if (worst := worst_parity(rows)) and worst.parity:
+        told += (
+            f"; most beside {REFERENCE}: {worst.domain}, {worst.parity:.2f} times ({worst.basis})"
+        )
+    return told
 
 
 # The door: what is asked for, and what is there already.
