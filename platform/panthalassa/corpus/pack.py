@@ -5,10 +5,10 @@ and these ends are laid into rows by best fit, longest first: each goes where it
 space, or opens a new row. Every token is kept, none is repeated, and what is left of a row is padding.
 The result depends on nothing but the documents and their order.
 
-How full the rows get: each but the last that was opened has less space left than the piece that
-opened the next one is long, for that did not fit. As pieces come longest first and texts of all
-lengths are about, the last ones fill all gaps: of texts much shorter than a row, and of the ends of
-long ones, it is more than 99 in 100 positions, where there are some tens of rows.
+Each row but the last that was opened has less space left than the piece that opened the next one is
+long, for that did not fit. So short texts fill what long ones leave: of a hundred rows and more, over
+99 in 100 positions are used. It is less only where a domain has few rows, of which the last is as full
+as it happens to be, or next to nothing but texts of more than half a row, of which no two go together.
 """
 
 from bisect import bisect_left, insort

@@ -4,7 +4,7 @@ Byte-level BPE, trained by Hugging Face `tokenizers`, whose file it is kept in, 
 `tiktoken`, which gives the same ids several times as fast. Every text can be encoded, for what has no
 token of its own is spelled in bytes, and `decode(encode(text)) == text`. Unicode is normalised (NFC)
 when a corpus is cleaned and not here. Text is never trusted: a document that contains the characters
-`<|bos|>` gets ordinary tokens, for the encoder knows no special ones; they come from their ids alone.
+`<|bos|>` gets ordinary tokens; special ones come from their ids alone.
 """
 
 import hashlib
@@ -66,8 +66,11 @@ class Tokenizer:
                 "prepare the corpus anew into an empty folder."
             )
         self._core = core
+        # None of the special tokens is ever allowed in a text. They are named all the same, for
+        # tiktoken looks for them, and where there are none it finds nothing at every byte.
+        special = {token: index for index, token in enumerate(SPECIAL)}
         self._encoding = tiktoken.Encoding(
-            TOKENIZER, pat_str=WORDS, mergeable_ranks=_ranks(core), special_tokens={}
+            TOKENIZER, pat_str=WORDS, mergeable_ranks=_ranks(core), special_tokens=special
         )
 
     @classmethod
