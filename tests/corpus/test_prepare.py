@@ -234,6 +234,7 @@ def test_a_text_that_occurs_twice_is_kept_once_and_in_one_domain(
     domains = Counter({g.split("/")[1]: n for g, n in manifest.documents.items()})
     assert domains == {"de": 1, "en": 1}
     assert any("2 duplicates dropped" in line for line in lines)
+    assert any("tokens a character; most in de" in line for line in lines)
 
 
 def test_the_smallest_corpus_still_has_one_document_held_out(

@@ -118,12 +118,12 @@ def _prepare(
 
 def _tokens_of_text(manifest: Manifest) -> str:
     """How many tokens a character takes, and where it takes most beside English."""
-    rows = fertilities(counts_of(manifest))
-    told = "tokens a character: " + ", ".join(f"{r.domain} {r.per_character:.2f}" for r in rows[:8])
-    if (worst := worst_parity(rows)) and worst.parity:
-        told += (
-            f"; most beside {REFERENCE}: {worst.domain}, {worst.parity:.2f} times ({worst.basis})"
-        )
+    counts = counts_of(manifest)
+    tokens = sum(found.tokens for found in counts.values())
+    characters = sum(found.characters for found in counts.values())
+    told = f"{tokens / characters:.2f} tokens a character"
+    if (worst := worst_parity(fertilities(counts))) and worst.parity:
+        told += f"; most in {worst.domain}, {worst.parity:.2f} times those of {REFERENCE}"
     return told
 
 
