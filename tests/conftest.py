@@ -154,6 +154,7 @@ def prepare_small_corpus(root: Path) -> Path:
         sequence_length=64,
         vocabulary_size=352,
         rows_per_group=8,
+        clean=False,
     )
     prepare(settings, lambda line: None)
     return root / "corpus"

@@ -65,7 +65,7 @@ def prepare(
         from panthalassa.corpus.prepare import prepare
 
         sections = load_preparation(source, overrides or [])
-        show = partial(console.print, soft_wrap=True)
+        show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
 
     _run(command, debug)

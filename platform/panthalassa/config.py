@@ -46,6 +46,16 @@ class Corpus(Section):
     is the one that Python carries."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of the records that may be unreadable: they are left out, counted and named."""
+    domains: Literal["folder", "language"] = "folder"
+    """What the domain of a document is: the language that its source names, else its first folder;
+    or the language that is identified, `und` where that is not sure."""
+    language_model: str | None = None
+    """A fastText model (a file on every node) that identifies languages in place of CLD2."""
+    clean: bool = True
+    """Cut boilerplate, and drop what the rules of `corpus/clean.py` (after Gopher, C4, FineWeb) tell
+    to be no prose: too short, repetitive, without sentences."""
+    mask_pii: bool = True
+    """Put placeholders for e-mail and IP addresses, phone, card and bank numbers."""
     sequence_length: Length = 256
     """Tokens in a packed sample."""
     vocabulary_size: int = Field(default=4096, ge=288, le=2**18)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,6 @@ from panthalassa.corpus.components import (
     small_star,
     stars,
 )
-from panthalassa.corpus.dedup import drop_near_duplicates
 from panthalassa.corpus.minhash import (
     PERMUTATIONS,
     SHINGLE,
@@ -253,16 +253,24 @@ def test_stars_in_turn_find_the_components_in_parts(pairs: Pairs, parts: int) ->
 # Documents.
 
 
+def kept_of(documents: pa.Table, threshold: float) -> pa.Table:
+    return unmarked(dedup.mark(documents, threshold))
+
+
+def unmarked(documents: pa.Table) -> pa.Table:
+    return documents.filter(pc.invert(documents["near_duplicate"])).drop_columns(["near_duplicate"])
+
+
 def test_the_longest_of_each_group_is_kept_and_nothing_else_is_lost() -> None:
     texts = variants(0, families=20, size=6)
     others = [f"{i}: a text of its own with number {i} in it" for i in range(30)]
-    kept = drop_near_duplicates(documents_of(texts + others), 0.8)["text"].to_pylist()
+    kept = kept_of(documents_of(texts + others), 0.8)["text"].to_pylist()
     assert sorted(kept) == sorted([t for t in texts if t.count("tail") == 5] + others)
 
 
 def test_equally_long_near_duplicates_are_decided_by_their_hash() -> None:
     texts = ["the sea is deep", "The sea is deep", "THE SEA IS DEEP", "the sea, is dee"]
-    kept = drop_near_duplicates(documents_of(texts), 0.8)["text"].to_pylist()
+    kept = kept_of(documents_of(texts), 0.8)["text"].to_pylist()
     best = min(texts[:3], key=lambda text: hashlib.sha256(text.encode()).digest())
     assert kept == [text for text in texts if text in (best, texts[3])]
 
@@ -271,14 +279,14 @@ def test_equally_long_near_duplicates_are_decided_by_their_hash() -> None:
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_documents_does_not_decide(draw: random.Random) -> None:
     texts = variants(1, families=3, size=4)
-    kept = {*drop_near_duplicates(documents_of(texts), 0.8)["text"].to_pylist()}
+    kept = {*kept_of(documents_of(texts), 0.8)["text"].to_pylist()}
     draw.shuffle(texts)
-    assert {*drop_near_duplicates(documents_of(texts), 0.8)["text"].to_pylist()} == kept
+    assert {*kept_of(documents_of(texts), 0.8)["text"].to_pylist()} == kept
 
 
 def test_documents_without_words_are_left_alone() -> None:
     texts = ["?!", "...", "😀"]
-    assert drop_near_duplicates(documents_of(texts), 0.8)["text"].to_pylist() == texts
+    assert kept_of(documents_of(texts), 0.8)["text"].to_pylist() == texts
 
 
 # On Ray.
@@ -298,10 +306,11 @@ def test_many_tasks_keep_the_same_documents_as_one(
     monkeypatch.setattr(dedup, "TASK_BYTES", 3 << 20)
     table = documents_of(variants(2, families=12, size=12))
     documents = ray.data.from_arrow([table.slice(0, 60), table.slice(60)]).materialize()
-    whole = drop_near_duplicates(table, 0.8)
+    whole = kept_of(table, 0.8)
     assert whole.num_rows == 12
-    kept = dedup.near_duplicates(documents, 0.8, buckets)
-    found = pa.Table.from_pylist([*kept.iter_rows()], table.schema)
+    marked = dedup.mark_near_duplicates(documents, 0.8, buckets)
+    schema = dedup.mark(table, 0.8).schema
+    found = unmarked(pa.Table.from_pylist([*marked.iter_rows()], schema))
     assert found.sort_by("hash") == whole.sort_by("hash")
 
 
@@ -310,7 +319,8 @@ def test_documents_without_near_duplicates_all_stay(ray_cluster: str) -> None:
 
     table = documents_of([f"{i}: a text of its own, {i}" for i in range(20)])
     documents = ray.data.from_arrow([table]).materialize()
-    assert dedup.near_duplicates(documents, 0.8, 2).count() == 20
+    marked = dedup.mark_near_duplicates(documents, 0.8, 2)
+    assert [row["near_duplicate"] for row in marked.iter_rows()] == [False] * 20
 
 
 @pytest.mark.parametrize(("threshold", "kept", "dropped"), [(0.8, 3, 9), (None, 12, 0)])

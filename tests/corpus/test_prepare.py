@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import pipeline
+from panthalassa.corpus import pipeline, reading
 from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.manifest import Manifest, Split, read_manifest
 from panthalassa.corpus.prepare import prepare
@@ -116,13 +116,13 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
 def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "TASK_BYTES", 12_000)
-    monkeypatch.setattr(pipeline, "YIELD_BYTES", 1_000)
+    monkeypatch.setattr(reading, "TASK_BYTES", 12_000)
+    monkeypatch.setattr(reading, "YIELD_BYTES", 1_000)
     settings = {"rows_per_shard": 8}
     lines: list[str] = []
     manifest = prepare(make_config(tmp_path / "a", sources, **settings), lines.append)
     storage = open_storage(str(tmp_path / "a"))
-    assert any("90 distinct documents in 3 domains, 0 duplicates" in line for line in lines)
+    assert any("90 distinct documents in 3 domains, 0 documents dropped" in line for line in lines)
     english = [s for s in manifest.split("train") if s.domain == "en"]
     assert len(english) > 2
     assert len({shard.path for shard in manifest.shards}) == len(manifest.shards)

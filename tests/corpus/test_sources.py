@@ -1,7 +1,6 @@
 """Sources are read; what of them can not be is a problem with its place, and nothing stops for it."""
 
 import json
-import unicodedata
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -12,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panthalassa.corpus.documents import Document, Problem
+from panthalassa.corpus.normalise import normalise
 from panthalassa.corpus.sources import (
-    clean,
     content_sha256,
     find_files,
     path_safe,
@@ -82,7 +81,7 @@ def test_python_carries_a_source_of_its_own() -> None:
     documents = read("python-reference")
     assert len(documents) == len(topics)
     assert {domain for domain, _ in documents} == {"python"}
-    assert clean(topics["while"]) in {text for _, text in documents}
+    assert normalise(topics["while"]) in {text for _, text in documents}
 
 
 def test_a_document_knows_its_file_and_line(tmp_path: Path) -> None:
@@ -173,17 +172,6 @@ def test_a_source_without_texts_is_named(tmp_path: Path) -> None:
     put(tmp_path / "image.png", "x")
     with pytest.raises(CorpusError, match=r"holds no \.txt, \.jsonl, .* file\. Add"):
         find_files([str(tmp_path)])
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_cleaned_text_is_nfc_and_cleaning_it_again_changes_nothing(text: str) -> None:
-    cleaned = clean(text)
-    assert unicodedata.is_normalized("NFC", cleaned)
-    assert clean(cleaned) == cleaned
-
-
-def test_the_same_text_in_two_spellings_becomes_one() -> None:
-    assert clean("\ufeffcafe\u0301\0 \n") == "caf\u00e9"
 
 
 @given(st.text())

@@ -1,4 +1,5 @@
-"""Near-duplicates: distinct documents come in, the best one of each group of similar ones goes out.
+"""Near-duplicates: distinct documents come in, and all but the best of each group of similar ones are
+marked.
 
 The one idea: texts stay where they are. Band keys of 8 bytes are shuffled and give candidates; only
 the sketches of candidates are shuffled to be compared; edges between similar ones are joined to
@@ -41,7 +42,7 @@ from panthalassa.corpus.minhash import (
     sketches,
     text_keys,
 )
-from panthalassa.corpus.pipeline import TASK, TASK_BYTES
+from panthalassa.corpus.reading import TASK, TASK_BYTES
 
 EDGES_AT_ONCE = 1 << 20  # that one task joins to components: 48 MiB of names
 PAIRS_AT_ONCE = 1 << 12  # that are compared at once: at most 32 MiB of sketches
@@ -49,36 +50,37 @@ PAIRS_AT_ONCE = 1 << 12  # that are compared at once: at most 32 MiB of sketches
 Blocks = dict[int, list[Any]]  # references to Arrow tables, which Ray resolves
 
 
-def near_duplicates(
+def mark_near_duplicates(
     documents: ray.data.Dataset, threshold: float, buckets: int
 ) -> ray.data.Dataset:
-    """The documents without those that are near-duplicates of a better one; kept by Ray.
+    """The documents with a column `near_duplicate`: whether a better one is like it; kept by Ray.
 
     Near-duplicates are those whose shingles have a Jaccard similarity of at least `threshold`, and
     whatever a chain of such pairs connects. The longest of them is the best, and of equally long
-    ones that with the least hash. Takes and gives the columns of `distinct_documents`, in the same
-    number of buckets: with one, one task does it all.
+    ones that with the least hash. Takes the columns of `distinct_documents`, in the same number of
+    buckets: with one, one task does it all.
     """
     if buckets == 1:
         whole = documents.repartition(1) if documents.num_blocks() > 1 else documents
-        return _mapped(whole, partial(drop_near_duplicates, threshold=threshold))
+        return _mapped(whole, partial(mark, threshold=threshold))
+    blocks: Blocks = {}
     wanted = _find_candidates(documents, threshold, buckets)
-    if not (count := wanted.count()):
-        return documents
-    edges = _compare(documents, wanted, threshold, buckets, parts=_tasks(count))
-    if not edges.count():
-        return documents
-    dropped = _connect(edges, buckets).map_batches(partial(_address, buckets=buckets), **TASK)
-    blocks = _blocks(_shuffled(dropped, buckets, _once))
-    return _mapped(documents, partial(_drop, blocks=blocks, buckets=buckets))
+    if count := wanted.count():
+        edges = _compare(documents, wanted, threshold, buckets, parts=_tasks(count))
+        if edges.count():
+            dropped = _connect(edges, buckets).map_batches(
+                partial(_address, buckets=buckets), **TASK
+            )
+            blocks = _blocks(_shuffled(dropped, buckets, _once))
+    return _mapped(documents, partial(_mark_from, blocks=blocks, buckets=buckets))
 
 
-def drop_near_duplicates(documents: pa.Table, threshold: float) -> pa.Table:
-    """`near_duplicates` of documents that fit into memory."""
+def mark(documents: pa.Table, threshold: float) -> pa.Table:
+    """`mark_near_duplicates` of documents that fit into memory."""
     nodes = _nodes(documents)
     first, second = similar_pairs(documents["text"], nodes, threshold)
     dropped, _ = stars((nodes[first], nodes[second]))
-    return documents.filter(pa.array(~np.isin(nodes, dropped)))
+    return documents.append_column("near_duplicate", pa.array(np.isin(nodes, dropped)))
 
 
 def similar_pairs(
@@ -260,12 +262,12 @@ def _count_moved(table: pa.Table) -> pa.Table:
 # What is dropped, and how rows get to the documents of their bucket.
 
 
-def _drop(batch: pa.Table, blocks: Blocks, buckets: int) -> pa.Table:
+def _mark_from(batch: pa.Table, blocks: Blocks, buckets: int) -> pa.Table:
     nodes = _nodes(batch)
-    kept = np.ones(len(nodes), dtype=bool)
+    dropped = np.zeros(len(nodes), dtype=bool)
     for table in _tables(blocks, nodes, buckets):
-        kept &= ~np.isin(nodes, _names(table["u"]))
-    return batch.filter(pa.array(kept))
+        dropped |= np.isin(nodes, _names(table["u"]))
+    return batch.append_column("near_duplicate", pa.array(dropped))
 
 
 def _mapped(rows: ray.data.Dataset, function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:

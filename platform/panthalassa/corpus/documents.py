@@ -13,12 +13,16 @@ DOCUMENT_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file at `path` below `root`; `domain` holds for its documents that name no language."""
+    """A file at `path` below `root`; `domain` holds for its documents that name no language.
+
+    `source` is the name of the root wherever it is kept: its last folder, numbered where two share it.
+    """
 
     root: str
     path: str
     size: int
     domain: str
+    source: str
 
     @property
     def place(self) -> str:
@@ -38,7 +42,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Document:
-    """A cleaned text of one domain."""
+    """A normalised text of one domain."""
 
     text: str
     domain: str

@@ -1,8 +1,9 @@
 """The manifest: what a corpus is, and the commit that makes it one.
 
-A corpus is a folder of Parquet shards and a tokenizer. `manifest.json` is written last and lists
-every one of them with its SHA-256; a folder without it is no corpus. The SHA-256 of the manifest's
-own bytes is the corpus *fingerprint*, to which a run's order of samples is tied.
+A corpus is a folder of Parquet shards, a tokenizer, an index of its documents and a report.
+`manifest.json` is written last and lists every one of them with its SHA-256; a folder without it is
+no corpus. The SHA-256 of the manifest's own bytes is the corpus *fingerprint*, to which a run's order
+of samples is tied.
 
 A shard holds packed samples of one domain, one a row, in three columns: `tokens`, a fixed-size list
 of `sequence_length` token ids; `lengths`, those of the documents in the row from left to right (what
@@ -24,11 +25,13 @@ TOKENIZER = "tokenizer.json"
 Split = Literal["train", "held_out"]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of a corpus's folder as JSON: no key is unknown."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Shard(_Record):
+class Shard(Record):
     """One Parquet file: rows of one domain, in row groups that are read whole."""
 
     path: str
@@ -41,13 +44,24 @@ class Shard(_Record):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class Manifest(_Record):
+class Index(Record):
+    """One Parquet file with the provenance of the documents of a part of a split and domain."""
+
+    path: str
+    documents: int = Field(gt=0)
+    size: int = Field(gt=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(Record):
     """A corpus in full.
 
     `documents`, `characters` and `text_bytes` (UTF-8) are counted by `{split}/{domain}`.
     `unigram_loss` is the held-out loss (nats a token) of the train split's token counts:
     `corpus.shards.unigram_loss`.
     `preparation` is the SHA-256 of the settings and source files that the corpus was made from.
+    `index` has the provenance of every document (`corpus.parts`), and `report_sha256` is that of
+    `report.json` (`corpus.funnel`).
     """
 
     format: Literal[2] = 2
@@ -62,6 +76,8 @@ class Manifest(_Record):
     unigram_loss: float
     preparation: str = ""
     shards: list[Shard] = Field(min_length=1)
+    index: list[Index] = Field(default_factory=list)
+    report_sha256: str = ""
 
     def split(self, split: Split) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]

@@ -9,27 +9,34 @@ input twice, anywhere, gives the same bytes and so the same fingerprint.
 import hashlib
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import get_args
 
 import ray.data
 import ray.exceptions
 
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
-from panthalassa.corpus.dedup import near_duplicates
+from panthalassa.corpus.documents import SourceFile
 from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
-from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
+from panthalassa.corpus.funnel import REPORT, Report, Tally, table
+from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, Shard, Split, read_manifest
+from panthalassa.corpus.parts import INDEX
 from panthalassa.corpus.pipeline import (
-    buckets_of,
-    distinct_documents,
+    Census,
+    drop_near_duplicates,
     take_census,
     train_tokenizer,
     write_shards,
 )
-from panthalassa.corpus.shards import write
-from panthalassa.corpus.sources import SourceFile, content_sha256, find_files
+from panthalassa.corpus.reading import buckets_of, check_problems, distinct_documents
+from panthalassa.corpus.refine import Refiner, open_refiner
+from panthalassa.corpus.shards import unwritable, write
+from panthalassa.corpus.sources import content_sha256, find_files
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
@@ -58,6 +65,7 @@ def prepare(
     files = find_files(corpus.sources)
     storage = open_storage(corpus.directory)
     _refuse_overlap(files, storage)
+    refine = open_refiner(corpus)
     preparation = _preparation(corpus, files)
     if done := _already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
@@ -66,32 +74,40 @@ def prepare(
     size = sum(file.size for file in files) / 1e6
     report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
     with connected(cluster, debug), _mendable_errors():
-        return _prepare(corpus, files, storage, preparation, report)
+        return _prepare(corpus, files, refine, storage, preparation, report)
 
 
 def _prepare(
     corpus: config.Corpus,
     files: list[SourceFile],
+    refine: Refiner,
     storage: Storage,
     preparation: str,
     report: Callable[[str], None],
 ) -> Manifest:
-    documents = distinct = distinct_documents(files, corpus.max_bad_share, report)
+    tally = Tally()
+    documents = distinct_documents(files, refine, tally)
+    if told := check_problems(tally, corpus.max_bad_share, files):
+        report(told)
     if corpus.near_duplicates is not None:
-        documents = near_duplicates(distinct, corpus.near_duplicates, buckets_of(files))
-    dropped = distinct.count() - documents.count()
-    census = take_census(documents, corpus.held_out_share, near_duplicates=dropped)
+        documents = drop_near_duplicates(
+            documents, corpus.near_duplicates, buckets_of(files), tally
+        )
+    census = take_census(documents, corpus.held_out_share)
     kept = census.documents.total()
     report(
         f"{kept} distinct documents in {len({g.split('/')[1] for g in census.documents})} domains, "
-        f"{census.read - kept} duplicates dropped, {census.near_duplicates} near-duplicates "
-        f"dropped, {census.held_out()} documents held out"
+        f"{tally.total('rule')} documents dropped by rules, {tally.total('duplicate')} duplicates "
+        f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, {census.held_out()} "
+        "documents held out"
     )
     tokenizer = train_tokenizer(documents, census, corpus)
     vocabulary = tokenizer.to_bytes()
     write(storage, TOKENIZER, vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
-    shards, loss = write_shards(documents, census, vocabulary, corpus, storage)
+    written = write_shards(documents, census, vocabulary, corpus, storage)
+    funnel = make_report(files, tally, census, written.shards)
+    write(storage, REPORT, funnel.encode())
     manifest = Manifest(
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -101,18 +117,22 @@ def _prepare(
         documents=dict(sorted(census.documents.items())),
         characters=dict(sorted(census.characters.items())),
         text_bytes=dict(sorted(census.text_bytes.items())),
-        unigram_loss=loss,
+        unigram_loss=written.unigram_loss,
         preparation=preparation,
-        shards=shards,
+        shards=written.shards,
+        index=written.index,
+        report_sha256=hashlib.sha256(funnel.encode()).hexdigest(),
     )
-    write(storage, MANIFEST, manifest.encode())
+    _commit(storage, manifest)
     report(_tokens_of_text(manifest))
-    rows, tokens = sum(s.rows for s in shards), sum(s.tokens for s in shards)
+    rows, tokens = sum(s.rows for s in manifest.shards), sum(s.tokens for s in manifest.shards)
     report(
-        f"{len(shards)} shards of {rows} samples and {tokens} tokens, "
-        f"{100 * tokens / rows / corpus.sequence_length:.1f} % filled; unigram loss {loss:.3f}; "
-        f"fingerprint {manifest.fingerprint}"
+        f"{len(manifest.shards)} shards of {rows} samples and {tokens} tokens, "
+        f"{100 * tokens / rows / corpus.sequence_length:.1f} % filled; unigram loss "
+        f"{manifest.unigram_loss:.3f}; fingerprint {manifest.fingerprint}"
     )
+    for line in table(funnel):
+        report(line)
     return manifest
 
 
@@ -125,6 +145,36 @@ def _tokens_of_text(manifest: Manifest) -> str:
     if (worst := worst_parity(fertilities(counts))) and worst.parity:
         told += f"; most in {worst.domain}, {worst.parity:.2f} times those of {REFERENCE}"
     return told
+
+
+def make_report(
+    files: list[SourceFile], tally: Tally, census: Census, shards: list[Shard]
+) -> Report:
+    """The record of a preparation whose tally has been taken."""
+    tokens: Counter[str] = Counter()
+    for shard in shards:
+        tokens[f"{shard.split}/{shard.domain}"] += shard.tokens
+    for split in get_args(Split):
+        for group in census.documents:
+            if group.startswith(f"{split}/"):
+                domain = group.partition("/")[2]
+                tally.add(split, domain, census.documents[group], census.text_bytes[group])
+    return Report(
+        files=len(files),
+        file_bytes=sum(file.size for file in files),
+        entries=list(tally.entries()),
+        tokens=dict(sorted(tokens.items())),
+    )
+
+
+def _commit(storage: Storage, manifest: Manifest) -> None:
+    """Write the manifest, last of all and never over another one."""
+    try:
+        storage.create(MANIFEST, manifest.encode())
+    except FileExistsError:
+        raise _occupied(storage, "a manifest that another command has written meanwhile") from None
+    except OSError as error:
+        raise unwritable(storage, MANIFEST, error) from error
 
 
 # The door: what is asked for, and what is there already.
@@ -142,15 +192,19 @@ def _refuse_overlap(files: list[SourceFile], storage: Storage) -> None:
 def _preparation(corpus: config.Corpus, files: list[SourceFile]) -> str:
     """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept.
 
-    max_bad_share decides only whether there is one.
+    max_bad_share decides only whether there is one. A language model counts by its content.
     """
     with ThreadPoolExecutor(8) as pool:
         hashes = pool.map(content_sha256, files)
         content = sorted(
-            [file.domain, file.path, file.size, digest]
+            [file.source, file.domain, file.path, file.size, digest]
             for file, digest in zip(files, hashes, strict=True)
         )
     settings = corpus.model_dump(exclude={"directory", "sources", "max_bad_share"})
+    if corpus.language_model:
+        settings["language_model"] = open_storage("/").sha256(
+            os.path.abspath(corpus.language_model)
+        )
     return hashlib.sha256(
         json.dumps([RECIPE, settings, content], sort_keys=True).encode()
     ).hexdigest()
@@ -181,7 +235,7 @@ def _claim(storage: Storage, corpus: config.Corpus, preparation: str) -> None:
         if claimed != preparation:
             raise _occupied(storage, "an unfinished preparation of other sources or settings")
         return
-    if any(storage.exists(name) for name in (TOKENIZER, "train", "held_out")):
+    if any(storage.exists(name) for name in (TOKENIZER, REPORT, INDEX, "train", "held_out")):
         raise _occupied(storage, "files that are not of this preparation")
     claim = {"preparation": preparation, "corpus": corpus.model_dump(mode="json")}
     write(storage, CLAIM, (json.dumps(claim, indent=1) + "\n").encode())

@@ -55,16 +55,28 @@ def encode_shard(packed: Packed, rows_per_group: int) -> bytes:
     return buffer.getvalue()
 
 
+def decode_shard(data: bytes) -> Packed:
+    """Inverse of `encode_shard`. Raises pyarrow.ArrowException for what is no shard."""
+    table = pq.read_table(io.BytesIO(data))
+    tokens = table["tokens"].combine_chunks()
+    flat = tokens.flatten().to_numpy().reshape(len(tokens), tokens.type.list_size)
+    return Packed(flat, table["lengths"].to_pylist(), table["offsets"].to_pylist())
+
+
 def write(storage: Storage, path: str, data: bytes) -> None:
     """Write one object of a corpus; what the file system objects to becomes a CorpusError."""
     try:
         storage.write(path, data)
     except OSError as error:
-        raise CorpusError(
-            f"{storage.uri}/{path} can not be written: {error}. Free space or mend the permissions "
-            "there, or choose another corpus.directory; what is written is kept, and the same "
-            "command goes on."
-        ) from error
+        raise unwritable(storage, path, error) from error
+
+
+def unwritable(storage: Storage, path: str, error: OSError) -> CorpusError:
+    return CorpusError(
+        f"{storage.uri}/{path} can not be written: {error}. Free space or mend the permissions "
+        "there, or choose another corpus.directory; what is written is kept, and the same "
+        "command goes on."
+    )
 
 
 def count_targets(packed: Packed, vocabulary_size: int) -> Counts:

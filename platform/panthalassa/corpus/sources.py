@@ -9,8 +9,8 @@ lacks a part of its sources is worse than none.
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from pydoc_data.topics import topics
 from typing import Any
@@ -23,6 +23,7 @@ from panthalassa.corpus.formats.tables import read_json_lines, read_parquet
 from panthalassa.corpus.formats.text import read_text
 from panthalassa.corpus.formats.warc import read_warc
 from panthalassa.corpus.formats.wikipedia import read_wikipedia
+from panthalassa.corpus.normalise import normalise
 from panthalassa.errors import CorpusError
 from panthalassa.storage import open_storage
 
@@ -56,13 +57,22 @@ def find_files(sources: list[str]) -> list[SourceFile]:
         raise CorpusError(
             f"corpus.sources is empty: list folders with {KINDS} files, or {PYTHON_REFERENCE}."
         )
-    return [file for source in sources for file in _files_of(source)]
+    files: list[SourceFile] = []
+    roots: dict[str, str] = {}
+    for source in sources:
+        for file in _files_of(source):
+            name, number = file.source, 1
+            while roots.setdefault(name, file.root) != file.root:
+                number += 1
+                name = f"{file.source}-{number}"
+            files.append(replace(file, source=name))
+    return files
 
 
 def _files_of(source: str) -> list[SourceFile]:
     if source == PYTHON_REFERENCE:
         size = sum(len(text.encode()) for text in topics.values())
-        return [SourceFile(PYTHON_REFERENCE, "topics", size, "python")]
+        return [SourceFile(PYTHON_REFERENCE, "topics", size, "python", PYTHON_REFERENCE)]
     mend = "Correct the key corpus.sources."
     try:
         storage = open_storage(source)
@@ -78,7 +88,7 @@ def _files_of(source: str) -> list[SourceFile]:
         if _reader(path) and not hidden:
             folder, separator, _ = path.partition("/")
             domain = path_safe(folder if separator else name)
-            files.append(SourceFile(storage.uri, path, size, domain))
+            files.append(SourceFile(storage.uri, path, size, domain, name))
     if not files:
         raise CorpusError(
             f"source {source} holds no {KINDS} file. Add some, or correct the key corpus.sources."
@@ -105,11 +115,6 @@ def path_safe(domain: str) -> str:
     return f"{safe[:55].rstrip('-') or 'domain'}-{mark}"
 
 
-def clean(text: str) -> str:
-    """The text in Unicode NFC, without NULs, byte-order marks and white space around it."""
-    return unicodedata.normalize("NFC", text.replace("\0", "").replace("\ufeff", "")).strip()
-
-
 def content_sha256(file: SourceFile) -> str:
     """SHA-256 of the file as it is now."""
     if file.root == PYTHON_REFERENCE:
@@ -121,7 +126,7 @@ def content_sha256(file: SourceFile) -> str:
 
 
 def read_documents(file: SourceFile) -> Iterator[Document | Problem]:
-    """The documents of one file, cleaned, and what of it could not be read; empty ones are left out.
+    """The documents of one file, normalised, and what of it could not be read; empty ones are left out.
 
     Raises CorpusError when the file is gone or its storage fails.
     """
@@ -154,7 +159,7 @@ def _document(file: SourceFile, record: Record) -> Document | Problem | None:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
         return Problem(record.place, f"the text is not valid Unicode: {error}")
-    if not (cleaned := clean(text)):
+    if not (cleaned := normalise(text)):
         return None
     url, terms = _string(record.url), _string(record.license)
     domain = path_safe(language) if language else file.domain

@@ -61,5 +61,5 @@ def test_a_truncated_parquet_file_is_one_problem(read) -> None:
 def test_json_lines_give_every_text_back(tmp_path_factory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("lines")
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    file = SourceFile(str(folder), "a.jsonl", 0, "sea")
+    file = SourceFile(str(folder), "a.jsonl", 0, "sea", "sea")
     assert [record.text for record in read_json_lines(file)] == texts
