@@ -159,7 +159,7 @@ def prepare_small_corpus(root: Path) -> Path:
         directory=str(root / "corpus"),
         sources=[str(root / "texts")],
         sequence_length=64,
-        vocabulary_size=320,
+        vocabulary_size=352,
         rows_per_group=8,
         clean=False,
     )
@@ -173,7 +173,7 @@ def tree(corpus: Path, directory: Path) -> dict[str, object]:
         "run": {"name": "small", "directory": str(directory / "runs")},
         "corpus": {"directory": str(corpus)},
         "model": {
-            "vocabulary_size": 320,
+            "vocabulary_size": 352,
             "hidden_size": 128,
             "layers": 3,
             "heads": 4,

@@ -15,6 +15,7 @@ def bare_manifest(shards: list[Shard], sequence_length: int) -> Manifest:
         eos=1,
         tokenizer_sha256="",
         documents={},
+        characters={},
         text_bytes={},
         unigram_loss=1.0,
         shards=shards,

@@ -58,8 +58,13 @@ class Corpus(Section):
     """Put placeholders for e-mail and IP addresses, phone, card and bank numbers."""
     sequence_length: Length = 256
     """Tokens in a packed sample."""
-    vocabulary_size: int = Field(default=4096, ge=260, le=2**20)
-    """Size of the byte-level BPE vocabulary to train, special tokens included."""
+    vocabulary_size: int = Field(default=4096, ge=288, le=2**18)
+    """Size of the byte-level BPE vocabulary to train: 32 special tokens, 256 bytes, and merges."""
+    tokenizer_alpha: float = Field(default=0.3, ge=0, le=1)
+    """The sample that the tokenizer is trained on has of each domain as its size to this power.
+
+    1 is in proportion, 0 alike. It matters where the train split is larger than the sample (256 MB).
+    """
     held_out_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the documents kept for evaluation, chosen by the hash of their text."""
     evaluation_files: list[Place] = Field(default_factory=list)

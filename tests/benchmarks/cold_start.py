@@ -65,7 +65,10 @@ def write_corpora(place: Path) -> Manifest:
     shards = []
     for number in range(SHARDS):
         tokens = draw.integers(3, 4096, (rows, LENGTH), dtype=np.int32)
-        packed, path = Packed(tokens, [[LENGTH]] * rows), f"train/d/{number:05d}.parquet"
+        packed, path = (
+            Packed(tokens, [[LENGTH]] * rows, [[0]] * rows),
+            f"train/d/{number:05d}.parquet",
+        )
         shards.append(write_shard(storage, path, "train", "d", packed, ROWS))
     large = place / "large"
     large.mkdir()

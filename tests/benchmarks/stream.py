@@ -51,7 +51,7 @@ def write_corpus(storage: Storage) -> Manifest:
     shards = []
     for number in range(SHARDS):
         tokens = draw.integers(3, 4096, (ROWS, LENGTH), dtype=np.int32)
-        packed = Packed(tokens, [[LENGTH]] * ROWS)
+        packed = Packed(tokens, [[LENGTH]] * ROWS, [[0]] * ROWS)
         path, domain = f"train/d/{number:05d}.parquet", "d"
         shards.append(write_shard(storage, path, "train", domain, packed, GROUP))
     return bare_manifest(shards, LENGTH)

@@ -30,7 +30,7 @@ def write_sources(folder: Path, documents: int = 30) -> Path:
 
 
 def corpus_config(directory: Path | str, *sources: Path | str, **settings: object) -> Corpus:
-    small = {"sequence_length": 64, "vocabulary_size": 320, "rows_per_group": 4, "clean": False}
+    small = {"sequence_length": 64, "vocabulary_size": 352, "rows_per_group": 4, "clean": False}
     return Corpus.model_validate(
         {"directory": str(directory), "sources": list(map(str, sources)), **small, **settings}
     )

@@ -4,10 +4,14 @@ from collections import Counter
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from panthalassa.corpus.documents import Document
 from panthalassa.corpus.pack import Packed, best_fit, pack
+from panthalassa.corpus.sources import PYTHON_REFERENCE, find_files, read_documents
+from panthalassa.corpus.tokenizer import Tokenizer
 
 PAD = 2
 
@@ -51,6 +55,31 @@ def test_no_two_rows_could_have_been_one(lengths: list[int]) -> None:
     assert all(a + b > 32 for a, b in pairwise(filled))
 
 
+@given(st.lists(st.integers(1, 70), max_size=60), st.integers(1, 32))
+def test_only_what_is_longer_than_a_row_is_cut_and_the_rest_of_it_is_marked(
+    lengths: list[int], sequence_length: int
+) -> None:
+    """By offset and length, each document is put together again, whatever the order of the rows."""
+    documents = documents_of(lengths)
+    packed = pack(documents, sequence_length, PAD).shuffled(7)
+    pieces = pieces_of(packed)
+    offsets = [offset for row in packed.offsets for offset in row]
+    assert [len(row) for row in packed.offsets] == [len(row) for row in packed.lengths]
+    begins = {piece[0] - offset for piece, offset in zip(pieces, offsets, strict=True)}
+    assert begins == {int(document[0]) for document in documents}
+    whole = Counter(len(piece) for piece, o in zip(pieces, offsets, strict=True) if o == 0)
+    assert whole == Counter(min(length, sequence_length) for length in lengths)
+
+
+@given(st.lists(st.integers(1, 32), max_size=60))
+def test_a_row_has_less_space_left_than_the_piece_that_opened_the_next_is_long(
+    lengths: list[int],
+) -> None:
+    """So that short pieces leave little, whatever their number: all but one row are full to them."""
+    rows = [[lengths[index] for index in row] for row in best_fit(lengths, 32)]
+    assert all(32 - sum(row) < following[0] for row, following in pairwise(rows))
+
+
 def test_a_piece_goes_where_it_leaves_the_least_space() -> None:
     # 7 and 6 open two rows with 3 and 4 left; 3 fits both and fills the first.
     assert best_fit([6, 3, 7], 10) == [[2, 1], [0]]
@@ -75,3 +104,32 @@ def test_the_order_of_a_seed_never_changes_between_versions() -> None:
     packed = pack(documents_of([4] * 8), 4, PAD)
     order = ((packed.shuffled(7).tokens[:, 0] - 10) // 4).tolist()
     assert order == [6, 3, 4, 0, 2, 7, 5, 1]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[np.ndarray]:
+    """The 80 texts of Python's reference: 21 to 30,000 tokens, most of them some hundreds."""
+    found = [d for file in find_files([PYTHON_REFERENCE]) for d in read_documents(file)]
+    texts = [document.text for document in found if isinstance(document, Document)]
+    tokenizer = Tokenizer.train(texts, 2048)
+    return [tokenizer.encode_document(text) for text in texts]
+
+
+@pytest.mark.parametrize("sequence_length", [256, 512, 1024])
+def test_99_in_100_positions_are_used_by_real_documents(
+    documents: list[np.ndarray], sequence_length: int
+) -> None:
+    packed = pack(documents, sequence_length, PAD)
+    assert sum(map(sum, packed.lengths)) >= 0.99 * packed.tokens.size
+
+
+@pytest.mark.parametrize(("median", "deviation"), [(500, 1.0), (800, 1.2), (3000, 1.0)])
+@pytest.mark.parametrize("sequence_length", [2048, 4096])
+def test_99_in_100_positions_are_used_by_lengths_as_the_web_has_them(
+    median: int, deviation: float, sequence_length: int
+) -> None:
+    """Log-normal ones, of which many or few are longer than a row."""
+    draw = np.random.default_rng(0).lognormal(np.log(median), deviation, 2000)
+    lengths = np.maximum(draw.astype(int), 3).tolist()
+    packed = pack(documents_of(lengths), sequence_length, PAD)
+    assert sum(lengths) >= 0.99 * packed.tokens.size

@@ -21,6 +21,7 @@ import pytest
 
 from panthalassa.config import Corpus
 from panthalassa.corpus import pipeline, reading
+from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.manifest import Manifest, Split, read_manifest
 from panthalassa.corpus.prepare import prepare
 from panthalassa.corpus.shards import unigram_loss
@@ -148,23 +149,32 @@ def test_the_shards_do_not_depend_on_how_the_texts_lie_in_files(
     assert again.shards == manifest.shards
 
 
-@pytest.mark.parametrize("tokenizer_bytes", [1 << 30, 8_000])
-def test_the_tokenizer_sees_a_sample_of_the_train_split_and_nothing_held_out(
+@pytest.mark.parametrize(("sample", "alpha"), [(1 << 30, 0.3), (8_000, 0.3), (8_000, 1.0)])
+def test_the_tokenizer_sees_a_balanced_sample_of_the_train_split_and_nothing_held_out(
     sources: Path,
     tmp_path: Path,
     make_config: Config,
     monkeypatch: pytest.MonkeyPatch,
-    tokenizer_bytes: int,
+    sample: int,
+    alpha: float,
 ) -> None:
-    monkeypatch.setattr(pipeline, "TOKENIZER_BYTES", tokenizer_bytes)
-    texts = [d.text for file in find_files([str(sources)]) for d in read_documents(file)]
-    share = tokenizer_bytes / sum(len(text.encode()) for text in texts)
-    positions = {t: int.from_bytes(hashlib.sha256(t.encode()).digest()[:8]) for t in texts}
-    train = [text for text in texts if positions[text] >= 0.1 * 2**64]
-    drawn = [text for text in train if positions[text] % 2**20 < share * 2**20]
-    assert len(texts) > len(train) >= len(drawn) > 0
-    corpus = make_config(tmp_path / "corpus", sources, held_out_share=0.1, vocabulary_size=400)
-    _, storage = run(corpus)
+    monkeypatch.setattr(pipeline, "TOKENIZER_BYTES", sample)
+    settings = {"held_out_share": 0.1, "vocabulary_size": 400, "tokenizer_alpha": alpha}
+    manifest, storage = run(make_config(tmp_path / "corpus", sources, **settings))
+    sizes = {
+        domain: size
+        for group, size in manifest.text_bytes.items()
+        for split, domain in [group.split("/")]
+        if split == "train"
+    }
+    shares = sample_shares(sizes, sample, alpha)
+    found = [d for file in find_files([str(sources)]) for d in read_documents(file)]
+    positions = {
+        d.text: int.from_bytes(hashlib.sha256(d.text.encode()).digest()[:8]) for d in found
+    }
+    train = [d for d in found if positions[d.text] >= 0.1 * 2**64]
+    drawn = [d.text for d in train if positions[d.text] % 2**32 < shares[d.domain] * 2**32]
+    assert len(found) > len(train) >= len(drawn) > 0
     assert storage.read("tokenizer.json") == Tokenizer.train(drawn, 400).to_bytes()
 
 
@@ -174,8 +184,10 @@ def test_the_manifest_counts_what_is_there(
     manifest, _ = prepared
     texts = [d.text for f in find_files([str(sources)]) for d in read_documents(f)]
     assert sum(manifest.text_bytes.values()) == sum(len(text.encode()) for text in texts)
+    assert sum(manifest.characters.values()) == sum(map(len, texts))
     groups = {f"{shard.split}/{shard.domain}" for shard in manifest.shards}
     assert groups == manifest.documents.keys() == manifest.text_bytes.keys()
+    assert groups == manifest.characters.keys()
     assert sum(shard.size for shard in manifest.shards) > 0
 
 
@@ -222,6 +234,7 @@ def test_a_text_that_occurs_twice_is_kept_once_and_in_one_domain(
     domains = Counter({g.split("/")[1]: n for g, n in manifest.documents.items()})
     assert domains == {"de": 1, "en": 1}
     assert any("2 duplicates dropped" in line for line in lines)
+    assert any("tokens a character; most in de" in line for line in lines)
 
 
 def test_the_smallest_corpus_still_has_one_document_held_out(

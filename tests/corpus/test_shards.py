@@ -42,6 +42,7 @@ def test_a_shard_gives_back_its_rows_and_its_record_is_true(stored: tuple[Storag
     table = file.read()
     assert np.array_equal(np.array(table["tokens"].to_pylist()), PACKED.tokens)
     assert table["lengths"].to_pylist() == PACKED.lengths
+    assert table["offsets"].to_pylist() == PACKED.offsets
     groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert list(shard.row_groups) == groups
     assert shard.rows == len(PACKED.tokens) == sum(groups)
@@ -108,7 +109,7 @@ def test_a_folder_without_a_manifest_is_no_corpus(tmp_path: Path) -> None:
         read_manifest(open_storage(str(tmp_path)))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"{}", b'{"format": 2}'])
+@pytest.mark.parametrize("data", [b"", b"{", b"{}", b'{"format": 1}'])
 def test_a_manifest_that_is_none_is_named(tmp_path: Path, data: bytes) -> None:
     storage = open_storage(str(tmp_path))
     storage.write(MANIFEST, data)

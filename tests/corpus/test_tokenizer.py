@@ -3,10 +3,14 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+import tokenizers
+import udhr
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panthalassa.config import Corpus
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.tokenizer import SPECIAL, Tokenizer, read_tokenizer
 from panthalassa.errors import CorpusError
@@ -32,16 +36,67 @@ def test_one_character_of_every_plane_survives(plane: int) -> None:
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
-@given(st.lists(anything, max_size=5))
-def test_a_batch_is_encoded_as_its_texts_are(texts: list[str]) -> None:
-    assert TOKENIZER.encode_batch(texts) == [TOKENIZER.encode(text) for text in texts]
+@given(anything)
+def test_a_document_is_its_text_between_delimiters(text: str) -> None:
+    document = TOKENIZER.encode_document(text)
+    assert document.dtype == np.int32
+    assert document.tolist() == [TOKENIZER.bos, *TOKENIZER.encode(text), TOKENIZER.eos]
+
+
+def reference(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """What others make of the file, told as Panthalassa is that texts hold no special tokens."""
+    core = tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode())
+    core.encode_special_tokens = True
+    return core
+
+
+few_letters = st.text(st.sampled_from("ab \n<|>ทะเลกี้海é12\u0301"), max_size=60)
+
+
+@given(st.lists(few_letters | anything, max_size=6), st.integers(288, 420), few_letters | anything)
+@settings(max_examples=200)
+def test_ids_are_those_of_the_library_that_trained_whatever_it_was_trained_on(
+    texts: list[str], vocabulary_size: int, text: str
+) -> None:
+    """Also where merges overlap, as with few letters: only then could the two part."""
+    tokenizer = Tokenizer.train(texts, vocabulary_size)
+    core = reference(tokenizer)
+    for other in (text, *texts, "".join(texts)):
+        assert tokenizer.encode(other) == core.encode(other).ids
+
+
+def test_ids_are_those_of_the_library_that_trained_in_every_script_of_the_declaration() -> None:
+    found = udhr.read_declarations(udhr.folder())
+    texts = ["\n".join(declaration.paragraphs)[:2000] for declaration in found]
+    tokenizer = Tokenizer.train(texts[::3], 4096)
+    assert tokenizer.vocabulary_size == 4096
+    expected = reference(tokenizer).encode_batch_fast(texts)
+    different = [
+        text[:40]
+        for text, encoding in zip(texts, expected, strict=True)
+        if tokenizer.encode(text) != encoding.ids
+    ]
+    assert len(texts) > 300
+    assert not different
+
+
+@pytest.mark.parametrize("piece", [" ", "\n", " \t", "a", "^", "1"])
+def test_a_line_of_a_million_characters_is_encoded(piece: str) -> None:
+    """At so many spaces the search for their end can overflow, which is a panic in tiktoken."""
+    text = piece * (1_000_000 // len(piece))
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+def test_halves_of_surrogate_pairs_are_no_text_and_no_crash() -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a\ufffdb"
 
 
 @given(st.lists(st.sampled_from([*SPECIAL, "<|", "|>", " ", "x", "bos"]), max_size=8))
 def test_text_that_spells_a_special_token_gets_ordinary_ids(parts: list[str]) -> None:
     text = "".join(parts)
     ids = TOKENIZER.encode(text)
-    assert not {TOKENIZER.bos, TOKENIZER.eos, TOKENIZER.pad} & set(ids)
+    assert min(ids, default=len(SPECIAL)) >= len(SPECIAL)
+    assert TOKENIZER.encode_document(text)[1:-1].tolist() == ids
     assert TOKENIZER.decode(ids) == text
 
 
@@ -52,8 +107,30 @@ def test_delimiters_vanish_in_decoding() -> None:
 
 def test_special_tokens_have_the_first_ids_and_all_ids_are_below_the_size() -> None:
     assert (TOKENIZER.bos, TOKENIZER.eos, TOKENIZER.pad) == (0, 1, 2)
-    assert 260 < TOKENIZER.vocabulary_size <= 400
+    assert len(SPECIAL) + 256 < TOKENIZER.vocabulary_size <= 400
     assert max(TOKENIZER.encode("".join(TEXTS))) < TOKENIZER.vocabulary_size
+
+
+def test_the_ids_of_special_tokens_never_change() -> None:
+    """They are in the shards of every corpus: new ones take the place of spare ones."""
+    assert SPECIAL[:14] == (
+        *("<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>"),
+        *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+        *("<|repo_name|>", "<|file_sep|>"),
+        *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
+    )
+    assert len(set(SPECIAL)) == 32
+
+
+def test_the_least_vocabulary_has_special_tokens_and_bytes_the_largest_has_256_k() -> None:
+    least = len(SPECIAL) + 256
+    tokenizer = Tokenizer.train(TEXTS, Corpus(directory="x", vocabulary_size=least).vocabulary_size)
+    assert tokenizer.vocabulary_size == least
+    assert tokenizer.decode(tokenizer.encode("海は深い")) == "海は深い"
+    assert Corpus(directory="x", vocabulary_size=262_144)
+    for size in (least - 1, 262_145):
+        with pytest.raises(ValueError, match="vocabulary_size"):
+            Corpus(directory="x", vocabulary_size=size)
 
 
 def test_frequent_words_become_single_tokens_also_where_vowels_are_marks() -> None:
@@ -82,8 +159,15 @@ def test_bytes_that_are_no_tokenizer_are_refused(data: bytes) -> None:
 
 def test_a_tokenizer_with_other_special_tokens_is_refused() -> None:
     data = TOKENIZER.to_bytes().replace(b"<|bos|>", b"<|BOS|>")
-    with pytest.raises(CorpusError, match="does not begin with the special tokens"):
+    with pytest.raises(CorpusError, match="does not begin with the 32 special tokens"):
         Tokenizer.from_bytes(data)
+
+
+def test_a_tokenizer_that_cuts_words_otherwise_is_refused() -> None:
+    core = reference(TOKENIZER)
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    with pytest.raises(CorpusError, match="cuts words in another way"):
+        Tokenizer.from_bytes(core.to_str().encode())
 
 
 def test_a_corpus_gives_its_tokenizer(prepared: tuple[Manifest, Storage]) -> None:

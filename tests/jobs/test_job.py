@@ -64,7 +64,7 @@ def repository(tmp_path: Path) -> Path:
             "directory": "data/small",
             "sources": ["texts"],
             "sequence_length": 64,
-            "vocabulary_size": 320,
+            "vocabulary_size": 352,
             "rows_per_group": 8,
         },
         "checkpoint": {"every": 10},

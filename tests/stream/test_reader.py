@@ -109,6 +109,7 @@ def write_corpus(folder: Path) -> Corpus:
             {
                 "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), LENGTH),
                 "lengths": pa.array(lengths, pa.list_(pa.int32())),
+                "offsets": pa.array([[0] * len(row) for row in lengths], pa.list_(pa.int32())),
             }
         )
         starts = np.cumsum([0, *groups])

@@ -117,6 +117,7 @@ def manifest_of() -> Manifest:
             "eos": 1,
             "tokenizer_sha256": "",
             "documents": {},
+            "characters": {},
             "text_bytes": {},
             "unigram_loss": 6.123456,
             "shards": [shard],

@@ -5,9 +5,10 @@ A corpus is a folder of Parquet shards, a tokenizer, an index of its documents a
 no corpus. The SHA-256 of the manifest's own bytes is the corpus *fingerprint*, to which a run's order
 of samples is tied.
 
-A shard holds packed samples of one domain, one a row, in two columns: `tokens`, a fixed-size list
-of `sequence_length` token ids, and `lengths`, the lengths of the documents in the row from left to
-right (what is left of the row behind them is padding).
+A shard holds packed samples of one domain, one a row, in three columns: `tokens`, a fixed-size list
+of `sequence_length` token ids; `lengths`, those of the documents in the row from left to right (what
+is left of the row behind them is padding); and `offsets`, how many tokens of each of these documents
+are in other rows before it: 0 where it begins here, and more where it goes on.
 """
 
 import hashlib
@@ -55,20 +56,22 @@ class Index(Record):
 class Manifest(Record):
     """A corpus in full.
 
-    `documents` and `text_bytes` (UTF-8) are counted by `{split}/{domain}`. `unigram_loss` is the
-    held-out loss (nats a token) of the train split's token counts: `corpus.shards.unigram_loss`.
+    `documents`, `characters` and `text_bytes` (UTF-8) are counted by `{split}/{domain}`.
+    `unigram_loss` is the held-out loss (nats a token) of the train split's token counts:
+    `corpus.shards.unigram_loss`.
     `preparation` is the SHA-256 of the settings and source files that the corpus was made from.
     `index` has the provenance of every document (`corpus.parts`), and `report_sha256` is that of
     `report.json` (`corpus.funnel`).
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     sequence_length: int = Field(gt=1)
     vocabulary_size: int = Field(gt=2)
     bos: int
     eos: int
     tokenizer_sha256: str
     documents: dict[str, int]
+    characters: dict[str, int]
     text_bytes: dict[str, int]
     unigram_loss: float
     preparation: str = ""

@@ -1,9 +1,14 @@
 """Packing: documents of any length come in, rows of one fixed length go out.
 
-A document longer than a row is cut into pieces; the pieces are laid into rows by best fit, longest
-first: each goes where it leaves the least space, or opens a new row. Every token is kept, none is
-repeated, and what is left of a row is padding. The result depends on nothing but the documents and
-their order.
+A document longer than a row is cut into full rows and what is left; no other is cut. Whole documents
+and these ends are laid into rows by best fit, longest first: each goes where it leaves the least
+space, or opens a new row. Every token is kept, none is repeated, and what is left of a row is padding.
+The result depends on nothing but the documents and their order.
+
+Each row but the last that was opened has less space left than the piece that opened the next one is
+long, for that did not fit. So short texts fill what long ones leave: of a hundred rows and more, over
+99 in 100 positions are used. It is less only where a domain has few rows, of which the last is as full
+as it happens to be, or next to nothing but texts of more than half a row, of which no two go together.
 """
 
 from bisect import bisect_left, insort
@@ -19,34 +24,45 @@ Tokens = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Packed:
-    """`tokens` [rows, sequence_length]; `lengths` of the pieces in each row, from left to right."""
+    """`tokens` [rows, sequence_length], and for the pieces of documents in each row, from left to
+    right, their `lengths` and their `offsets`: the tokens of the document that come before the piece.
+    """
 
     tokens: Tokens
     lengths: list[list[int]]
+    offsets: list[list[int]]
 
     def shuffled(self, seed: int) -> "Packed":
         """The same rows in an order fixed by `seed` (0 ≤ seed < 2**128) alone."""
         # The raw stream of a bit generator is the one that NumPy never changes (NEP 19).
         order = np.argsort(np.random.PCG64(seed).random_raw(len(self.tokens)), kind="stable")
-        return Packed(self.tokens[order], [self.lengths[row] for row in order])
+        return Packed(
+            self.tokens[order],
+            [self.lengths[row] for row in order],
+            [self.offsets[row] for row in order],
+        )
 
     def slice(self, start: int, stop: int) -> "Packed":
-        return Packed(self.tokens[start:stop], self.lengths[start:stop])
+        return Packed(self.tokens[start:stop], self.lengths[start:stop], self.offsets[start:stop])
 
 
 def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packed:
     """Lay documents (token ids, delimiters included) into rows of `sequence_length`."""
     pieces = [
-        document[start : start + sequence_length]
+        (document[start : start + sequence_length], start)
         for document in documents
         for start in range(0, len(document), sequence_length)
     ]
-    rows = best_fit([len(piece) for piece in pieces], sequence_length)
+    rows = best_fit([len(piece) for piece, _ in pieces], sequence_length)
     tokens = np.full((len(rows), sequence_length), pad, dtype=np.int32)
     for row, members in zip(tokens, rows, strict=True):
-        filled = np.concatenate([pieces[member] for member in members])
+        filled = np.concatenate([pieces[member][0] for member in members])
         row[: len(filled)] = filled
-    return Packed(tokens, [[len(pieces[member]) for member in members] for members in rows])
+    return Packed(
+        tokens,
+        [[len(pieces[member][0]) for member in members] for members in rows],
+        [[pieces[member][1] for member in members] for members in rows],
+    )
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

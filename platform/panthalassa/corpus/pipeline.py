@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from panthalassa import config
+from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.dedup import mark_near_duplicates
 from panthalassa.corpus.funnel import Tally
 from panthalassa.corpus.manifest import Index, Shard, Split
@@ -43,11 +44,20 @@ class Census:
     held_out_below: int
     lowest: int
     documents: Counter[str]
+    characters: Counter[str]
     text_bytes: Counter[str]
 
     def parts(self, group: str) -> int:
         """Tasks that share a domain's split; which one has a document is random by its hash."""
         return tasks_for(self.text_bytes[group])
+
+    def train_bytes(self) -> dict[str, int]:
+        """Text of the train split by domain."""
+        return {
+            group.removeprefix("train/"): size
+            for group, size in self.text_bytes.items()
+            if group.startswith("train/")
+        }
 
     def held_out(self) -> int:
         return sum(n for group, n in self.documents.items() if group.startswith("held_out/"))
@@ -95,23 +105,29 @@ def _count(documents: ray.data.Dataset, held_out_below: int) -> Census:
     count = partial(_count_batch, held_out_below=held_out_below)
     counts = documents.map_batches(count, batch_size=None, **TASK)
     kept: Counter[str] = Counter()
+    characters: Counter[str] = Counter()
     text_bytes: Counter[str] = Counter()
     lowest = 2**64
     for row in counts.iter_rows():
         kept[row["group"]] += row["documents"]
+        characters[row["group"]] += row["characters"]
         text_bytes[row["group"]] += row["text_bytes"]
         lowest = min(lowest, row["lowest"])
-    return Census(held_out_below, lowest, kept, text_bytes)
+    return Census(held_out_below, lowest, kept, characters, text_bytes)
 
 
 def _count_batch(batch: pa.Table, held_out_below: int) -> pa.Table:
     groups = _groups(batch, held_out_below)
-    sizes = pc.binary_length(batch["text"])
-    counted = batch.append_column("group", groups).append_column("size", sizes)
+    counted = (
+        batch.append_column("group", groups)
+        .append_column("characters", pc.utf8_length(batch["text"]))
+        .append_column("size", pc.binary_length(batch["text"]))
+    )
+    sums = [(column, "sum") for column in ("characters", "size")]
     return (
         counted.group_by("group")
-        .aggregate([("hash", "count"), ("size", "sum"), ("position", "min")])
-        .rename_columns(["group", "documents", "text_bytes", "lowest"])
+        .aggregate([("hash", "count"), *sums, ("position", "min")])
+        .rename_columns(["group", "documents", "characters", "text_bytes", "lowest"])
     )
 
 
@@ -123,17 +139,20 @@ def _groups(batch: pa.Table, held_out_below: int) -> Any:
     )
 
 
-def train_tokenizer(documents: ray.data.Dataset, census: Census, vocabulary_size: int) -> Tokenizer:
-    """Train on the train split, or on a share of it, drawn by hash, when that is large."""
-    share = min(1.0, TOKENIZER_BYTES / census.text_bytes.total())
-    sample = partial(_sample, held_out_below=census.held_out_below, share=share)
+def train_tokenizer(
+    documents: ray.data.Dataset, census: Census, corpus: config.Corpus
+) -> Tokenizer:
+    """Train on the train split, or on a sample of it, drawn by hash, when that is large."""
+    shares = sample_shares(census.train_bytes(), TOKENIZER_BYTES, corpus.tokenizer_alpha)
+    sample = partial(_sample, held_out_below=census.held_out_below, shares=shares)
     texts = documents.map_batches(sample, batch_size=None, **TASK).iter_rows()
-    return Tokenizer.train((row["text"] for row in texts), vocabulary_size)
+    return Tokenizer.train((row["text"] for row in texts), corpus.vocabulary_size)
 
 
-def _sample(batch: pa.Table, held_out_below: int, share: float) -> pa.Table:
+def _sample(batch: pa.Table, held_out_below: int, shares: dict[str, float]) -> pa.Table:
     position = batch["position"].to_numpy()
-    drawn = position % 2**20 < share * 2**20  # the low bits: the high ones make the split
+    below = [int(shares.get(domain, 0) * 2**32) for domain in batch["domain"].to_pylist()]
+    drawn = position % 2**32 < np.array(below)  # the low bits: the high ones make the split
     return batch.select(["text"]).filter(pa.array(drawn & (position >= held_out_below)))
 
 
@@ -211,8 +230,7 @@ def _encode(
     batch = batch.append_column("group", groups).append_column("part", pa.array(part, pa.int64()))
     wanted = [which not in finished for which in zip(groups.to_pylist(), part, strict=True)]
     batch = batch.filter(pa.array(wanted, pa.bool_()))
-    encoded = tokenizer.encode_batch(batch["text"].to_pylist())
-    ids = [np.array([tokenizer.bos, *text, tokenizer.eos], dtype=np.int32) for text in encoded]
+    ids = [tokenizer.encode_document(text) for text in batch["text"].to_pylist()]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
     flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
     table = batch.append_column("bytes", pc.binary_length(batch["text"])).drop_columns(
@@ -228,7 +246,11 @@ def _write_group(
     corpus: config.Corpus,
     storage: Storage,
 ) -> pa.Table:
-    """Pack one part of a domain's split and write its shards; Ray hands over each part whole."""
+    """Pack one part of a domain's split and write its shards; Ray hands over each part whole.
+
+    A part's rows are shuffled in itself. That is as good as over the domain: its hash gives a document
+    its part, so each part is a random draw of the domain, and no order of the sources is left in it.
+    """
     group, part = table["group"][0].as_py(), table["part"][0].as_py()
     split, domain = group.split("/")
     tokenizer = _tokenizer(vocabulary)

@@ -22,6 +22,7 @@ import ray.exceptions
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
 from panthalassa.corpus.documents import SourceFile
+from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
 from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, Shard, Split, read_manifest
 from panthalassa.corpus.parts import INDEX
@@ -100,7 +101,7 @@ def _prepare(
         f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, {census.held_out()} "
         "documents held out"
     )
-    tokenizer = train_tokenizer(documents, census, corpus.vocabulary_size)
+    tokenizer = train_tokenizer(documents, census, corpus)
     vocabulary = tokenizer.to_bytes()
     write(storage, TOKENIZER, vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
@@ -114,6 +115,7 @@ def _prepare(
         eos=tokenizer.eos,
         tokenizer_sha256=hashlib.sha256(vocabulary).hexdigest(),
         documents=dict(sorted(census.documents.items())),
+        characters=dict(sorted(census.characters.items())),
         text_bytes=dict(sorted(census.text_bytes.items())),
         unigram_loss=written.unigram_loss,
         preparation=preparation,
@@ -122,6 +124,7 @@ def _prepare(
         report_sha256=hashlib.sha256(funnel.encode()).hexdigest(),
     )
     _commit(storage, manifest)
+    report(_tokens_of_text(manifest))
     rows, tokens = sum(s.rows for s in manifest.shards), sum(s.tokens for s in manifest.shards)
     report(
         f"{len(manifest.shards)} shards of {rows} samples and {tokens} tokens, "
@@ -131,6 +134,17 @@ def _prepare(
     for line in table(funnel):
         report(line)
     return manifest
+
+
+def _tokens_of_text(manifest: Manifest) -> str:
+    """How many tokens a character takes, and where it takes most beside English."""
+    counts = counts_of(manifest)
+    tokens = sum(found.tokens for found in counts.values())
+    characters = sum(found.characters for found in counts.values())
+    told = f"{tokens / characters:.2f} tokens a character"
+    if (worst := worst_parity(fertilities(counts))) and worst.parity:
+        told += f"; most in {worst.domain}, {worst.parity:.2f} times those of {REFERENCE}"
+    return told
 
 
 def make_report(

@@ -43,11 +43,13 @@ def write_shard(
 
 
 def encode_shard(packed: Packed, rows_per_group: int) -> bytes:
-    """The Parquet file of the rows: `tokens` [sequence_length] int32 and `lengths`, zstd."""
+    """The Parquet file of the rows, zstd: its columns are told in `corpus.manifest`."""
     flat = pa.array(packed.tokens.reshape(-1), pa.int32())
     tokens = pa.FixedSizeListArray.from_arrays(flat, packed.tokens.shape[1])
-    lengths = pa.array(packed.lengths, pa.list_(pa.int32()))
-    table = pa.table({"tokens": tokens, "lengths": lengths})
+    lengths, offsets = (
+        pa.array(column, pa.list_(pa.int32())) for column in (packed.lengths, packed.offsets)
+    )
+    table = pa.table({"tokens": tokens, "lengths": lengths, "offsets": offsets})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
     return buffer.getvalue()
@@ -58,7 +60,7 @@ def decode_shard(data: bytes) -> Packed:
     table = pq.read_table(io.BytesIO(data))
     tokens = table["tokens"].combine_chunks()
     flat = tokens.flatten().to_numpy().reshape(len(tokens), tokens.type.list_size)
-    return Packed(flat, table["lengths"].to_pylist())
+    return Packed(flat, table["lengths"].to_pylist(), table["offsets"].to_pylist())
 
 
 def write(storage: Storage, path: str, data: bytes) -> None:

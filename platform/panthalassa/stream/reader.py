@@ -124,7 +124,7 @@ def _file(cache: ShardCache, shard: Shard) -> pq.ParquetFile:
 @lru_cache(maxsize=128)
 def _row_group(cache: ShardCache, shard: Shard, group: int) -> Samples:
     try:
-        table = _file(cache, shard).read_row_group(group)
+        table = _file(cache, shard).read_row_group(group, ["tokens", "lengths"])
     except (OSError, pa.ArrowInvalid) as error:
         raise CorpusError(
             f"shard {cache.storage.uri}/{shard.path} was whole but can not be read any more: "
