@@ -61,10 +61,13 @@ def prepare(
     def command(console: Console) -> None:
         from panthalassa.config_file import load_preparation
         from panthalassa.corpus.prepare import prepare
+        from panthalassa.report.corpus import write_page
+        from panthalassa.storage import open_storage
 
         sections = load_preparation(source, overrides or [])
         show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
+        show(write_page(open_storage(sections.corpus.directory)))
 
     _run(command, debug)
 

@@ -52,7 +52,9 @@ def test_folders_are_meant_where_the_submitter_is_when_the_cluster_is_there_too(
     assert config.run.directory == f"{here}/runs"
     assert config.corpus.directory == f"{here}/data/sea"
     assert config.train.steps == 50
-    _, config = received(ask(True, "prepare", "corpus.directory=s3://bucket/sea"))
+    evaluations = "corpus.evaluation_files=[asked.txt]"
+    _, config = received(ask(True, "prepare", "corpus.directory=s3://bucket/sea", evaluations))
+    assert config.corpus.evaluation_files == [f"{here}/asked.txt"]
     assert config.corpus.directory == "s3://bucket/sea"
     assert config.corpus.sources == [f"{here}/jobs/corpora/sea", "python-reference"]
 
@@ -74,7 +76,11 @@ def test_texts_go_along_with_a_preparation_on_other_machines_and_with_nothing_el
     assert asked.excludes == []
     assert asked.files["jobs/corpora/sea"] == ROOT / "jobs" / "corpora" / "sea"
     assert ask(False, "pretrain", place, "run.directory=/shared").excludes == ["jobs/corpora"]
-    with pytest.raises(ConfigError, match=r"\.\./texts is no folder below"):
+    asked = ask(
+        False, "prepare", place, "corpus.evaluation_files=[README.md, s3://bucket/asked.txt]"
+    )
+    assert asked.files["README.md"] == ROOT / "README.md"
+    with pytest.raises(ConfigError, match=r"corpus\.sources: \.\./texts is nothing below"):
         ask(False, "prepare", place, "corpus.sources=[../texts]")
 
 

@@ -21,6 +21,7 @@ import ray.exceptions
 
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
+from panthalassa.corpus.decontaminate import Contamination, drop_contaminated, read_evaluations
 from panthalassa.corpus.documents import SourceFile
 from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
@@ -65,8 +66,8 @@ def prepare(
     files = find_files(corpus.sources)
     storage = open_storage(corpus.directory)
     _refuse_overlap(files, storage)
-    refine = open_refiner(corpus)
-    preparation = _preparation(corpus, files)
+    refine, contamination = open_refiner(corpus), read_evaluations(corpus)
+    preparation = _preparation(corpus, files, contamination)
     if done := _already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         return done
@@ -74,13 +75,14 @@ def prepare(
     size = sum(file.size for file in files) / 1e6
     report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
     with connected(cluster, debug), _mendable_errors():
-        return _prepare(corpus, files, refine, storage, preparation, report)
+        return _prepare(corpus, files, refine, contamination, storage, preparation, report)
 
 
 def _prepare(
     corpus: config.Corpus,
     files: list[SourceFile],
     refine: Refiner,
+    contamination: Contamination | None,
     storage: Storage,
     preparation: str,
     report: Callable[[str], None],
@@ -93,6 +95,8 @@ def _prepare(
         documents = drop_near_duplicates(
             documents, corpus.near_duplicates, buckets_of(files), tally
         )
+    if contamination:
+        documents = drop_contaminated(documents, contamination, tally)
     census = take_census(documents, corpus.held_out_share)
     kept = census.documents.total()
     report(
@@ -189,10 +193,12 @@ def _refuse_overlap(files: list[SourceFile], storage: Storage) -> None:
             )
 
 
-def _preparation(corpus: config.Corpus, files: list[SourceFile]) -> str:
+def _preparation(
+    corpus: config.Corpus, files: list[SourceFile], contamination: Contamination | None
+) -> str:
     """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept.
 
-    max_bad_share decides only whether there is one. A language model counts by its content.
+    max_bad_share decides only whether there is one. A language model and evaluations count by content.
     """
     with ThreadPoolExecutor(8) as pool:
         hashes = pool.map(content_sha256, files)
@@ -200,7 +206,10 @@ def _preparation(corpus: config.Corpus, files: list[SourceFile]) -> str:
             [file.source, file.domain, file.path, file.size, digest]
             for file, digest in zip(files, hashes, strict=True)
         )
-    settings = corpus.model_dump(exclude={"directory", "sources", "max_bad_share"})
+    settings = corpus.model_dump(
+        exclude={"directory", "sources", "max_bad_share", "evaluation_files"}
+    )
+    settings["evaluations"] = contamination.digest if contamination else None
     if corpus.language_model:
         settings["language_model"] = open_storage("/").sha256(
             os.path.abspath(corpus.language_model)

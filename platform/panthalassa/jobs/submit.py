@@ -106,26 +106,23 @@ def plan(
 
         if below := base(path):
             files[str(Path(name).with_name(below.name))] = below
-    sources = _relative_sources(config) if job == "prepare" else []
+    texts = _relative_texts(config) if job == "prepare" else {}
     if local:
         meant: dict[str, object] = {
             key: str(Path(place).absolute())
             for key, place in relative_folders(config, command).items()
         }
-        if sources:
-            meant["corpus.sources"] = [
-                str(Path(name).absolute()) if name in sources else name
-                for name in config.corpus.sources
-            ]
+        for key, names in texts.items():
+            meant[key] = [str(Path(name).absolute()) if _is_text(name) else name for name in names]
         overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in meant.items())]
     else:
         refuse_relative(config, command)
-        files |= _texts(sources, directory)
+        files |= _texts(texts, directory)
     python = sys.executable if local else "python"
     return Request(
         shlex.join([python, f"jobs/{job}.py", "--config", name, *overrides]),
         files,
-        [] if sources and not local else [TEXTS],
+        [] if texts and not local else [TEXTS],
     )
 
 
@@ -152,21 +149,31 @@ def _on_this_machine(client: "JobSubmissionClient") -> bool:
     return all(node.node_ip in mine for node in nodes)
 
 
-def _relative_sources(config: Config) -> list[str]:
+def _relative_texts(config: Config) -> dict[str, list[str]]:
+    """The keys of a preparation that name relative folders or files of texts, with all of their places."""
+    places = {
+        "corpus.sources": config.corpus.sources,
+        "corpus.evaluation_files": config.corpus.evaluation_files,
+    }
+    return {key: names for key, names in places.items() if any(map(_is_text, names))}
+
+
+def _is_text(name: str) -> bool:
     from panthalassa.corpus.sources import PYTHON_REFERENCE  # with it come slow imports
 
-    return [
-        name for name in config.corpus.sources if is_relative(name) and name != PYTHON_REFERENCE
-    ]
+    return is_relative(name) and name != PYTHON_REFERENCE
 
 
-def _texts(sources: list[str], directory: Path) -> dict[str, Path]:
-    """The folders that go along with a preparation on another machine."""
-    found = {name: directory / name for name in sources}
-    for name, folder in found.items():
-        if not folder.resolve().is_relative_to(directory) or not folder.is_dir():
+def _texts(texts: dict[str, list[str]], directory: Path) -> dict[str, Path]:
+    """What goes along with a preparation on another machine."""
+    found = {}
+    for key, name in ((key, name) for key, names in texts.items() for name in names):
+        if not _is_text(name):
+            continue
+        found[name] = place = directory / name
+        if not place.resolve().is_relative_to(directory) or not place.exists():
             raise ConfigError(
-                f"corpus.sources: {name} is no folder below {directory}, which is all that a job gets. "
+                f"{key}: {name} is nothing below {directory}, which is all that a job gets. "
                 "Give an absolute path that all nodes see, or s3://bucket/prefix."
             )
     return found
