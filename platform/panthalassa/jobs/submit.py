@@ -150,7 +150,7 @@ def _on_this_machine(client: "JobSubmissionClient") -> bool:
 
 
 def _relative_texts(config: Config) -> dict[str, list[str]]:
-    """The keys of a preparation that name relative folders or files of texts, with all of their places."""
+    """Keys of a preparation that name texts of this machine, with all of their places."""
     places = {
         "corpus.sources": config.corpus.sources,
         "corpus.evaluation_files": config.corpus.evaluation_files,
