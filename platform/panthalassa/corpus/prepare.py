@@ -115,7 +115,7 @@ def _prepare(
         tokenizer_sha256=hashlib.sha256(vocabulary).hexdigest(),
         documents=dict(sorted(census.documents.items())),
         text_bytes=dict(sorted(census.text_bytes.items())),
-        unigram_loss=written.unigram_loss,
+        unigram_loss=written.unigram_loss(),
         preparation=preparation,
         shards=written.shards,
         index=written.index,
