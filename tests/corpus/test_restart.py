@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import ray
 from processes import pids
 
 from panthalassa.config import Corpus
+from panthalassa.corpus.manifest import Manifest
 from panthalassa.corpus.prepare import prepare
 
 WORDS = [
@@ -46,6 +48,17 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = f"{domain} {number}: {' '.join(draw.choices(WORDS, k=80))}"
             (root / f"d{domain:02d}" / f"{number}.txt").write_text(text)
     return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_cluster: str,
+    raw: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_config: Callable[..., Corpus],
+) -> tuple[Manifest, Path]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "corpus"
+    return prepare(make_config(folder, raw), lambda line: None), folder
 
 
 def index_of(corpus: Path) -> list[Path]:
@@ -79,10 +92,13 @@ def later(condition: Callable[[], bool], seconds: float) -> Callable[[], bool]:
 
 
 def test_killed_at_random_moments_it_gives_the_same_corpus(
-    ray_cluster: str, raw: Path, tmp_path: Path, make_config: Callable[..., Corpus]
+    undisturbed: tuple[Manifest, Path],
+    raw: Path,
+    tmp_path: Path,
+    make_config: Callable[..., Corpus],
 ) -> None:
-    whole = prepare(make_config(tmp_path / "whole", raw), lambda line: None)
-    parts = len(index_of(tmp_path / "whole"))
+    whole, folder = undisturbed
+    parts = len(index_of(folder))
     assert parts > DOMAINS
     seed = time.time_ns()
     draw, corpus = random.Random(seed), tmp_path / "corpus"
@@ -110,14 +126,17 @@ def test_killed_at_random_moments_it_gives_the_same_corpus(
         kept = {corpus / path: (corpus / path).stat().st_ino for path in done}
     again = prepare(config, lambda line: None)
     assert again.fingerprint == whole.fingerprint, f"seed {seed}"
-    assert everything(corpus) == everything(tmp_path / "whole")
+    assert everything(corpus) == everything(folder)
     assert {path: path.stat().st_ino for path in kept} == kept, "a finished part was written again"
 
 
 def test_a_killed_worker_changes_nothing(
-    ray_cluster: str, raw: Path, tmp_path: Path, make_config: Callable[..., Corpus]
+    undisturbed: tuple[Manifest, Path],
+    raw: Path,
+    tmp_path: Path,
+    make_config: Callable[..., Corpus],
 ) -> None:
-    whole = prepare(make_config(tmp_path / "whole", raw), lambda line: None)
+    whole, folder = undisturbed
     corpus, victims = tmp_path / "corpus", []
 
     def kill() -> None:
@@ -133,21 +152,23 @@ def test_a_killed_worker_changes_nothing(
     killer.join()
     assert victims
     assert again.fingerprint == whole.fingerprint
-    assert everything(corpus) == everything(tmp_path / "whole")
+    assert everything(corpus) == everything(folder)
 
 
-@pytest.mark.parametrize("damage", ["rotten", "missing"])
-def test_a_part_whose_shard_is_not_what_it_was_is_written_again(
-    ray_cluster: str, raw: Path, tmp_path: Path, make_config: Callable[..., Corpus], damage: str
+def test_parts_whose_files_are_not_what_they_were_are_written_again(
+    undisturbed: tuple[Manifest, Path],
+    raw: Path,
+    tmp_path: Path,
+    make_config: Callable[..., Corpus],
 ) -> None:
-    config = make_config(tmp_path / "corpus", raw)
-    whole = prepare(config, lambda line: None)
-    before = everything(tmp_path / "corpus")
-    (tmp_path / "corpus" / "manifest.json").unlink()
-    shard = tmp_path / "corpus" / whole.shards[3].path
-    if damage == "missing":
-        shard.unlink()
-    else:
-        shard.write_bytes(shard.read_bytes()[:-9] + b"!" * 9)
-    assert prepare(config, lambda line: None) == whole
-    assert everything(tmp_path / "corpus") == before
+    whole, folder = undisturbed
+    corpus = tmp_path / "corpus"
+    shutil.copytree(folder, corpus)
+    (corpus / "manifest.json").unlink()
+    (corpus / whole.shards[3].path).unlink()
+    for rotten in (corpus / whole.shards[5].path, corpus / whole.index[7].path):
+        rotten.write_bytes(rotten.read_bytes()[:-9] + b"!" * 9)
+    kept = {path: path.stat().st_ino for path in index_of(corpus)}
+    assert prepare(make_config(corpus, raw), lambda line: None) == whole
+    assert everything(corpus) == everything(folder)
+    assert sum(path.stat().st_ino != inode for path, inode in kept.items()) == 3

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 from collections import Counter
@@ -35,14 +36,18 @@ STORY = (
     "beside the clockwork before, and listened for the moment at which it would fail. It never did, "
     "and that made her sad in a way which none of us could understand at the time."
 )
-DUMP = f"""<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="en">
-  <siteinfo><base>https://en.wikipedia.org/wiki/Main_Page</base></siteinfo>
-  <page><title>Harbour</title><ns>0</ns><id>1</id>
-    <revision><id>1</id><text>{ARTICLE} '''Ships''' came [[again]].</text></revision></page>
-  <page><title>Stub</title><ns>0</ns><id>2</id>
-    <revision><id>2</id><text>A stub.</text></revision></page>
-</mediawiki>
-"""
+PAGES = [("Harbour", f"{ARTICLE} '''Ships''' came [[again]]."), ("Stub", "A stub.")]
+DUMP = "\n".join(  # a tag a line, as MediaWiki writes it
+    [
+        '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="en">',
+        "<siteinfo><base>https://en.wikipedia.org/wiki/Main_Page</base></siteinfo>",
+        *(
+            f"<page>\n<title>{title}</title>\n<ns>0</ns>\n<revision><text>{text}</text></revision>\n</page>"
+            for title, text in PAGES
+        ),
+        "</mediawiki>\n",
+    ]
+)
 PAGE = f"""<html><body><main><article><p>{STORY}</p>
 <p>Write to keeper@harbour.org about it.</p></article></main></body></html>"""
 
@@ -63,17 +68,16 @@ def warc(*bodies: str) -> bytes:
 
 def write_raw(root: Path) -> None:
     """The declarations in all languages, a dump, a crawl, copies and near-copies."""
-    for folder in ("udhr", "again", "wiki", "crawl"):
+    for folder in ("udhr", "again", "articles", "crawl"):
         (root / folder).mkdir(parents=True)
     declarations = udhr.read_declarations(udhr.folder())
-    for index, declaration in enumerate(declarations):
-        text = "\n".join(declaration.paragraphs[:40])
-        (root / "udhr" / f"{declaration.code}.txt").write_text(text)
-        if index % 40 == 0:
-            (root / "again" / f"{declaration.code}-exact.txt").write_text(f"{text}\r\n")
-            cut = text.rstrip(".").rpartition(" ")[0]
-            (root / "again" / f"{declaration.code}-near.txt").write_text(cut)
-    (root / "wiki" / "enwiki-pages-articles.xml").write_text(DUMP)
+    texts = ["\n".join(declaration.paragraphs[:40]) for declaration in declarations]
+    copied = texts[::40]
+    near = [text.rstrip(".").rpartition(" ")[0] for text in copied]
+    for name, content in {"udhr/a": texts, "again/b": [f"{t}\r\n" for t in copied] + near}.items():
+        lines = [json.dumps({"text": text}) for text in content]
+        (root / f"{name}.jsonl").write_text("\n".join(lines))
+    (root / "articles" / "enwiki-pages-articles.xml").write_text(DUMP)
     (root / "crawl" / "a.warc.gz").write_bytes(gzip.compress(warc(PAGE)))
 
 
@@ -138,13 +142,13 @@ def test_a_hundred_and_twenty_languages_become_a_corpus_that_tells_its_funnel(
     assert report.total("unreadable")[0] == 1
     assert report.total("duplicate")[0] >= 10
     assert report.total("near_duplicate")[0] >= 10
-    assert report.total("rule", rule="too_few_words", domain="en")[0] >= 1
+    assert report.total("rule", rule="too_few_words")[0] >= 1
     assert report.total("masked") == (1, 0)
     assert report.total("held_out", "train")[0] == len(documents)
     assert sum(report.tokens.values()) == sum(shard.tokens for shard in manifest.shards)
     assert lines[-len(list(table(report))) :] == list(table(report))
     examples = [e for entry in report.entries if entry.step == "rule" for e in entry.examples]
-    assert any(e.place.startswith("raw/wiki/") and e.text == "A stub." for e in examples)
+    assert any(e.place.startswith("raw/articles/") and e.text == "A stub." for e in examples)
     assert any("[EMAIL]" in text for text in texts_of(manifest, storage, "en"))
 
     # The same on an S3 server: sources as well as the corpus.

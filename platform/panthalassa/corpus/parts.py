@@ -1,10 +1,10 @@
 """Parts: what a preparation writes at a time, and does not write again when it goes on.
 
 A part is the documents of a split and domain that one task packs. Its shards are written first and
-then, conditionally, its index: `documents/{split}/{domain}/{part}.parquet`, a row for each document
+then its index: `documents/{split}/{domain}/{part}.parquet`, a row for each document
 in the order of hashes (`hash`, `domain`, `split`, `source`, `place`, `url`, `license`, `bytes` of
-text), with the records of the shards as metadata. So an index that is there says that its part is
-whole, and the hashes in it show whether it still is.
+text), with the records of the shards and the tokenizer's SHA-256 as metadata. So an index that is
+there says that its part is whole, and the hashes in it show whether it still is.
 """
 
 import hashlib
@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from panthalassa.corpus.manifest import Index, Shard
+from panthalassa.corpus.manifest import TOKENIZER, Index, Shard
 from panthalassa.corpus.reading import TASK
-from panthalassa.corpus.shards import Counts, count_targets, decode_shard, unwritable
-from panthalassa.errors import CorpusError
+from panthalassa.corpus.shards import Counts, count_targets, decode_shard, write
+from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.storage import Storage
 
 INDEX = "documents"
+SHARDS = "shards"
 Part = tuple[str, int]
 """`{split}/{domain}` and a number."""
 
@@ -35,32 +36,30 @@ def index_path(group: str, part: int) -> str:
 
 
 def write_index(
-    storage: Storage, group: str, part: int, documents: pa.Table, shards: list[Shard]
+    storage: Storage,
+    group: str,
+    part: int,
+    documents: pa.Table,
+    shards: list[Shard],
+    vocabulary: bytes,
 ) -> Index:
-    """Write the index of a part whose shards are written. Raises CorpusError when another is there."""
+    """Write the index of a part whose shards are written. Raises CorpusError when that fails."""
     split, domain = group.split("/")
     columns = ["hash", "source", "place", "url", "license", "bytes"]
     table = documents.select(columns)
     table = table.add_column(1, "domain", pa.array([domain] * len(table)).dictionary_encode())
     table = table.add_column(2, "split", pa.array([split] * len(table)).dictionary_encode())
     records = json.dumps([shard.model_dump() for shard in shards])
+    metadata = {SHARDS: records, TOKENIZER: hashlib.sha256(vocabulary).hexdigest()}
     buffer = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({"shards": records}),
+        table.replace_schema_metadata(metadata),
         buffer,
         compression="zstd",
         write_page_checksum=True,
     )
     data, path = buffer.getvalue(), index_path(group, part)
-    try:
-        storage.create(path, data)
-    except FileExistsError:
-        raise CorpusError(
-            f"{storage.uri}/{path} is there, but is not what this preparation gives. Remove it, and "
-            "the same command goes on."
-        ) from None
-    except OSError as error:
-        raise unwritable(storage, path, error) from error
+    write(storage, path, data)
     return _record(path, data, len(table))
 
 
@@ -83,9 +82,10 @@ def result(group: str, part: int, shards: list[Shard], index: Index, targets: Co
 
 
 def finished_parts(
-    parts: dict[str, int], vocabulary_size: int, tasks: int, storage: Storage
-) -> dict[Part, dict[str, Any]]:
-    """The results of the parts that are written and whole, which are read and hashed for it."""
+    parts: dict[str, int], vocabulary: bytes, tasks: int, storage: Storage
+) -> Iterator[dict[str, Any]]:
+    """The results of the parts that are written with this vocabulary and whole; their shards are
+    read and hashed for it."""
     try:
         there = {f"{INDEX}/{path}" for path, _ in storage.below(INDEX).files()}
     except FileNotFoundError:
@@ -97,28 +97,32 @@ def finished_parts(
         if index_path(group, part) in there
     ]
     if not written:
-        return {}
-    read = partial(_read_part, vocabulary_size=vocabulary_size, storage=storage)
+        return
+    read = partial(_read_part, vocabulary=vocabulary, storage=storage)
     found: ray.data.Dataset = ray.data.from_items(
         written, override_num_blocks=min(tasks, len(written))
     ).map_batches(read, batch_size=1, **TASK)
-    return {(row["group"], row["part"]): row for row in found.iter_rows()}
+    yield from found.iter_rows()
 
 
-def _read_part(batch: pa.Table, vocabulary_size: int, storage: Storage) -> Iterator[pa.Table]:
-    """The result of a part as its files tell it; nothing when one is missing or rotten."""
+def _read_part(batch: pa.Table, vocabulary: bytes, storage: Storage) -> Iterator[pa.Table]:
+    """The result of a part as its files tell it; nothing when one is missing, rotten or another's."""
     group, part = batch["group"][0].as_py(), batch["part"][0].as_py()
     path = index_path(group, part)
-    targets = np.zeros(vocabulary_size, dtype=np.int64)
+    size = Tokenizer.from_bytes(vocabulary).vocabulary_size
+    targets = np.zeros(size, dtype=np.int64)
     try:
         data = storage.read(path)
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        shards = [Shard(**record) for record in json.loads(table.schema.metadata[b"shards"])]
+        metadata = table.schema.metadata
+        if metadata[TOKENIZER.encode()].decode() != hashlib.sha256(vocabulary).hexdigest():
+            return
+        shards = [Shard(**record) for record in json.loads(metadata[SHARDS.encode()])]
         for shard in shards:
             content = storage.read(shard.path, shard.sha256)
             if hashlib.sha256(content).hexdigest() != shard.sha256:
                 return
-            targets += count_targets(decode_shard(content), vocabulary_size)
+            targets += count_targets(decode_shard(content), size)
     except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
         return
     yield result(group, part, shards, _record(path, data, len(table)), targets)

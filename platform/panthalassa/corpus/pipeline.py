@@ -7,6 +7,7 @@ the driver only as the sample that the tokenizer is trained on.
 """
 
 import hashlib
+from bisect import insort
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,7 +24,7 @@ from panthalassa.corpus.dedup import mark_near_duplicates
 from panthalassa.corpus.funnel import Tally
 from panthalassa.corpus.manifest import Index, Shard, Split
 from panthalassa.corpus.pack import pack
-from panthalassa.corpus.parts import finished_parts, result, write_index
+from panthalassa.corpus.parts import INDEX, Part, finished_parts, result, write_index
 from panthalassa.corpus.reading import TASK, add_up, count_dropped, tasks_for
 from panthalassa.corpus.shards import count_targets, unigram_loss, write_shard
 from panthalassa.corpus.tokenizer import Tokenizer
@@ -156,13 +157,29 @@ def _sample(batch: pa.Table, held_out_below: int, shares: dict[str, float]) -> p
     return batch.select(["text"]).filter(pa.array(drawn & (position >= held_out_below)))
 
 
-@dataclass(frozen=True)
 class Written:
-    """The shards and the index of a corpus, both sorted by path, and its unigram loss."""
+    """What is known of the parts that are written: their shards, their index, their target tokens."""
 
-    shards: list[Shard]
-    index: list[Index]
-    unigram_loss: float
+    def __init__(self, vocabulary_size: int) -> None:
+        self.shards: list[Shard] = []
+        self.index: list[Index] = []
+        self.parts: set[Part] = set()
+        self.documents: Counter[str] = Counter()
+        self._targets = {s: np.zeros(vocabulary_size, dtype=np.int64) for s in get_args(Split)}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the `result` of a part."""
+        shards = [Shard.model_validate_json(record) for record in row["shards"]]
+        index = Index.model_validate_json(row["index"])
+        insort(self.index, index, key=lambda file: file.path)
+        for shard in shards:
+            insort(self.shards, shard, key=lambda shard: shard.path)
+        self.parts.add((row["group"], row["part"]))
+        self.documents[row["group"]] += index.documents
+        self._targets[shards[0].split] += row["targets"]
+
+    def unigram_loss(self) -> float:
+        return unigram_loss(self._targets["train"], self._targets["held_out"])
 
 
 def write_shards(
@@ -174,18 +191,17 @@ def write_shards(
 ) -> Written:
     """Encode, gather, pack and write what is not there yet, part by part."""
     parts = {group: census.parts(group) for group in census.documents}
-    size = Tokenizer.from_bytes(vocabulary).vocabulary_size
     tasks = tasks_for(census.text_bytes.total())
-    finished = finished_parts(parts, size, tasks, storage)
-    rows = list(finished.values())
-    index = [Index.model_validate_json(row["index"]) for row in rows]
-    if sum(file.documents for file in index) < census.documents.total():
+    written = Written(Tokenizer.from_bytes(vocabulary).vocabulary_size)
+    for row in finished_parts(parts, vocabulary, tasks, storage):
+        written.add(row)
+    if written.documents != census.documents:
         encode = partial(
             _encode,
             vocabulary=vocabulary,
             held_out_below=census.held_out_below,
             parts=parts,
-            finished=frozenset(finished),
+            finished=frozenset(written.parts),
         )
         write_group = partial(
             _write_group, parts=parts, vocabulary=vocabulary, corpus=corpus, storage=storage
@@ -195,19 +211,14 @@ def write_shards(
             .groupby(["group", "part"], num_partitions=tasks)
             .map_groups(write_group, **TASK)
         )
-        rows += results.iter_rows()
-        index = [Index.model_validate_json(row["index"]) for row in rows]
-    shards: list[Shard] = []
-    targets = {split: np.zeros(size, dtype=np.int64) for split in get_args(Split)}
-    for row in rows:
-        found = [Shard.model_validate_json(record) for record in row["shards"]]
-        targets[found[0].split] += row["targets"]
-        shards += found
-    return Written(
-        shards=sorted(shards, key=lambda shard: shard.path),
-        index=sorted(index, key=lambda file: file.path),
-        unigram_loss=unigram_loss(targets["train"], targets["held_out"]),
-    )
+        for row in results.iter_rows():
+            written.add(row)
+    if written.documents != census.documents:
+        raise CorpusError(
+            f"{storage.uri}/{INDEX} holds parts that another version of the libraries has made of "
+            "the same sources. Remove that folder, and the same command goes on."
+        )
+    return written
 
 
 @lru_cache(maxsize=1)
@@ -220,7 +231,7 @@ def _encode(
     vocabulary: bytes,
     held_out_below: int,
     parts: dict[str, int],
-    finished: frozenset[tuple[str, int]],
+    finished: frozenset[Part],
 ) -> pa.Table:
     """Documents as `bos ids eos`, each with the group and the part of it where it belongs."""
     tokenizer = _tokenizer(vocabulary)
@@ -264,5 +275,5 @@ def _write_group(
         path = f"{group}/{part + index * parts[group]:05d}.parquet"
         rows = packed.slice(start, start + corpus.rows_per_shard)
         shards.append(write_shard(storage, path, split, domain, rows, corpus.rows_per_group))
-    record = write_index(storage, group, part, table, shards)
+    record = write_index(storage, group, part, table, shards, vocabulary)
     return result(group, part, shards, record, count_targets(packed, tokenizer.vocabulary_size))

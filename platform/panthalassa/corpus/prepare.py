@@ -121,7 +121,7 @@ def _prepare(
         documents=dict(sorted(census.documents.items())),
         characters=dict(sorted(census.characters.items())),
         text_bytes=dict(sorted(census.text_bytes.items())),
-        unigram_loss=written.unigram_loss,
+        unigram_loss=written.unigram_loss(),
         preparation=preparation,
         shards=written.shards,
         index=written.index,
