@@ -284,19 +284,27 @@ def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) ->
         from rich.progress import Progress
 
         from panthalassa.redact import without_secrets
+        from panthalassa.run_config import is_sweep
         from panthalassa.storage import open_storage
+        from panthalassa.sweep.parent import replay as replay_sweep
         from panthalassa.tracking.mlflow_store import store_uri
         from panthalassa.tracking.replay import configuration, replay
 
         folder = open_storage(run)
-        config = configuration(folder, overrides or [])
-        where = without_secrets(store_uri(config))
-        console.print(f"sending what {where} does not have of {run}", soft_wrap=True, markup=False)
         with Progress(console=console) as progress:
             task = progress.add_task("sending", total=None)
-            left_out = replay(
-                config, folder, lambda sent, all: progress.update(task, completed=sent, total=all)
-            )
+
+            def show(sent: int, all: int) -> None:
+                progress.update(task, completed=sent, total=all)
+
+            if is_sweep(folder):
+                left_out = replay_sweep(folder, overrides or [], show)
+            else:
+                config = configuration(folder, overrides or [])
+                where = without_secrets(store_uri(config))
+                what = f"sending what {where} does not have of {run}"
+                console.print(what, soft_wrap=True, markup=False)
+                left_out = replay(config, folder, show)
         for line in left_out:
             console.print(line, soft_wrap=True, markup=False)
         what = "what could be read" if left_out else "all metrics"

@@ -58,6 +58,14 @@ def kept_tree(run: Storage) -> dict[str, Any]:
     return tree
 
 
+def is_sweep(folder: Storage) -> bool:
+    """Whether it is the folder of a sweep; one whose configuration can not be read counts as a run."""
+    try:
+        return "sweep" in kept_tree(folder)
+    except PanthalassaError:
+        return False
+
+
 def kept(run: Storage, overrides: list[str] | None = None) -> Config:
     """The configuration, checked, with `overrides`. Raises PanthalassaError as `kept_tree`, and when
     another version wrote it."""

@@ -8,7 +8,7 @@ else the trial has it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +87,11 @@ def trials(folder: Storage) -> list[Trial]:
     files = folder.below(FOLDER).files() if folder.exists(FOLDER) else []
     count = sum(name.endswith(".json") for name, _ in files)
     return [read(folder, number) for number in range(count)]
+
+
+def all_failed(known: Sequence[Trial]) -> bool:
+    """Whether there are trials, and none of them is good for anything."""
+    return bool(known) and all(trial.state == "failed" for trial in known)
 
 
 def told(named: Mapping[str, Any]) -> str:

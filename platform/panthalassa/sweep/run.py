@@ -25,8 +25,8 @@ from panthalassa.run_config import CONFIG, keep, kept_tree
 from panthalassa.storage import Storage, open_storage
 from panthalassa.sweep.capacity import at_once
 from panthalassa.sweep.judge import Judge
-from panthalassa.sweep.parent import Parent
-from panthalassa.sweep.pareto import front, frugal
+from panthalassa.sweep.parent import Parent, ended_as
+from panthalassa.sweep.pareto import best, frugal
 from panthalassa.sweep.results import Trial, told, trials
 from panthalassa.sweep.space import Plan
 from panthalassa.sweep.tuning import check_dashboard, run_trials
@@ -53,12 +53,11 @@ class Outcome:
     trials: list[Trial]
     best: list[Trial]
     """The chosen one, or the front with the best in the first objective first."""
-    chosen_by_energy: bool
     best_config: str | None
     """Where that of the first is."""
     interrupted: bool
     tracking: str
-    """The MLflow store, or why it has no run of the sweep."""
+    """The MLflow store, or why it does not have all of the sweep."""
     page: str
     """Where its page is."""
 
@@ -110,27 +109,22 @@ def _run(plan: Plan, folder: Storage, lease: Lease, tell: Callable[[str], None])
                 f"the sweep can not go on: {str(error).strip().splitlines()[-1]}. What it knows is in "
                 f"{folder.uri}; the same command goes on."
             ) from error
-    outcome = _conclude(plan, folder, stopping.is_set(), parent)
-    parent.close(outcome.best, outcome.interrupted)
-    return outcome
+    return _conclude(plan, folder, stopping.is_set(), parent)
 
 
 def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) -> Outcome:
     from panthalassa.sweep.page import write_page  # takes a second
 
-    known, chosen = trials(folder), None
-    best = front(known, plan.sweep.objective)
-    if plan.sweep.within and (chosen := frugal(known, plan.sweep.within)):
-        best = [chosen]
-    where = None
-    if best:
-        folder.write(BEST, best_config(plan, best[0]).dump().encode())
+    known = trials(folder)
+    chosen, where = best(known, plan.sweep), None
+    if chosen:
+        folder.write(BEST, best_config(plan, chosen[0]).dump().encode())
         where = f"{folder.uri}/{BEST}"
+    parent.close(known, ended_as(known, interrupted))
     return Outcome(
         plan=plan,
         trials=known,
-        best=best,
-        chosen_by_energy=chosen is not None,
+        best=chosen,
         best_config=where,
         interrupted=interrupted,
         tracking=parent.problem or parent.uri,
@@ -213,7 +207,7 @@ def _choice(outcome: Outcome) -> Iterator[tuple[str, str]]:
         metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
         name = "best" if len(sweep.objective) == 1 else "front"
         yield name, f"trial {trial.number}: {told(metrics)}; {told(trial.values)}"
-    if outcome.chosen_by_energy:
+    if sweep.within and frugal(outcome.trials, sweep.within):
         yield "", f"the fewest joules of those within {sweep.within:.2%} of the least loss"
     elif sweep.within:
         yield "", "the least loss: no trial near it has measured its energy (energy.source)"
