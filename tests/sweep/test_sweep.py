@@ -203,7 +203,7 @@ def test_a_branch_goes_on_with_other_values_and_passes_the_audit(
     finished: Path, undisturbed: Outcome, configure: Callable[..., Config]
 ) -> None:
     runs = open_storage(str(finished / "runs"))
-    branch(runs.below("small"), runs.below("branch"))
+    assert branch(runs.below("small"), runs.below("branch")) == 24
     config = configure(finished, "run.name=branch", "train.steps=28", f"{RATE}=2e-3")
     outcome = pretrain(config, lambda event: None)
     assert [step.step for step in outcome.history.steps] == [25, 26, 27, 28]

@@ -8,13 +8,12 @@ killed.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ray.tune import TuneError
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config
 from panthalassa.config_file import flatten
 from panthalassa.energy.meters import Absent
 from panthalassa.energy.sources import choose
@@ -27,7 +26,7 @@ from panthalassa.sweep.capacity import at_once
 from panthalassa.sweep.judge import Judge
 from panthalassa.sweep.parent import Parent, ended_as
 from panthalassa.sweep.pareto import best, frugal
-from panthalassa.sweep.results import Trial, told, trials
+from panthalassa.sweep.results import Trial, ancestry, told, trials
 from panthalassa.sweep.space import Plan
 from panthalassa.sweep.tuning import check_dashboard, run_trials
 from panthalassa.tracking.mlflow_store import store_uri
@@ -118,7 +117,7 @@ def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) ->
     known = trials(folder)
     chosen, where = best(known, plan.sweep), None
     if chosen:
-        folder.write(BEST, best_config(plan, chosen[0]).dump().encode())
+        folder.write(BEST, best_file(plan, chosen[0], known).encode())
         where = f"{folder.uri}/{BEST}"
     parent.close(known, ended_as(known, interrupted))
     return Outcome(
@@ -132,11 +131,18 @@ def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) ->
     )
 
 
-def best_config(plan: Plan, trial: Trial) -> Config:
-    """The configuration of a trial as a run of its own, without secrets."""
+def best_file(plan: Plan, trial: Trial, known: Sequence[Trial]) -> str:
+    """The configuration of a trial as a run of its own, without secrets; above it what a branch of PBT
+    has of others."""
     uri = plan.config.tracking.uri
     own = {"run.name": f"{plan.config.run.name}-best", "tracking.uri": uri and without_secrets(uri)}
-    return plan.build(trial.values | own)
+    said = [" ".join(line.split()) for line in ancestry(trial, known)]
+    if said:
+        said = [
+            f"trial {trial.number} is a branch, and its result not of these values alone",
+            *said,
+        ]
+    return "".join(f"# {line}\n" for line in said) + plan.build(trial.values | own).dump()
 
 
 def _check_power(plan: Plan) -> None:
@@ -207,6 +213,8 @@ def _choice(outcome: Outcome) -> Iterator[tuple[str, str]]:
         metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
         name = "best" if len(sweep.objective) == 1 else "front"
         yield name, f"trial {trial.number}: {told(metrics)}; {told(trial.values)}"
+        for line in ancestry(trial, outcome.trials):
+            yield "", f"a branch: {line}"
     if sweep.within and frugal(outcome.trials, sweep.within):
         yield "", f"the fewest joules of those within {sweep.within:.2%} of the least loss"
     elif sweep.within:
