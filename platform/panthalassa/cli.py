@@ -97,7 +97,10 @@ def sweep(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
         from panthalassa.sweep.space import load
 
         show = partial(console.print, soft_wrap=True, markup=False)
-        _table(console, explain(sweep(load(config, overrides or []), show, debug)))
+        outcome = sweep(load(config, overrides or []), show, debug)
+        _table(console, explain(outcome))
+        if outcome.failed:
+            raise PanthalassaError(outcome.failed)
 
     _run(command, debug)
 
@@ -198,10 +201,10 @@ def audit(run: RunFolder, debug: Debug = False) -> None:
     """Prove from a run's ledger that each sample was trained on exactly once in each epoch."""
 
     def command(console: Console) -> None:
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
         from panthalassa.train.audit import audit_run, explain
 
-        report = audit_run(open_storage(run))
+        report = audit_run(run_at(run))
         for line in explain(report):
             console.print(line, soft_wrap=True, markup=False)
         if not report.passed:
@@ -215,11 +218,11 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
     """Tell what every second of a run went to so far, restarts and repeated steps included."""
 
     def command(console: Console) -> None:
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
         from panthalassa.train.goodput import account, explain
         from panthalassa.train.goodput_ledger import read
 
-        _table(console, explain(account(read(open_storage(run)))))
+        _table(console, explain(account(read(run_at(run)))))
 
     _run(command, debug)
 
@@ -240,9 +243,9 @@ def report(
 
     def command(console: Console) -> None:
         from panthalassa.report.page import write_report
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        where = write_report(open_storage(run), open_storage(compare) if compare else None, out)
+        where = write_report(run_at(run), run_at(compare) if compare else None, out)
         console.print(where, soft_wrap=True, markup=False)
 
     _run(command, debug)
@@ -321,9 +324,9 @@ def show(run: RunFolder, debug: Debug = False) -> None:
         from panthalassa.energy.account import account
         from panthalassa.energy.ledger import read
         from panthalassa.energy.table import explain
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        _table(console, explain(account(read(open_storage(run)))))
+        _table(console, explain(account(read(run_at(run)))))
 
     _run(command, debug)
 
@@ -340,9 +343,9 @@ def compare(
 
     def command(console: Console) -> None:
         from panthalassa.energy.compare import compare, explain, open_run
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        a, b = (open_run(open_storage(run)) for run in (run_a, run_b))
+        a, b = (open_run(run_at(run)) for run in (run_a, run_b))
         _table(console, explain(compare(a, b, metric, allow)))
 
     _run(command, debug)
@@ -359,13 +362,13 @@ def tune(
 
     def command(console: Console) -> None:
         from panthalassa.energy.tune import explain, tune
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
         try:
             watts = [float(watt) for watt in limits.split(",") if watt]
         except ValueError as error:
             raise PanthalassaError(f"--limits {limits}: expected watts, as 200,250") from error
-        _table(console, explain(tune(open_storage(run), watts, seconds, console.print)))
+        _table(console, explain(tune(run_at(run), watts, seconds, console.print)))
 
     _run(command, debug)
 

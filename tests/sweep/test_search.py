@@ -217,6 +217,15 @@ def test_the_best_that_is_a_branch_tells_whose_steps_it_begins_with(tmp_path: Pa
     assert not best_file(plan, known[0], known).startswith("#")
 
 
+def test_a_sweep_of_which_nothing_came_has_failed_if_it_was_not_stopped() -> None:
+    failed = [Trial(n, f"t{n}", {}, "failed", problem="diverged") for n in range(2)]
+    outcome = Outcome(swept(), failed, [], None, False, "", "")
+    assert "all 2 trials failed" in str(outcome.failed)
+    assert replace(outcome, interrupted=True).failed is None
+    assert replace(outcome, trials=[*failed, Trial(2, "t2", {}, "finished")]).failed is None
+    assert replace(outcome, trials=[]).failed is None
+
+
 def test_a_hung_trial_is_given_up_and_a_dead_one_recorded(tmp_path: Path) -> None:
     sweep = Sweep(swept("sweep.silent_seconds=0.001"), tmp_path)
     sweep.start()

@@ -26,7 +26,7 @@ from panthalassa.sweep.capacity import at_once
 from panthalassa.sweep.judge import Judge
 from panthalassa.sweep.parent import Parent, ended_as
 from panthalassa.sweep.pareto import best, frugal
-from panthalassa.sweep.results import Trial, ancestry, told, trials
+from panthalassa.sweep.results import Trial, all_failed, ancestry, told, trials
 from panthalassa.sweep.space import Plan
 from panthalassa.sweep.tuning import check_dashboard, run_trials
 from panthalassa.tracking.mlflow_store import store_uri
@@ -59,6 +59,16 @@ class Outcome:
     """The MLflow store, or why it does not have all of the sweep."""
     page: str
     """Where its page is."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing came of the sweep; None when something did, or still can."""
+        if self.interrupted or not all_failed(self.trials):
+            return None
+        return (
+            f"all {len(self.trials)} trials failed, which are not tried again. Mend what they name, and "
+            "choose another run.name."
+        )
 
 
 def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outcome:
