@@ -1,5 +1,6 @@
 """The command line: one function call a command, and every error that people can mend in one line."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from rich.console import Console
 from panthalassa.errors import PanthalassaError
 
 BEGAN = time.time()
+MANY_PROCESSES = "worker processes have been started on node"
+"""Of a warning of Ray's; those of a sweep's trials are meant to be many."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
@@ -380,6 +383,8 @@ def _table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 
 def _run(command: Callable[[Console], None], debug: bool) -> None:
     console = Console(highlight=False)
+    if not debug:  # Ray, which is not imported yet, shows no line that matches
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", MANY_PROCESSES)
     try:
         command(console)
     except PanthalassaError as error:
