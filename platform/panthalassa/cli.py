@@ -1,5 +1,6 @@
 """The command line: one function call a command, and every error that people can mend in one line."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from rich.console import Console
 from panthalassa.errors import PanthalassaError
 
 BEGAN = time.time()
+MANY_PROCESSES = "worker processes have been started on node"
+"""Of a warning of Ray's; those of a sweep's trials are meant to be many."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
@@ -97,7 +100,10 @@ def sweep(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
         from panthalassa.sweep.space import load
 
         show = partial(console.print, soft_wrap=True, markup=False)
-        _table(console, explain(sweep(load(config, overrides or []), show, debug)))
+        outcome = sweep(load(config, overrides or []), show, debug)
+        _table(console, explain(outcome))
+        if outcome.failed:
+            raise PanthalassaError(outcome.failed)
 
     _run(command, debug)
 
@@ -198,10 +204,10 @@ def audit(run: RunFolder, debug: Debug = False) -> None:
     """Prove from a run's ledger that each sample was trained on exactly once in each epoch."""
 
     def command(console: Console) -> None:
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
         from panthalassa.train.audit import audit_run, explain
 
-        report = audit_run(open_storage(run))
+        report = audit_run(run_at(run))
         for line in explain(report):
             console.print(line, soft_wrap=True, markup=False)
         if not report.passed:
@@ -215,11 +221,11 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
     """Tell what every second of a run went to so far, restarts and repeated steps included."""
 
     def command(console: Console) -> None:
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
         from panthalassa.train.goodput import account, explain
         from panthalassa.train.goodput_ledger import read
 
-        _table(console, explain(account(read(open_storage(run)))))
+        _table(console, explain(account(read(run_at(run)))))
 
     _run(command, debug)
 
@@ -240,9 +246,9 @@ def report(
 
     def command(console: Console) -> None:
         from panthalassa.report.page import write_report
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        where = write_report(open_storage(run), open_storage(compare) if compare else None, out)
+        where = write_report(run_at(run), run_at(compare) if compare else None, out)
         console.print(where, soft_wrap=True, markup=False)
 
     _run(command, debug)
@@ -284,19 +290,27 @@ def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) ->
         from rich.progress import Progress
 
         from panthalassa.redact import without_secrets
+        from panthalassa.run_config import is_sweep
         from panthalassa.storage import open_storage
+        from panthalassa.sweep.parent import replay as replay_sweep
         from panthalassa.tracking.mlflow_store import store_uri
         from panthalassa.tracking.replay import configuration, replay
 
         folder = open_storage(run)
-        config = configuration(folder, overrides or [])
-        where = without_secrets(store_uri(config))
-        console.print(f"sending what {where} does not have of {run}", soft_wrap=True, markup=False)
         with Progress(console=console) as progress:
             task = progress.add_task("sending", total=None)
-            left_out = replay(
-                config, folder, lambda sent, all: progress.update(task, completed=sent, total=all)
-            )
+
+            def show(sent: int, all: int) -> None:
+                progress.update(task, completed=sent, total=all)
+
+            if is_sweep(folder):
+                left_out = replay_sweep(folder, overrides or [], show)
+            else:
+                config = configuration(folder, overrides or [])
+                where = without_secrets(store_uri(config))
+                what = f"sending what {where} does not have of {run}"
+                console.print(what, soft_wrap=True, markup=False)
+                left_out = replay(config, folder, show)
         for line in left_out:
             console.print(line, soft_wrap=True, markup=False)
         what = "what could be read" if left_out else "all metrics"
@@ -313,9 +327,9 @@ def show(run: RunFolder, debug: Debug = False) -> None:
         from panthalassa.energy.account import account
         from panthalassa.energy.ledger import read
         from panthalassa.energy.table import explain, explain_nodes
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        lines = read(open_storage(run))
+        lines = read(run_at(run))
         _table(console, [*explain(account(lines)), *explain_nodes(lines)])
 
     _run(command, debug)
@@ -333,9 +347,9 @@ def compare(
 
     def command(console: Console) -> None:
         from panthalassa.energy.compare import compare, explain, open_run
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        a, b = (open_run(open_storage(run)) for run in (run_a, run_b))
+        a, b = (open_run(run_at(run)) for run in (run_a, run_b))
         _table(console, explain(compare(a, b, metric, allow)))
 
     _run(command, debug)
@@ -352,13 +366,13 @@ def tune(
 
     def command(console: Console) -> None:
         from panthalassa.energy.tune import explain, tune
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
         try:
             watts = [float(watt) for watt in limits.split(",") if watt]
         except ValueError as error:
             raise PanthalassaError(f"--limits {limits}: expected watts, as 200,250") from error
-        _table(console, explain(tune(open_storage(run), watts, seconds, console.print)))
+        _table(console, explain(tune(run_at(run), watts, seconds, console.print)))
 
     _run(command, debug)
 
@@ -370,6 +384,8 @@ def _table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 
 def _run(command: Callable[[Console], None], debug: bool) -> None:
     console = Console(highlight=False)
+    if not debug:  # Ray, which is not imported yet, shows no line that matches
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", MANY_PROCESSES)
     try:
         command(console)
     except PanthalassaError as error:
