@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +182,25 @@ def test_a_full_disk_ends_the_run_and_spares_the_older_checkpoint(
     again = train(*arguments, "checkpoint.every=1000", f"train.steps={further}")
     assert again.exit_code == 0, again.output
     assert f"going on after step {int(saved[-1][5:])}" in again.output
+
+
+RAYLET = """
+from panthalassa.cli import _run
+
+def command(console):
+    from ray._private.worker import print_to_stdstream
+
+    for line in ("8 PYTHON worker processes have been started on node: a", "a worker was killed"):
+        print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, False)
+
+_run(command, debug=False)
+"""
+
+
+def test_ray_says_nothing_of_the_number_of_its_processes_between_a_commands_lines() -> None:
+    """Which are meant to be many. What else it has to say is shown."""
+    told = subprocess.run(
+        [sys.executable, "-c", RAYLET], capture_output=True, text=True, timeout=120
+    )
+    assert "a worker was killed" in told.stdout, told.stderr
+    assert "worker processes" not in told.stdout

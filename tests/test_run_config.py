@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ladders import ladder
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
 from panthalassa.run_config import CONFIG, keep, kept
@@ -46,3 +49,20 @@ def test_what_is_no_configuration_is_named_when_read_and_mended_when_written(
     config = configure(tmp_path)
     assert keep(config, run) == []
     assert kept(run) == config
+
+
+def test_a_sweep_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    """Its folder is refused where one of a run is wanted, with what to name instead."""
+    sweep = open_storage(str(tmp_path / "many"))
+    ladder(sweep)
+    before = sorted(tmp_path.rglob("*"))
+    one, two = str(tmp_path / "many"), str(tmp_path / "many/ladder-00000")
+    for command in (
+        ["report", one], ["report", two, "--compare", one], ["audit", one], ["goodput", one],
+        ["energy", "show", one], ["energy", "compare", one, two], ["energy", "tune", one],
+    ):  # fmt: skip
+        told = CliRunner().invoke(app, command)
+        assert told.exit_code == 1, told.output
+        assert f"{one} is a sweep: name the run of a trial, such as" in told.stderr
+        assert f"{one}/sweep.html" in told.stderr
+    assert sorted(tmp_path.rglob("*")) == before

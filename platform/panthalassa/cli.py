@@ -98,7 +98,10 @@ def sweep(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
         from panthalassa.sweep.space import load
 
         show = partial(console.print, soft_wrap=True, markup=False)
-        _table(console, explain(sweep(load(config, overrides or []), show, debug)))
+        outcome = sweep(load(config, overrides or []), show, debug)
+        _table(console, explain(outcome))
+        if outcome.failed:
+            raise PanthalassaError(outcome.failed)
 
     _run(command, debug)
 
@@ -199,10 +202,10 @@ def audit(run: RunFolder, debug: Debug = False) -> None:
     """Prove from a run's ledger that each sample was trained on exactly once in each epoch."""
 
     def command(console: Console) -> None:
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
         from panthalassa.train.audit import audit_run, explain
 
-        report = audit_run(open_storage(run))
+        report = audit_run(run_at(run))
         for line in explain(report):
             console.print(line, soft_wrap=True, markup=False)
         if not report.passed:
@@ -216,11 +219,11 @@ def goodput(run: RunFolder, debug: Debug = False) -> None:
     """Tell what every second of a run went to so far, restarts and repeated steps included."""
 
     def command(console: Console) -> None:
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
         from panthalassa.train.goodput import account, explain
         from panthalassa.train.goodput_ledger import read
 
-        _table(console, explain(account(read(open_storage(run)))))
+        _table(console, explain(account(read(run_at(run)))))
 
     _run(command, debug)
 
@@ -241,9 +244,9 @@ def report(
 
     def command(console: Console) -> None:
         from panthalassa.report.page import write_report
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        where = write_report(open_storage(run), open_storage(compare) if compare else None, out)
+        where = write_report(run_at(run), run_at(compare) if compare else None, out)
         console.print(where, soft_wrap=True, markup=False)
 
     _run(command, debug)
@@ -285,19 +288,27 @@ def replay(run: RunFolder, overrides: Overrides = None, debug: Debug = False) ->
         from rich.progress import Progress
 
         from panthalassa.redact import without_secrets
+        from panthalassa.run_config import is_sweep
         from panthalassa.storage import open_storage
+        from panthalassa.sweep.parent import replay as replay_sweep
         from panthalassa.tracking.mlflow_store import store_uri
         from panthalassa.tracking.replay import configuration, replay
 
         folder = open_storage(run)
-        config = configuration(folder, overrides or [])
-        where = without_secrets(store_uri(config))
-        console.print(f"sending what {where} does not have of {run}", soft_wrap=True, markup=False)
         with Progress(console=console) as progress:
             task = progress.add_task("sending", total=None)
-            left_out = replay(
-                config, folder, lambda sent, all: progress.update(task, completed=sent, total=all)
-            )
+
+            def show(sent: int, all: int) -> None:
+                progress.update(task, completed=sent, total=all)
+
+            if is_sweep(folder):
+                left_out = replay_sweep(folder, overrides or [], show)
+            else:
+                config = configuration(folder, overrides or [])
+                where = without_secrets(store_uri(config))
+                what = f"sending what {where} does not have of {run}"
+                console.print(what, soft_wrap=True, markup=False)
+                left_out = replay(config, folder, show)
         for line in left_out:
             console.print(line, soft_wrap=True, markup=False)
         what = "what could be read" if left_out else "all metrics"
@@ -314,9 +325,9 @@ def show(run: RunFolder, debug: Debug = False) -> None:
         from panthalassa.energy.account import account
         from panthalassa.energy.ledger import read
         from panthalassa.energy.table import explain, explain_nodes
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        lines = read(open_storage(run))
+        lines = read(run_at(run))
         _table(console, [*explain(account(lines)), *explain_nodes(lines)])
 
     _run(command, debug)
@@ -334,9 +345,9 @@ def compare(
 
     def command(console: Console) -> None:
         from panthalassa.energy.compare import compare, explain, open_run
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
-        a, b = (open_run(open_storage(run)) for run in (run_a, run_b))
+        a, b = (open_run(run_at(run)) for run in (run_a, run_b))
         _table(console, explain(compare(a, b, metric, allow)))
 
     _run(command, debug)
@@ -353,13 +364,13 @@ def tune(
 
     def command(console: Console) -> None:
         from panthalassa.energy.tune import explain, tune
-        from panthalassa.storage import open_storage
+        from panthalassa.run_config import run_at
 
         try:
             watts = [float(watt) for watt in limits.split(",") if watt]
         except ValueError as error:
             raise PanthalassaError(f"--limits {limits}: expected watts, as 200,250") from error
-        _table(console, explain(tune(open_storage(run), watts, seconds, console.print)))
+        _table(console, explain(tune(run_at(run), watts, seconds, console.print)))
 
     _run(command, debug)
 

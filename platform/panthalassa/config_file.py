@@ -25,6 +25,8 @@ class Preparation(Section):
     cluster: Cluster = Cluster()
 
 
+AXIS = "sweep.space."
+"""How the overrides of a search space begin; what follows is one key, of what is searched."""
 Tree = TypeVar("Tree", bound=Section)
 
 
@@ -87,7 +89,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
-    *parents, last = key.split(".")
+    if key.startswith(AXIS):
+        parents, last = ["sweep", "space"], key.removeprefix(AXIS)
+    else:
+        *parents, last = key.split(".")
     for parent in parents:
         node = data.get(parent)
         if node is None:
@@ -99,7 +104,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(detail: Any, kind: type[BaseModel]) -> str:
-    keys = [str(part) for part in detail["loc"]]
+    keys = [str(part) for part in detail["loc"] if not str(part).startswith("(")]  # kinds of values
     key, value = ".".join(keys), reprlib.repr(detail["input"])
     if detail["type"] == "extra_forbidden":
         return f"  {key}={value}: there is no such key; {_nearest(keys, kind)}"
@@ -127,7 +132,7 @@ def _nearest(keys: list[str], kind: type[BaseModel]) -> str:
     anywhere = difflib.get_close_matches(last, every, n=1)
     if anywhere:
         return f"did you mean {every[anywhere[0]]}?"
-    return f"allowed are {', '.join(section)}"
+    return f"allowed are {', '.join(section)}" if section else "leave it out"
 
 
 def _paths(section: type[BaseModel], prefix: str = "") -> list[str]:

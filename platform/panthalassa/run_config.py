@@ -8,7 +8,7 @@ from panthalassa.config import Config
 from panthalassa.config_file import build, flatten
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.redact import without_secrets
-from panthalassa.storage import Storage
+from panthalassa.storage import Storage, open_storage
 
 CONFIG = "config.yaml"
 
@@ -56,6 +56,26 @@ def kept_tree(run: Storage) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise PanthalassaError(f"{place} is no configuration of a run")
     return tree
+
+
+def is_sweep(folder: Storage) -> bool:
+    """Whether it is the folder of a sweep; one whose configuration can not be read counts as a run."""
+    try:
+        return "sweep" in kept_tree(folder)
+    except PanthalassaError:
+        return False
+
+
+def run_at(place: str) -> Storage:
+    """The folder of a run. Raises PanthalassaError for that of a sweep, of which there are many."""
+    folder = open_storage(place)
+    if is_sweep(folder):
+        name = folder.uri.rstrip("/").rpartition("/")[2]
+        raise PanthalassaError(
+            f"{folder.uri} is a sweep: name the run of a trial, such as {folder.uri}/{name}-000. What "
+            f"all of them came to is in {folder.uri}/sweep.html."
+        )
+    return folder
 
 
 def kept(run: Storage, overrides: list[str] | None = None) -> Config:

@@ -3,6 +3,7 @@
 A command is a function of a console. A PanthalassaError of it becomes one message and exit code 1.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated
@@ -19,6 +20,9 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="show tracebacks and the logs of all processes")
 ]
 
+MANY_PROCESSES = "worker processes have been started on node"
+"""Of a warning of Ray's; those of a sweep's trials are meant to be many."""
+
 
 def show_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     """Print names and what is told of them in two columns."""
@@ -29,6 +33,8 @@ def show_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 def run_command(command: Callable[[Console], None], debug: bool) -> None:
     """Run it; with `debug` errors keep their tracebacks. Raises typer.Exit."""
     console = Console(highlight=False)
+    if not debug:  # Ray, which is not imported yet, shows no line that matches
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", MANY_PROCESSES)
     try:
         command(console)
     except PanthalassaError as error:

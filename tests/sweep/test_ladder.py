@@ -71,4 +71,7 @@ def test_what_is_no_ladder_is_refused_with_what_one_takes(tmp_path: Path) -> Non
     folder = open_storage(str(tmp_path))
     for trial in search(folder):
         record(folder, trial)
-    assert "a loss law takes 7 finished trials over 3 model sizes" in scaling(str(tmp_path)).stderr
+    told = scaling(str(tmp_path)).stderr
+    assert "a loss law takes 7 finished trials over 3 model sizes" in told
+    assert "Trials that count here: 0, distinct sizes: 0, distinct budgets: 0" in told
+    assert "The sweep has 14 trials" in told

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Cluster
+from panthalassa.config_file import load as load_run
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.storage import open_storage
 from panthalassa.sweep.capacity import at_once, fits
 from panthalassa.sweep.judge import Judge
 from panthalassa.sweep.pareto import front, frugal
 from panthalassa.sweep.results import Trial, read, record, trials
+from panthalassa.sweep.run import Outcome, best_file, explain
 from panthalassa.sweep.search import propose
 from panthalassa.sweep.space import Plan, load
 from panthalassa.train.placement import Node
@@ -191,6 +193,37 @@ def test_pbt_replaces_the_worst_by_a_branch_of_the_best(tmp_path: Path) -> None:
     assert sweep.start()
     assert sweep.start()
     assert sweep.starts == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_best_that_is_a_branch_tells_whose_steps_it_begins_with(tmp_path: Path) -> None:
+    """Also when that one was a branch; and the file can be run all the same."""
+    plan = swept(*PBT, "sweep.trials=2")
+    known = [
+        Trial(0, "t0", {RATE: 1e-3}),
+        Trial(1, "t1", {RATE: 2e-3}, parent="t0", branched=10),
+        Trial(2, "t2", {RATE: 4e-3}, "finished", metrics={"loss": 3.0}, parent="t1", branched=30),
+    ]
+    (tmp_path / "best.yaml").write_text(text := best_file(plan, known[2], known))
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# trial 2 is a branch, and its result not of these values alone",
+        f"# its steps to 30 are those of trial 1, with {RATE} 0.002",
+        f"# its steps to 10 are those of trial 0, with {RATE} 0.001",
+    ]
+    assert load_run(tmp_path / "best.yaml").train.optimizer.learning_rate == 4e-3
+    outcome = Outcome(plan, known, known[2:], "best.yaml", False, "", "")
+    assert f"a branch: its steps to 30 are those of trial 1, with {RATE} 0.002" in [
+        text for _, text in explain(outcome)
+    ]
+    assert not best_file(plan, known[0], known).startswith("#")
+
+
+def test_a_sweep_of_which_nothing_came_has_failed_if_it_was_not_stopped() -> None:
+    failed = [Trial(n, f"t{n}", {}, "failed", problem="diverged") for n in range(2)]
+    outcome = Outcome(swept(), failed, [], None, False, "", "")
+    assert "all 2 trials failed" in str(outcome.failed)
+    assert replace(outcome, interrupted=True).failed is None
+    assert replace(outcome, trials=[*failed, Trial(2, "t2", {}, "finished")]).failed is None
+    assert replace(outcome, trials=[]).failed is None
 
 
 def test_a_hung_trial_is_given_up_and_a_dead_one_recorded(tmp_path: Path) -> None:

@@ -60,7 +60,19 @@ def test_every_shipped_sweep_can_be_run(path: Path) -> None:
         ),
         (["sweep.space={tracking.parent: [a]}"], "tracking.parent: the sweep sets it"),
         (["sweep.space={train.steps: []}"], "train.steps: give at least one value"),
-        (["sweep.space={train.steps: {low: 9, high: 5}}"], "low=9 is not below high=5"),
+        (
+            ["sweep.space={train.steps: {low: 9, high: 5}}"],
+            "sweep.space.train.steps: low=9 is not below high=5",
+        ),
+        (
+            [f"sweep.space.{RATE}={{low: few, high: 1}}"],
+            f"sweep.space.{RATE}.low='few': Input should be a valid",
+        ),
+        ([f"sweep.space.{RATE}={{lo: 1, high: 2}}"], f"sweep.space.{RATE}.low: missing"),
+        (
+            [f"sweep.space.{RATE}={{low: 0, high: .inf}}"],
+            f"sweep.space.{RATE}.high=inf: Input should be a finite number",
+        ),
         (["sweep.space={train.steps: {low: 0, high: 5, log: true}}"], "low=0 has no logarithm"),
         (["sweep.space={}"], "sweep.space={}"),
         (["sweep.objective=accuracy"], "'loss', 'tokens_per_second' or 'j_per_token'"),
@@ -97,6 +109,22 @@ def test_what_can_not_be_run_is_refused_with_the_remedy(
     message = refused(*overrides)
     assert expected in message
     assert "sweep-laptop.yaml" in message or "sweep.objective" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sweep.space.train.optimizer.learning_rat={low: 0.1, high: 1.0}", f"did you mean {RATE}?"),
+        ("sweep.space.train.steps=[many]", "train.steps='many': Input should be a valid integer"),
+        ("sweep.space.train.steps=5", "sweep.space.train.steps=5: Input should be a valid list"),
+    ],
+)
+def test_one_key_of_the_space_can_be_set_and_is_refused_in_one_line(
+    override: str, expected: str
+) -> None:
+    assert swept("sweep.space.train.steps=[80, 90]").space["train.steps"] == [80, 90]
+    _, line = refused(override).splitlines()
+    assert expected in line
 
 
 def test_a_key_is_named_once_however_many_of_its_values_are_wrong() -> None:

@@ -16,7 +16,9 @@ import ray
 from conftest import tree
 from nodes import Command, cluster_of
 from processes import title
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.config_file import build, load
 from panthalassa.energy.meters import Absent
@@ -33,6 +35,7 @@ from panthalassa.sweep.space import Plan
 from panthalassa.train.audit import audit_run
 from panthalassa.train.checkpoint import newest
 from panthalassa.train.run import Outcome, pretrain
+from panthalassa.train.stop import REQUEST
 
 RATE = "train.optimizer.learning_rate"
 GOOD, FAIR, POOR, DIVERGES = range(4)
@@ -179,7 +182,7 @@ def test_a_trial_whose_process_stands_still_is_given_up(
     ray_cluster: str, small_corpus: Path, tmp_path: Path
 ) -> None:
     plan = swept(
-        small_corpus, tmp_path, f"sweep.space={{{RATE}: [1e-3]}}", "sweep.silent_seconds=15"
+        small_corpus, tmp_path, f"sweep.space={{{RATE}: [1.0e-3]}}", "sweep.silent_seconds=15"
     )
     folder = open_storage(str(tmp_path / "runs" / "small"))
     freezing = threading.Thread(target=freeze, args=(folder, "small-000/lease/000001.json"))
@@ -189,6 +192,19 @@ def test_a_trial_whose_process_stands_still_is_given_up(
     assert trial.state == "failed"
     assert "sweep.silent_seconds" in str(trial.problem)
     all_free()
+
+    # It is not tried again, and the command of a sweep of which nothing came fails.
+    (tmp_path / "sweep.yaml").write_text(plan.config.dump())
+    again = CliRunner().invoke(app, ["sweep", str(tmp_path / "sweep.yaml")])
+    assert again.exit_code == 1
+    assert "panthalassa: all 1 trials failed" in again.stderr
+
+    # `panthalassa stop` reaches a sweep as it does a run.
+    asking = threading.Thread(target=CliRunner().invoke, args=(app, ["stop", folder.uri]))
+    asking.start()
+    until(lambda: folder.exists(REQUEST), "request")
+    assert sweep(plan, lambda line: None).interrupted
+    asking.join()
 
 
 def freeze(folder: Storage, lease: str) -> None:
@@ -203,7 +219,7 @@ def test_a_branch_goes_on_with_other_values_and_passes_the_audit(
     finished: Path, undisturbed: Outcome, configure: Callable[..., Config]
 ) -> None:
     runs = open_storage(str(finished / "runs"))
-    branch(runs.below("small"), runs.below("branch"))
+    assert branch(runs.below("small"), runs.below("branch")) == 24
     config = configure(finished, "run.name=branch", "train.steps=28", f"{RATE}=2e-3")
     outcome = pretrain(config, lambda event: None)
     assert [step.step for step in outcome.history.steps] == [25, 26, 27, 28]

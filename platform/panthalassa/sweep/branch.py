@@ -21,8 +21,8 @@ TRIES = 5
 """The original trains on, and may remove a checkpoint while it is copied."""
 
 
-def branch(original: Storage, run: Storage) -> None:
-    """Copy what a run needs to go on as `run` where `original` is.
+def branch(original: Storage, run: Storage) -> int:
+    """Copy what a run needs to go on as `run` where `original` is; the step after which it goes on.
 
     Raises OSError, and CheckpointError for an original that has no checkpoint, or only corrupt ones.
     """
@@ -31,7 +31,7 @@ def branch(original: Storage, run: Storage) -> None:
             raise CheckpointError(f"{original.uri} has no checkpoint from which to branch")
         with suppress(FileNotFoundError):
             _copy(original, run, found[0])
-            return
+            return found[1].step
     raise CheckpointError(f"{original.uri} removes its checkpoints faster than they can be copied")
 
 

@@ -15,13 +15,17 @@ from panthalassa.config_values import Positive, Rate, Section
 Objective = Literal["loss", "tokens_per_second", "j_per_token"]
 """Held-out loss, speed and energy: the first and the last are best when low."""
 
-Scalar = int | float
+Scalar = Annotated[
+    Annotated[int, Tag("(whole)")]
+    | Annotated[float, Field(allow_inf_nan=False), Tag("(fraction)")],
+    Discriminator(lambda value: "(whole)" if isinstance(value, int) else "(fraction)"),
+]
 
 
 class Range(Section):
-    low: Scalar = Field(allow_inf_nan=False)
+    low: Scalar
     """The least value."""
-    high: Scalar = Field(allow_inf_nan=False)
+    high: Scalar
     """The greatest value; whole numbers at both ends mean whole numbers in between."""
     log: bool = False
     """Draw the logarithm evenly, instead of the value."""
@@ -40,11 +44,11 @@ class Range(Section):
 
 
 def _kind(values: object) -> str:
-    return "range" if isinstance(values, dict | Range) else "values"
+    return "(range)" if isinstance(values, dict | Range) else "(values)"
 
 
 Domain = Annotated[
-    Annotated[list[Any], Tag("values")] | Annotated[Range, Tag("range")], Discriminator(_kind)
+    Annotated[list[Any], Tag("(values)")] | Annotated[Range, Tag("(range)")], Discriminator(_kind)
 ]
 
 

@@ -10,6 +10,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from panthalassa.errors import PanthalassaError
 from panthalassa.model.flops import flops_per_token, peak_of
 from panthalassa.report.headlines import si
 from panthalassa.run_config import kept
@@ -80,7 +81,13 @@ def study(folder: Storage, trials: Sequence[Trial]) -> Study:
         best.setdefault((trial.metrics["parameters"], trial.metrics["tokens"]), trial)
     done = sorted(best.values(), key=lambda trial: trial.number)
     loss, tokens, sizes = (np.array([trial.metrics[name] for trial in done]) for name in NEEDED)
-    law = fit(sizes, tokens, loss)
+    try:
+        law = fit(sizes, tokens, loss)
+    except PanthalassaError as error:
+        raise PanthalassaError(
+            f"{error}. The sweep has {len(trials)} trials; of those that have finished and differ in "
+            "neither size nor budget, the best counts"
+        ) from error
     configs = [kept(folder.below(trial.run)) for trial in done]
     of_token = np.array(
         [

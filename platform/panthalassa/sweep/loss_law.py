@@ -148,7 +148,8 @@ def _check(n: Floats, d: Floats, loss: Floats) -> None:
     if len(loss) < FEWEST or min(levels) < LEVELS:
         raise PanthalassaError(
             f"a loss law takes {FEWEST} finished trials over {LEVELS} model sizes and {LEVELS} budgets "
-            f"of tokens; there are {len(loss)} over {levels[0]} and {levels[1]}"
+            f"of tokens. Trials that count here: {len(loss)}, distinct sizes: {levels[0]}, distinct "
+            f"budgets: {levels[1]}"
         )
     if not (np.isfinite([n, d, loss]).all() and min(n.min(), d.min(), loss.min()) > 0):
         raise PanthalassaError("sizes, tokens and losses of a loss law are finite and above 0")

@@ -7,6 +7,7 @@ that was read before the last step says nothing beside one that was read after i
 import math
 from collections.abc import Mapping, Sequence
 
+from panthalassa.sweep.config import Sweep
 from panthalassa.sweep.results import Trial
 
 HIGHER_IS_BETTER = frozenset({"tokens_per_second"})
@@ -63,3 +64,9 @@ def frugal(found: Sequence[Trial], within: float) -> Trial | None:
     limit = best[0].metrics["loss"] * (1 + within)
     near = [t for t in comparable(found, ["loss", "joules"]) if t.metrics["loss"] <= limit]
     return min(near, key=lambda trial: trial.metrics["joules"], default=None)
+
+
+def best(found: Sequence[Trial], sweep: Sweep) -> list[Trial]:
+    """What a sweep was for: the frugal trial if it asks for that and there is one, or else the front."""
+    chosen = frugal(found, sweep.within) if sweep.within else None
+    return [chosen] if chosen else front(found, sweep.objective)

@@ -8,7 +8,7 @@ else the trial has it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ class Trial:
     """The metrics at each evaluation, by step."""
     parent: str | None = None
     """PBT: the run of which this one is a branch."""
+    branched: int | None = None
+    """PBT: the step after which it is one; None as long as that is not known."""
 
     @property
     def over(self) -> bool:
@@ -87,6 +89,20 @@ def trials(folder: Storage) -> list[Trial]:
     files = folder.below(FOLDER).files() if folder.exists(FOLDER) else []
     count = sum(name.endswith(".json") for name, _ in files)
     return [read(folder, number) for number in range(count)]
+
+
+def all_failed(known: Sequence[Trial]) -> bool:
+    """Whether there are trials, and none of them is good for anything."""
+    return bool(known) and all(trial.state == "failed" for trial in known)
+
+
+def ancestry(trial: Trial, known: Sequence[Trial]) -> Iterator[str]:
+    """Whose steps a branch begins with, the nearest first, in words; nothing for a trial of its own."""
+    runs = {other.run: other for other in known}
+    while trial.parent:
+        step, trial = trial.branched, runs[trial.parent]
+        until = "its first steps" if step is None else f"its steps to {step}"
+        yield f"{until} are those of trial {trial.number}, with {told(trial.values)}"
 
 
 def told(named: Mapping[str, Any]) -> str:

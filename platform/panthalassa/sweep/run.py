@@ -8,13 +8,12 @@ killed.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ray.tune import TuneError
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config
 from panthalassa.config_file import flatten
 from panthalassa.energy.meters import Absent
 from panthalassa.energy.sources import choose
@@ -25,9 +24,9 @@ from panthalassa.run_config import CONFIG, keep, kept_tree
 from panthalassa.storage import Storage, open_storage
 from panthalassa.sweep.capacity import at_once
 from panthalassa.sweep.judge import Judge
-from panthalassa.sweep.parent import Parent
-from panthalassa.sweep.pareto import front, frugal
-from panthalassa.sweep.results import Trial, told, trials
+from panthalassa.sweep.parent import Parent, ended_as
+from panthalassa.sweep.pareto import best, frugal
+from panthalassa.sweep.results import Trial, all_failed, ancestry, told, trials
 from panthalassa.sweep.space import Plan
 from panthalassa.sweep.tuning import check_dashboard, run_trials
 from panthalassa.tracking.mlflow_store import store_uri
@@ -53,14 +52,23 @@ class Outcome:
     trials: list[Trial]
     best: list[Trial]
     """The chosen one, or the front with the best in the first objective first."""
-    chosen_by_energy: bool
     best_config: str | None
     """Where that of the first is."""
     interrupted: bool
     tracking: str
-    """The MLflow store, or why it has no run of the sweep."""
+    """The MLflow store, or why it does not have all of the sweep."""
     page: str
     """Where its page is."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing came of the sweep; None when something did, or still can."""
+        if self.interrupted or not all_failed(self.trials):
+            return None
+        return (
+            f"all {len(self.trials)} trials failed, which are not tried again. Mend what they name, and "
+            "choose another run.name."
+        )
 
 
 def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outcome:
@@ -110,27 +118,22 @@ def _run(plan: Plan, folder: Storage, lease: Lease, tell: Callable[[str], None])
                 f"the sweep can not go on: {str(error).strip().splitlines()[-1]}. What it knows is in "
                 f"{folder.uri}; the same command goes on."
             ) from error
-    outcome = _conclude(plan, folder, stopping.is_set(), parent)
-    parent.close(outcome.best, outcome.interrupted)
-    return outcome
+    return _conclude(plan, folder, stopping.is_set(), parent)
 
 
 def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) -> Outcome:
     from panthalassa.sweep.page import write_page  # takes a second
 
-    known, chosen = trials(folder), None
-    best = front(known, plan.sweep.objective)
-    if plan.sweep.within and (chosen := frugal(known, plan.sweep.within)):
-        best = [chosen]
-    where = None
-    if best:
-        folder.write(BEST, best_config(plan, best[0]).dump().encode())
+    known = trials(folder)
+    chosen, where = best(known, plan.sweep), None
+    if chosen:
+        folder.write(BEST, best_file(plan, chosen[0], known).encode())
         where = f"{folder.uri}/{BEST}"
+    parent.close(known, ended_as(known, interrupted))
     return Outcome(
         plan=plan,
         trials=known,
-        best=best,
-        chosen_by_energy=chosen is not None,
+        best=chosen,
         best_config=where,
         interrupted=interrupted,
         tracking=parent.problem or parent.uri,
@@ -138,11 +141,18 @@ def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) ->
     )
 
 
-def best_config(plan: Plan, trial: Trial) -> Config:
-    """The configuration of a trial as a run of its own, without secrets."""
+def best_file(plan: Plan, trial: Trial, known: Sequence[Trial]) -> str:
+    """The configuration of a trial as a run of its own, without secrets; above it what a branch of PBT
+    has of others."""
     uri = plan.config.tracking.uri
     own = {"run.name": f"{plan.config.run.name}-best", "tracking.uri": uri and without_secrets(uri)}
-    return plan.build(trial.values | own)
+    said = [" ".join(line.split()) for line in ancestry(trial, known)]
+    if said:
+        said = [
+            f"trial {trial.number} is a branch, and its result not of these values alone",
+            *said,
+        ]
+    return "".join(f"# {line}\n" for line in said) + plan.build(trial.values | own).dump()
 
 
 def _check_power(plan: Plan) -> None:
@@ -213,7 +223,9 @@ def _choice(outcome: Outcome) -> Iterator[tuple[str, str]]:
         metrics = {name: trial.metrics[name] for name in shown if name in trial.metrics}
         name = "best" if len(sweep.objective) == 1 else "front"
         yield name, f"trial {trial.number}: {told(metrics)}; {told(trial.values)}"
-    if outcome.chosen_by_energy:
+        for line in ancestry(trial, outcome.trials):
+            yield "", f"a branch: {line}"
+    if sweep.within and frugal(outcome.trials, sweep.within):
         yield "", f"the fewest joules of those within {sweep.within:.2%} of the least loss"
     elif sweep.within:
         yield (

@@ -57,7 +57,7 @@ def run_trial(
     began = time.monotonic()
     try:
         if trial.parent and newest(folder.below(trial.run)) is None:
-            branch(folder.below(trial.parent), folder.below(trial.run))
+            progress.branched(branch(folder.below(trial.parent), folder.below(trial.run)))
         while True:
             try:
                 pretrain(config, progress.show, stopping=progress.stopping)
@@ -101,6 +101,11 @@ class Progress:
                     self._record()
             case Evaluated():
                 self._look(event)
+
+    def branched(self, step: int) -> None:
+        """The trial goes on with a copy of its parent's run, after so many steps."""
+        self._trial = replace(self._trial, branched=step)
+        self._record()
 
     def _note(self, **metrics: float) -> None:
         self._trial = replace(self._trial, metrics=self._trial.metrics | metrics)

@@ -145,6 +145,10 @@ class MlflowStore:
         tags = [InputTag("mlflow.data.context", "training"), InputTag("sha256", sha256)]
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
+    def adopt(self, run_id: str) -> None:
+        """Make another run of the store a child of this one."""
+        self._client.set_tag(run_id, PARENT, self.run_id)
+
     def set_status(self, status: str, at: int) -> None:
         """status: RUNNING, or how the run ended `at` milliseconds since 1970."""
         if status == "RUNNING":

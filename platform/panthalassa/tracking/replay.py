@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
+from panthalassa.journal import unread
 from panthalassa.redact import without_secrets
 from panthalassa.run_config import kept
 from panthalassa.storage import Storage
@@ -17,6 +19,7 @@ from panthalassa.tracking.spool import DRIVER, RANKS
 
 PAUSES = 0.5, 1.0, 2.0, 4.0, 8.0
 """Seconds between tries without progress."""
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def configuration(run: Storage, overrides: list[str]) -> Config:
@@ -24,10 +27,14 @@ def configuration(run: Storage, overrides: list[str]) -> Config:
 
     Raises PanthalassaError when there is no run, or when its store is known only without credentials.
     """
-    config = kept(run, overrides)
+    return in_its_store(kept(run, overrides), run, overrides)
+
+
+def in_its_store(config: AnyConfig, run: Storage, overrides: list[str]) -> AnyConfig:
+    """The same for a configuration that is already read."""
     if any(override.startswith("tracking.uri=") for override in overrides):
         return config
-    if (known := _own_store(run)) is None:
+    if not (known := acknowledged(run).uri or config.tracking.uri):
         return config
     for uri in (config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), known):
         if uri and without_secrets(uri) == known and "***" not in uri:
@@ -39,12 +46,23 @@ def configuration(run: Storage, overrides: list[str]) -> Config:
     )
 
 
-def _own_store(run: Storage) -> str | None:
-    """The store that the run's commands have sent to, without credentials."""
+def acknowledged(run: Storage) -> Acknowledged:
+    """What MLflow has of a run; nothing, nowhere, when that is not known."""
     try:
-        return Acknowledged.model_validate_json(run.read(POINTER)).uri
+        return Acknowledged.model_validate_json(run.read(POINTER))
     except (OSError, ValidationError):
-        return None
+        return Acknowledged(uri="")
+
+
+def incomplete(run: Storage, uri: str) -> bool:
+    """Whether the store at `uri` does not have all of a run's spool. Raises OSError."""
+    known = acknowledged(run)
+    read = known.read if known.uri == uri else {}
+    return any(
+        piece
+        for name in (RANKS, DRIVER)
+        for *_, piece in unread(run.below(name), read.get(name, {}))
+    )
 
 
 def replay(config: Config, run: Storage, show: Callable[[int, int], None]) -> list[str]:
@@ -66,7 +84,7 @@ def replay(config: Config, run: Storage, show: Callable[[int, int], None]) -> li
         sent = now
         show(sent, sum(sizes))
 
-    own = _own_store(run) or without_secrets(store_uri(kept(run, [])))
+    own = acknowledged(run).uri or without_secrets(store_uri(kept(run, [])))
     pointer = POINTER if without_secrets(store_uri(config)) == own else ELSEWHERE
     sender, tries = Sender(config, run, tell=tell, pointer=pointer), iter(PAUSES)
     while True:
