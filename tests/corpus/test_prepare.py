@@ -264,6 +264,18 @@ def test_input_that_leaves_nothing_to_train_on_is_refused(
         run(make_config(tmp_path / "corpus", tmp_path / "raw"))
 
 
+def test_input_that_the_rules_drop_whole_is_refused_with_their_reasons(
+    tmp_path: Path, make_config: Config
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text('{"text": "sea"}\n{"text": "tide"}\n')
+    told = (
+        r"all of the 2 documents were dropped by rules \(raw/a\.jsonl, line 1: words: 1, at least"
+    )
+    with pytest.raises(CorpusError, match=told):
+        run(make_config(tmp_path / "corpus", tmp_path / "raw", clean=True))
+
+
 def test_a_bad_line_is_named_through_ray_without_its_noise(
     tmp_path: Path, make_config: Config
 ) -> None:

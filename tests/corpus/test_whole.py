@@ -96,16 +96,16 @@ def read_back(storage: Storage) -> tuple[Manifest, Report, list[dict[str, object
     manifest = read_manifest(storage)
     hashes = {file.path: file.sha256 for file in (*manifest.shards, *manifest.index)}
     hashes |= {REPORT: manifest.report_sha256, TOKENIZER: manifest.tokenizer_sha256}
-    for path, digest in hashes.items():
-        assert hashlib.sha256(storage.read(path)).hexdigest() == digest, path
+    content = {path: storage.read(path, digest) for path, digest in hashes.items()}
+    assert {path: hashlib.sha256(data).hexdigest() for path, data in content.items()} == hashes
     listed = {path for path, _ in storage.files()} - {"manifest.json", "preparation.json"}
     assert listed == hashes.keys()
     documents = [
         row
         for file in manifest.index
-        for row in pq.read_table(io.BytesIO(storage.read(file.path))).to_pylist()
+        for row in pq.read_table(io.BytesIO(content[file.path])).to_pylist()
     ]
-    return manifest, Report.model_validate_json(storage.read(REPORT)), documents
+    return manifest, Report.model_validate_json(content[REPORT]), documents
 
 
 @pytest.fixture(scope="module")
