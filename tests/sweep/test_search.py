@@ -23,6 +23,7 @@ from panthalassa.sweep.run import Outcome, best_file, explain
 from panthalassa.sweep.search import propose
 from panthalassa.sweep.space import Plan, load
 from panthalassa.train.placement import Node
+from panthalassa.train.stop import REQUEST
 
 LAPTOP = Path(__file__).parents[2] / "jobs" / "configs" / "sweep-laptop.yaml"
 RATE = "train.optimizer.learning_rate"
@@ -240,6 +241,35 @@ def test_a_hung_trial_is_given_up_and_a_dead_one_recorded(tmp_path: Path) -> Non
     assert "sweep.silent_seconds" in str(hung.problem)
     assert "cluster.max_failures" in str(dead.problem)
     assert sweep.start(), "the sweep goes on"
+
+
+def test_the_first_trial_whose_nodes_tell_no_energy_ends_a_sweep_that_is_for_it(
+    tmp_path: Path,
+) -> None:
+    plan = swept("sweep.objective=j_per_token", "sweep.asha=false", "sweep.within=")
+    loss = {"loss": 5.0, "tokens": 100.0}
+
+    def end(sweep: Sweep, number: int, problem: str, **metrics: float) -> str | None:
+        trial = read(sweep.folder, number)
+        record(sweep.folder, replace(trial, state="failed", problem=problem, metrics=metrics))
+        sweep.end(number)
+        return sweep.judge.problem
+
+    for metered in (False, True):
+        sweep = Sweep(plan, tmp_path / str(metered))
+        for _ in range(4):
+            assert sweep.start()
+        assert end(sweep, 0, "no room") is None, "it failed before it could have any"
+        assert sweep.start()
+        if metered:
+            assert end(sweep, 1, "diverged", **loss, j_per_token=0.1) is None
+        problem = end(sweep, 2, "its run reports no j_per_token: no RAPL", **loss)
+        assert sweep.start() == metered, "nodes may differ"
+        assert not metered or problem is None
+        assert metered or "report: its run reports no j_per_token: no RAPL. Set" in str(problem)
+        assert metered or sweep.judge.complete
+        sweep.judge.stop_runs()
+        assert sweep.folder.exists(f"{read(sweep.folder, 3).run}/{REQUEST}") != metered
 
 
 def test_a_trial_that_trains_without_an_evaluation_is_not_hung(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ class Judge:
         self, plan: Plan, folder: Storage, stopped: Callable[[], bool], tell: Callable[[str], None]
     ) -> None:
         """stopped: whether the sweep shall stop, with all its runs. tell: shows a line."""
-        self._plan, self._folder, self._stopped, self._tell = plan, folder, stopped, tell
+        self._plan, self._folder, self._asked_to, self._tell = plan, folder, stopped, tell
         self.known = trials(folder)
+        self.problem: str | None = None
+        """Why the sweep can come to nothing, and so ends."""
         self._started: set[int] = set()
         self._heard: dict[int, float] = {}
         """When each trial that runs was last heard of, by the clock of time.monotonic()."""
@@ -40,6 +42,9 @@ class Judge:
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Ray Tune pickles what it is given, and nobody reads that."""
         return {}
+
+    def _stopped(self) -> bool:
+        return self._asked_to() or self.problem is not None
 
     def next(self) -> int | None:
         """The number of the trial that starts next, one that was left if there is; None for none now."""
@@ -103,6 +108,21 @@ class Judge:
         state = trial.state if trial.over else "left"
         end = trial.problem or told(trial.metrics)
         self._tell(f"trial {number}: {state} after step {trial.step}, {end}")
+        if self._unmeasured(trial):
+            self.problem = (
+                f"sweep.objective=j_per_token can not be had on this cluster. Of trial {number}, the "
+                f"first to report: {trial.problem}. Set energy.source to what its nodes have, or "
+                "another sweep.objective, and choose another run.name."
+            )
+
+    def _unmeasured(self, trial: Trial) -> bool:
+        """Whether a trial has shown that nodes tell no energy, which is wanted, and none has had any."""
+        wanted = "j_per_token" in self._plan.sweep.objective and "loss" in trial.metrics
+        return (
+            wanted
+            and trial.state == "failed"
+            and not any("j_per_token" in other.metrics for other in self.known)
+        )
 
     def hangs(self, number: int) -> bool:
         """Whether a trial is given up, from now on."""

@@ -118,7 +118,10 @@ def _run(plan: Plan, folder: Storage, lease: Lease, tell: Callable[[str], None])
                 f"the sweep can not go on: {str(error).strip().splitlines()[-1]}. What it knows is in "
                 f"{folder.uri}; the same command goes on."
             ) from error
-    return _conclude(plan, folder, stopping.is_set(), parent)
+    outcome = _conclude(plan, folder, stopping.is_set(), parent)
+    if judge.problem:
+        raise PanthalassaError(judge.problem)
+    return outcome
 
 
 def _conclude(plan: Plan, folder: Storage, interrupted: bool, parent: Parent) -> Outcome:
