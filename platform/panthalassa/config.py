@@ -52,8 +52,7 @@ class Corpus(Section):
     language_model: str | None = None
     """A fastText model (a file on every node) that identifies languages in place of CLD2."""
     clean: bool = True
-    """Cut boilerplate, and drop what the rules of `corpus/clean.py` (after Gopher, C4, FineWeb) tell
-    to be no prose: too short, repetitive, without sentences."""
+    """Cut boilerplate, and drop what the rules of `corpus/clean.py` tell to be no prose."""
     mask_pii: bool = True
     """Put placeholders for e-mail and IP addresses, phone, card and bank numbers."""
     sequence_length: Length = 256
@@ -61,21 +60,16 @@ class Corpus(Section):
     vocabulary_size: int = Field(default=4096, ge=288, le=2**18)
     """Size of the byte-level BPE vocabulary to train: 32 special tokens, 256 bytes, and merges."""
     tokenizer_alpha: float = Field(default=0.3, ge=0, le=1)
-    """The sample that the tokenizer is trained on has of each domain as its size to this power.
-
-    1 is in proportion, 0 alike. It matters where the train split is larger than the sample (256 MB).
-    """
+    """The tokenizer's sample, where text is more than its 256 MB, has of each domain as its size to this
+    power: 1 is in proportion, 0 alike."""
     held_out_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the documents kept for evaluation, chosen by the hash of their text."""
     evaluation_files: list[Place] = Field(default_factory=list)
     """Files (.txt, .jsonl, .parquet), or folders of them: a document that has thirteen words in a row
     from one of their texts is left out."""
     near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.8
-    """Jaccard similarity of two texts' shingles from which only the longer one is kept; or null.
-
-    On as it is, because repeated text is learned by heart and crosses the split; 0.8 is the value
-    of Lee et al., Deduplicating training data makes language models better, 2022.
-    """
+    """Jaccard similarity of two texts' shingles from which only the longer one is kept, because repeated
+    text is learned by heart and crosses the split; or null. 0.8 is that of Lee et al., 2022."""
     rows_per_group: Positive = 32
     """Samples in a Parquet row group, the unit of reading."""
     rows_per_shard: Positive = 8192

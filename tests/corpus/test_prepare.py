@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from preparations import files_of, run
 
 from panthalassa.config import Corpus
 from panthalassa.corpus import pipeline, reading
@@ -34,14 +35,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Config = Callable[..., Corpus]
 Pieces = Counter[tuple[int, ...]]
-
-
-def run(corpus: Corpus) -> tuple[Manifest, Storage]:
-    return prepare(corpus, lambda line: None), open_storage(corpus.directory)
-
-
-def files_of(storage: Storage) -> dict[str, bytes]:
-    return {path: storage.read(path) for path, _ in storage.files() if path != "preparation.json"}
 
 
 def pieces_of(manifest: Manifest, storage: Storage, split: Split) -> dict[str, Pieces]:
@@ -313,92 +306,6 @@ def test_bad_records_below_the_share_are_left_out_counted_and_named(
     assert "5 of 95 records" in told
     assert f"{raw}/en/bad.jsonl, line 1: not JSON" in told
     assert again.shards == manifest.shards
-
-
-def test_a_finished_corpus_is_returned_without_any_work(
-    prepared: tuple[Manifest, Storage],
-    sources: Path,
-    make_config: Config,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    manifest, storage = prepared
-    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
-    lines: list[str] = []
-    assert prepare(make_config(storage.root, sources), lines.append) == manifest
-    assert lines == [f"{storage.uri} is already prepared, fingerprint {manifest.fingerprint}"]
-
-
-def test_an_unfinished_preparation_of_the_same_input_is_gone_on_with(
-    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
-) -> None:
-    manifest, storage = prepared
-    shutil.copytree(storage.root, tmp_path / "corpus")
-    (tmp_path / "corpus" / "manifest.json").unlink()
-    (tmp_path / "corpus" / manifest.shards[0].path).unlink()
-    again, copy = run(make_config(tmp_path / "corpus", sources))
-    assert again == manifest
-    assert files_of(copy) == files_of(storage)
-
-
-def test_a_corpus_of_other_settings_or_sources_is_never_written_over(
-    prepared: tuple[Manifest, Storage],
-    sources: Path,
-    tmp_path: Path,
-    make_sources: Callable[..., Path],
-    make_config: Config,
-) -> None:
-    _, storage = prepared
-    before = files_of(storage)
-    others = make_sources(tmp_path / "sources", 31)
-    for corpus in (
-        make_config(storage.root, sources, sequence_length=32),
-        make_config(storage.root, others),
-    ):
-        with pytest.raises(CorpusError, match=r"Choose another corpus\.directory or remove"):
-            run(corpus)
-    assert files_of(storage) == before
-
-
-def test_a_destination_with_anything_else_in_it_is_refused(
-    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
-) -> None:
-    _, storage = prepared
-    shutil.copytree(storage.root, tmp_path / "unfinished")
-    (tmp_path / "unfinished" / "manifest.json").unlink()
-    with pytest.raises(CorpusError, match="an unfinished preparation of other sources"):
-        run(make_config(tmp_path / "unfinished", sources, sequence_length=32))
-    (tmp_path / "unfinished" / "preparation.json").write_text("{")
-    with pytest.raises(CorpusError, match="an unfinished preparation of other sources"):
-        run(make_config(tmp_path / "unfinished", sources))
-    (tmp_path / "unfinished" / "preparation.json").unlink()
-    with pytest.raises(CorpusError, match="files that are not of this preparation"):
-        run(make_config(tmp_path / "unfinished", sources))
-
-
-def test_a_destination_inside_a_source_is_refused(sources: Path, make_config: Config) -> None:
-    for inside in (sources, sources / "en" / "corpus"):
-        with pytest.raises(CorpusError, match="lies inside the source"):
-            run(make_config(inside, sources))
-
-
-def test_a_destination_that_can_not_be_written_is_named_before_the_work(
-    sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CorpusError, match=r"corpus\.directory"):
-        run(make_config(tmp_path / "file" / "corpus", sources))
-
-
-def test_a_task_that_can_not_write_its_shard_says_where(
-    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
-) -> None:
-    _, storage = prepared
-    (tmp_path / "corpus").mkdir()
-    shutil.copy(Path(storage.root) / "preparation.json", tmp_path / "corpus")
-    (tmp_path / "corpus" / "train").write_text("in the way")
-    with pytest.raises(CorpusError, match=r"train/.*\.parquet can not be written: .*Free space"):
-        run(make_config(tmp_path / "corpus", sources))
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metered import A, B, T, metering, steps_of, text_of
 
 from panthalassa.config import Energy
-from panthalassa.energy.account import Account, account, so_far, standing
+from panthalassa.energy.account import account, so_far, standing
 from panthalassa.energy.devices import Devices
 from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
 from panthalassa.energy.lines import (
@@ -24,38 +25,9 @@ from panthalassa.energy.lines import (
     Window,
     merged,
 )
-from panthalassa.energy.table import explain, explain_nodes
-from panthalassa.errors import PanthalassaError
+from panthalassa.energy.table import explain_nodes
 from panthalassa.line_ledger import Ended, Lost, Waited
 from panthalassa.storage import open_storage
-
-T = 1_700_000_000.0
-A, B = "GPU-0a", "GPU-0b"
-
-
-def steps_of(
-    at: float, first: int, joules: list[float | None], before: Joules | None = None
-) -> Steps:
-    """Steps of a second and ten tokens each."""
-    count = len(joules)
-    return Steps(
-        at=T + at,
-        first=first,
-        seconds=[1.0] * count,
-        tokens=[10] * count,
-        joules=joules,
-        data_wait=[0.0] * count,
-        before=before or {},
-    )
-
-
-def metering(at: float, **counters: float | None) -> Metering:
-    devices = {f"GPU-{name}": value for name, value in counters.items()}
-    return Metering(at=T + at, source="nvml counter", refresh=0.02, devices=devices)
-
-
-def text_of(found: Account) -> str:
-    return "\n".join(f"{name} {text}" for name, text in explain(found))
 
 
 def test_an_undisturbed_run_has_its_energy_by_phase() -> None:
@@ -116,15 +88,6 @@ def test_devices_are_summed_by_node(tmp_path: Path) -> None:
     assert (first, second) == ("60.0 J of 1 device in b", "6.0 J of 2 devices in a")
     assert list(explain_nodes([line for line in lines if not isinstance(line, Window)])) == []
     assert "b,b1,0,20.0,60.0" in (tmp_path / FOLDER / DETAIL).read_text()
-
-
-def test_whoever_reads_when_a_run_was_evaluated_finds_every_step(tmp_path: Path) -> None:
-    run = open_storage(str(tmp_path))
-    with EnergyLedger(run, Energy(), T, 1) as ledger:
-        ledger.note(metering(1, a=0.0))
-        ledger.note(steps_of(11, 1, [10.0] * 3))
-        ledger.catch_up()
-        assert account(read(run)).j_per_token == 1.0
 
 
 def test_without_a_power_source_nothing_is_claimed() -> None:
@@ -375,78 +338,3 @@ def test_no_joule_is_counted_twice_or_missed_whatever_dies_when(
     assert found.joules_by_phase["lost"] == pytest.approx(100 * job.lost, abs=1e-6)
     assert found.joules_by_phase["start"] == pytest.approx(100 * attempts[0][0])
     assert found.uncovered_seconds == 0
-
-
-def test_the_ledger_gives_back_what_was_noted_over_all_commands(tmp_path: Path) -> None:
-    run = open_storage(str(tmp_path))
-    for number, began, first in ((1, T, 1), (2, T + 100, 21)):
-        with EnergyLedger(run, Energy(pue=1.1), began, number) as ledger:
-            ledger.note(metering(1, a=0.0))
-            for step in range(first, first + 20):
-                ledger.note(steps_of(step, step, [10.0]))
-            half = Device(rank=0, seconds=10, joules={"step": 100}, mean_watts=10, peak_watts=None,
-                          counter=100.0)  # fmt: skip
-            ledger.note(Window(at=T + 98, refresh=0.02, devices={A: half}))
-            ledger.note(steps_of(99, first + 20, [7.0], before={"checkpoint": 3.0}))
-            rest = half.model_copy(update={"counter": 200.0})
-            ledger.note(Window(at=T + 99, refresh=0.02, devices={A: rest}))
-            assert ledger.account().pue == 1.1
-            assert ledger.write_detail()
-    found = account(read(run))
-    assert found.joules == pytest.approx(2 * (20 * 10 + 7 + 3)), "a step twice"
-    steps = [line for line in read(run) if isinstance(line, Steps)]
-    assert max(len(line.seconds) for line in steps) == 5, "lines of some seconds"
-    windows = [line for line in read(run) if isinstance(line, Window)]
-    assert [window.devices[A].seconds for window in windows] == [20, 20], "two, merged, a command"
-    assert windows[0].devices[A].counter == 200
-    assert ",GPU-0a,0,40.0,400.0" in (tmp_path / FOLDER / DETAIL).read_text()
-
-
-def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
-    run = open_storage(str(tmp_path))
-    with pytest.raises(PanthalassaError, match="no run with an account of its energy"):
-        read(run)
-    with EnergyLedger(run, Energy(), T, 1):
-        pass
-    (journal,) = (tmp_path / FOLDER).glob("*.jsonl")
-    journal.write_text(journal.read_text() + '{"kind": "began"}\n')
-    with pytest.raises(
-        PanthalassaError, match=r"line 3 of .* energy is not what was written there"
-    ):
-        read(run)
-
-
-def two_commands(folder: Path) -> Path:
-    """The journal of the first."""
-    for number in (1, 2):
-        with EnergyLedger(open_storage(str(folder)), Energy(), T, number) as ledger:
-            ledger.note(metering(1, a=0.0))
-            ledger.note(steps_of(11, 1 + 10 * number, [100.0] * 10))
-    return folder / FOLDER / "000001.jsonl"
-
-
-def test_a_ledger_in_which_a_figure_was_changed_is_not_believed(tmp_path: Path) -> None:
-    journal = two_commands(tmp_path)
-    journal.write_text(journal.read_text().replace("100.0", "900.0", 1))
-    with pytest.raises(
-        PanthalassaError, match=r"line 3 of .* energy is not what was written there"
-    ):
-        read(open_storage(str(tmp_path)))
-
-
-def test_a_command_whose_journal_is_gone_is_missed(tmp_path: Path) -> None:
-    two_commands(tmp_path).unlink()
-    found = account(read(open_storage(str(tmp_path))))
-    assert (found.joules, found.missing) == (1000, 1)
-    assert "all attempts" not in text_of(found)
-    assert "missing 1 earlier command, whose journal in" in text_of(found)
-
-
-def test_a_summary_tells_that_earlier_commands_can_not_be_read(tmp_path: Path) -> None:
-    journal = two_commands(tmp_path)
-    journal.write_text(journal.read_text().replace("100.0", "900.0", 1))
-    with EnergyLedger(open_storage(str(tmp_path)), Energy(), T, 3) as ledger:
-        ledger.note(metering(1, a=0.0))
-        ledger.note(steps_of(11, 31, [50.0] * 10))
-    found = ledger.account()
-    assert (found.joules, found.missing) == (500, 1)
