@@ -149,6 +149,7 @@ def test_a_sweep_ends_its_bad_trials_and_repeats_nothing_when_it_is_stopped_or_k
     runnable = load(tmp_path / "runs" / "small" / "best.yaml")
     assert runnable.train.optimizer.learning_rate == RATES[GOOD]
     assert runnable.run.name == "small-best"
+    assert "track replay" not in text
     in_mlflow(tmp_path / "runs" / "mlflow.db")
 
     # Nothing is left to do, and another space is another sweep.
