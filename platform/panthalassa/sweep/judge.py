@@ -108,7 +108,7 @@ class Judge:
         state = trial.state if trial.over else "left"
         end = trial.problem or told(trial.metrics)
         self._tell(f"trial {number}: {state} after step {trial.step}, {end}")
-        if self._unmeasured(trial):
+        if not self.problem and self._unmeasured(trial):
             self.problem = (
                 f"sweep.objective=j_per_token can not be had on this cluster. Of trial {number}, the "
                 f"first to report: {trial.problem}. Set energy.source to what its nodes have, or "
