@@ -94,7 +94,7 @@ def test_the_refresh_period_of_the_counter_is_found(node: "NvmlDouble", refresh:
     assert isinstance(meter, NvmlCounter)
     with closing(meter):
         meter._threads[0].join()
-        assert meter.probed
+        assert not meter.assumed
         assert meter.refresh == pytest.approx(refresh, rel=0.3), "the slowest of its devices"
 
 
@@ -103,7 +103,7 @@ def test_a_counter_that_stands_still_is_taken_for_the_slowest(node: "NvmlDouble"
     assert isinstance(meter, NvmlCounter)
     with closing(meter):
         meter._threads[0].join()
-        assert (meter.refresh, meter.probed) == (0.1, False)
+        assert (meter.refresh, meter.assumed) == (0.1, True)
 
 
 def test_the_power_of_the_moment_goes_before_a_mean(

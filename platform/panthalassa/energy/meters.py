@@ -45,6 +45,8 @@ class Meter(Protocol):
     """What they are the sum of: UUIDs of GPUs, or names of RAPL zones."""
     refresh: float
     """Seconds between two values that the hardware shows."""
+    assumed: bool
+    """Whether these are a limit that is known of such hardware, because no value was seen to change."""
 
     def read(self) -> float:
         """Joules since the meter was made; never less than before. Raises MeterLost."""
@@ -76,6 +78,7 @@ class Accumulator(ABC):
 
     source: str
     refresh: float
+    assumed = False
     period: float | None = None
     longest_gap = math.inf
     """Seconds between two readings after which what lies between is no longer known."""

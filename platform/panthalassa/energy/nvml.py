@@ -52,8 +52,7 @@ class NvmlCounter(_Nvml):
 
     def __init__(self, gpu_uuids: Sequence[str], clock: Clock = time.monotonic) -> None:
         self.refresh = SLOWEST
-        self.probed = False
-        """Whether `refresh` is what was seen, and not what is assumed."""
+        self.assumed = True
         super().__init__(gpu_uuids, clock)
 
     def probe(self) -> None:
@@ -88,7 +87,7 @@ class NvmlCounter(_Nvml):
                 if all(len(times) > CHANGES for times in seen.values()):
                     break
         if all(len(times) > 2 for times in seen.values()):
-            self.refresh, self.probed = max(map(_period, seen.values())), True
+            self.refresh, self.assumed = max(map(_period, seen.values())), False
 
 
 def _period(times: Sequence[float]) -> float:

@@ -83,33 +83,34 @@ class Energy(Callback):
 
     def on_start(self, run: TrainingRun) -> None:
         meter = self.claim.meter
-        mine: tuple[str, float, dict[str, float | None]] | None = None
+        mine: tuple[str, float, bool, dict[str, float | None]] | None = None
         if not isinstance(meter, Absent):
             counters = meter.counters()
             told = {
                 name: counters.get(device)
                 for name, device in zip(self.claim.names, meter.devices, strict=True)
             }
-            mine = meter.source, meter.refresh, told
+            mine = meter.source, meter.refresh, meter.assumed, told
         ranks = everywhere([(mine, self.claim.blind)])
         found = [told for told, _ in ranks if told]
         self.metered = bool(found)
         if not self.metered:
             return
         run.enter_phase = self.enter
-        self.refresh = max(refresh for _, refresh, _ in found)
+        self.refresh = max(refresh for _, refresh, _, _ in found)
         line = Metering(
             at=self.claim.opened,
-            source=" + ".join(sorted({source for source, _, _ in found})),
+            source=" + ".join(sorted({source for source, *_ in found})),
             refresh=self.refresh,
-            devices={name: value for _, _, told in found for name, value in told.items()},
+            devices={name: value for *_, told in found for name, value in told.items()},
             blind=sum(blind for _, blind in ranks),
         )
         run.poster.post(Metered(line))
+        how = "assumed to be " if any(assumed for _, _, assumed, _ in found) else ""
         blind = f"; {line.blind} ranks have no power source" if line.blind else ""
         run.poster.post(
             Notice(
-                f"energy: {line.source} of {len(line.devices)} devices in all, renewed every "
+                f"energy: {line.source} of {len(line.devices)} devices in all, {how}renewed every "
                 f"{self.refresh * 1e3:.3g} ms: ±{bound(self.refresh, WINDOW):.1%} of a window of "
                 f"{WINDOW:g} s{blind}"
             )
