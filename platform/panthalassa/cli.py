@@ -93,17 +93,23 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
 def sweep(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Search for the best configuration with many runs, or go on where the sweep of that name was."""
 
-    def command(console: Console) -> None:
-        from panthalassa.sweep.run import explain, sweep
-        from panthalassa.sweep.space import load
+    _run(lambda console: _sweep(console, config, overrides or [], debug), debug)
 
-        show = partial(console.print, soft_wrap=True, markup=False)
-        outcome = sweep(load(config, overrides or []), show, debug)
-        _table(console, explain(outcome))
-        if outcome.failed:
-            raise PanthalassaError(outcome.failed)
 
-    _run(command, debug)
+def _sweep(console: Console, config: Path, overrides: list[str], debug: bool) -> str:
+    """Run a sweep, and tell what it came to; returns its folder."""
+    from panthalassa.storage import open_storage
+    from panthalassa.sweep.run import explain, sweep
+    from panthalassa.sweep.space import load
+
+    plan = load(config, overrides)
+    outcome = sweep(plan, partial(console.print, soft_wrap=True, markup=False), debug)
+    _table(console, explain(outcome))
+    if outcome.failed:
+        raise PanthalassaError(outcome.failed)
+    if outcome.interrupted:
+        raise typer.Exit
+    return open_storage(plan.config.run.directory).below(plan.config.run.name).uri
 
 
 @app.command()
@@ -254,7 +260,13 @@ def report(
 
 @app.command()
 def scaling(
-    sweep: Annotated[str, typer.Argument(help="a sweep's folder or s3:// URI", metavar="SWEEP")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            help="a sweep's folder or s3:// URI; or its configuration (YAML), to run it first",
+            metavar="SWEEP",
+        ),
+    ],
     gpus: Annotated[int, typer.Option(help="of the cluster that is asked about")] = 512,
     gpu: Annotated[str, typer.Option(help="their name")] = "A100",
     days: Annotated[float, typer.Option(help="for which they train")] = 14.0,
@@ -269,7 +281,8 @@ def scaling(
         from panthalassa.sweep.page import write_page
         from panthalassa.sweep.results import trials
 
-        folder = open_storage(sweep)
+        is_config = Path(sweep).suffix in (".yaml", ".yml")
+        folder = open_storage(_sweep(console, Path(sweep), [], debug) if is_config else sweep)
         found = trials(folder)
         ladder = study(folder, found)
         said = list(answer(Question(gpus, gpu, days, mfu), ladder))

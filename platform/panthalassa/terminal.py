@@ -30,7 +30,7 @@ def show_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
         console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
 
 
-def run_command(command: Callable[[Console], None], debug: bool) -> None:
+def run_command(command: Callable[[Console], object], debug: bool) -> None:
     """Run it; with `debug` errors keep their tracebacks. Raises typer.Exit."""
     console = Console(highlight=False)
     if not debug:  # Ray, which is not imported yet, shows no line that matches

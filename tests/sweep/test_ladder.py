@@ -4,14 +4,18 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
 from click.testing import Result
-from ladders import LAW, ladder, search
+from conftest import tree
+from ladders import LAW, SHAPES, STEPS, ladder, search
 from typer.testing import CliRunner
 
 from panthalassa.cli import app
+from panthalassa.run_config import keep
 from panthalassa.storage import open_storage
 from panthalassa.sweep.ladder import study
 from panthalassa.sweep.results import record
+from panthalassa.sweep.space import load
 
 
 def scaling(*arguments: str) -> Result:
@@ -75,3 +79,20 @@ def test_what_is_no_ladder_is_refused_with_what_one_takes(tmp_path: Path) -> Non
     assert "a loss law takes 7 finished trials over 3 model sizes" in told
     assert "Trials that count here: 0, distinct sizes: 0, distinct budgets: 0" in told
     assert "The sweep has 14 trials" in told
+
+
+def test_one_command_runs_the_ladder_that_a_configuration_describes_and_tells_its_law(
+    ray_cluster: str, small_corpus: Path, tmp_path: Path
+) -> None:
+    """Here its trials are over already."""
+    space = {"model": list(SHAPES), "train.steps": list(STEPS)}
+    data = tree(small_corpus, tmp_path) | {"sweep": {"space": space, "search": "grid"}}
+    (tmp_path / "ladder.yaml").write_text(yaml.safe_dump(data))
+    folder = open_storage(str(tmp_path / "runs" / "small"))
+    for trial in ladder(folder):
+        record(folder, trial)
+    keep(load(tmp_path / "ladder.yaml", []).anchored().config, folder)
+    told = scaling(str(tmp_path / "ladder.yaml"))
+    assert told.exit_code == 0, told.output
+    assert "small: complete; 20 finished" in told.output
+    assert "through 20 runs of 157,856 to 6.16 M parameters" in told.output
