@@ -43,8 +43,7 @@ train: $(INSTALLED)
 	$(BIN)/panthalassa train $(CONFIG)
 
 test: lint types
-	$(BIN)/pytest -m "not ray" --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m ray
+	$(BIN)/pytest -m "not ray" --numprocesses 2 --dist loadfile; light=$$?; $(BIN)/pytest -m ray && exit $$light
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

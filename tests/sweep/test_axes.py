@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from panthalassa.sweep.axes import axes, axis, metric_axis
@@ -60,6 +60,7 @@ def test_names_stand_side_by_side_and_what_is_missing_has_no_place() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.integers(0, 10**9) | st.just(math.nan), max_size=20))
+@example([2.0, 1e-308])
 def test_every_number_is_on_its_axis_in_order(values: list[float]) -> None:
     found = axis("x", values)
     known = [(v, p) for v, p in zip(values, found.places, strict=True) if not math.isnan(v)]

@@ -70,12 +70,14 @@ def axis(name: str, values: Sequence[Any], log: bool = False, also: tuple[str, .
     def place_of(value: float) -> float:
         if low == high:
             return 0.5
-        if log:
-            return math.log(value / low) / math.log(high / low)
+        if log:  # whose ratios may be larger than numbers are
+            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
         return (value - low) / (high - low)
 
     def value_at(place: float) -> float:
-        return low * (high / low) ** place if log else low + place * (high - low)
+        if log:
+            return math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+        return low + place * (high - low)
 
     shown = numbers if len(numbers) <= TICKS else [value_at(i / 4) for i in range(5)]
     ticks: dict[float, str] = {}
