@@ -80,12 +80,12 @@ def train(config: Config, folder: Path) -> tuple[str, list[Line]]:
 def test_a_run_with_a_killed_worker_accounts_for_the_scripted_energy_and_for_what_that_cost(
     gpus: "NvmlDouble", configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    settings = "energy.source=nvml", "energy.pue=1.2", "checkpoint.every=8", "train.steps=60"
+    settings = "energy.source=nvml", "energy.pue=1.2", "checkpoint.every=24", "train.steps=60"
     config = configure(tmp_path, *settings)
     folder = Path(config.run.directory, config.run.name)
     command = Command(config, tmp_path)
     try:
-        command.wait_for(lambda _: _steps_done(folder) >= 14, "step")
+        command.wait_for(lambda _: _steps_done(folder) >= 36, "step")
         workers(command)[-1].send_signal(signal.SIGKILL)
         text = command.wait()
     finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from ladders import RATE
+from mlflow import MlflowClient
 from mlflow_server import MlflowServer, config_of, tracked
 from typer.testing import CliRunner
 
@@ -96,6 +97,12 @@ def _away_and_back(runs: Path, server: MlflowServer) -> None:
         assert told.exit_code == 0, told.output
         assert f"MLflow has all metrics of {place.uri}" in told.output
         assert_in_mlflow(config, place)
+    child = config_of(place.root, "sweep-000", config.tracking.uri)
+    (run,) = tracked(child)
+    MlflowClient(server.uri).update_run(run.info.run_id, status="RUNNING")  # it was killed then
+    known[0] = replace(known[0], state="stopped")
     parent = Parent(config, place)
     parent.close(known, ended_as(known))
     assert parent.problem is None
+    (run,) = tracked(child)
+    assert run.info.status == "KILLED"

@@ -23,6 +23,8 @@ from panthalassa.tracking.mlflow_store import MlflowStore, Value, first_line, st
 from panthalassa.tracking.spool import DRIVER
 
 MARK = "mlflow-mark"
+ENDED = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""How a trial in such a state ended, in MLflow's words."""
 
 
 class Parent:
@@ -69,9 +71,9 @@ class Parent:
             self._store.log_tags({"best": first.run} | values)
         self._store.set_status(status, now)
         runs = [self._folder.below(trial.run) for trial in known]
-        for run in runs:
+        for trial, run in zip(known, runs, strict=True):
             if (there := of_a_run.acknowledged(run)).run_id and there.uri == self.uri:
-                self._store.adopt(there.run_id)
+                self._store.adopt(there.run_id, ENDED.get(trial.state))
         if late := sum(of_a_run.incomplete(run, self.uri) for run in runs):
             raise PanthalassaError(f"the metrics of {late} trials have not arrived")
 

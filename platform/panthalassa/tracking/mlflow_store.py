@@ -145,9 +145,14 @@ class MlflowStore:
         tags = [InputTag("mlflow.data.context", "training"), InputTag("sha256", sha256)]
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
-    def adopt(self, run_id: str) -> None:
-        """Make another run of the store a child of this one."""
+    def adopt(self, run_id: str, ended: str | None) -> None:
+        """Make another run of the store a child of this one.
+
+        ended: how it did, for one whose command was killed before it could say so.
+        """
         self._client.set_tag(run_id, PARENT, self.run_id)
+        if ended and self._client.get_run(run_id).info.status == "RUNNING":
+            self._client.set_terminated(run_id, ended)
 
     def set_status(self, status: str, at: int) -> None:
         """status: RUNNING, or how the run ended `at` milliseconds since 1970."""
