@@ -98,7 +98,7 @@ def sweep(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
 
 def _sweep(console: Console, config: Path, overrides: list[str], debug: bool) -> str:
     """Run a sweep, and tell what it came to; returns its folder."""
-    from panthalassa.storage import open_storage
+    from panthalassa.run_config import folder_of
     from panthalassa.sweep.run import explain, sweep
     from panthalassa.sweep.space import load
 
@@ -109,7 +109,7 @@ def _sweep(console: Console, config: Path, overrides: list[str], debug: bool) ->
         raise PanthalassaError(outcome.failed)
     if outcome.interrupted:
         raise typer.Exit
-    return open_storage(plan.config.run.directory).below(plan.config.run.name).uri
+    return folder_of(plan.config).uri
 
 
 @app.command()
@@ -335,13 +335,12 @@ def show(run: RunFolder, debug: Debug = False) -> None:
     """Tell what every joule of a run went to so far, restarts and repeated steps included."""
 
     def command(console: Console) -> None:
-        from panthalassa.energy.account import account
-        from panthalassa.energy.ledger import read
+        from panthalassa.energy.ledger import walk
         from panthalassa.energy.table import explain, explain_nodes
         from panthalassa.run_config import run_at
 
-        lines = read(run_at(run))
-        _table(console, [*explain(account(lines)), *explain_nodes(lines)])
+        found = walk(run_at(run))
+        _table(console, [*explain(found.whole.account()), *explain_nodes(found.devices)])
 
     _run(command, debug)
 

@@ -58,6 +58,11 @@ def kept_tree(run: Storage) -> dict[str, Any]:
     return tree
 
 
+def folder_of(config: Config) -> Storage:
+    """Where the run, or the sweep, of a configuration is."""
+    return open_storage(config.run.directory).below(config.run.name)
+
+
 def is_sweep(folder: Storage) -> bool:
     """Whether it is the folder of a sweep; one whose configuration can not be read counts as a run."""
     try:

@@ -12,7 +12,7 @@ from metered import A, B, T, metering, steps_of, text_of
 from panthalassa.config import Energy
 from panthalassa.energy.account import account, so_far, standing
 from panthalassa.energy.devices import Devices
-from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, read
+from panthalassa.energy.ledger import DETAIL, FOLDER, EnergyLedger, Walk, read, walk
 from panthalassa.energy.lines import (
     Began,
     Device,
@@ -83,10 +83,13 @@ def test_devices_are_summed_by_node(tmp_path: Path) -> None:
         for line in (window(a1=1.0, a2=2.0, b1=30.0), window(a1=1.0, a2=2.0, b1=30.0)):
             ledger.note(line)
         ledger.write_detail()
-    lines = read(open_storage(str(tmp_path)))
-    first, second = (" ".join(text.split()) for _, text in explain_nodes(lines))
+    run, without_windows = open_storage(str(tmp_path)), Walk()
+    first, second = (" ".join(text.split()) for _, text in explain_nodes(walk(run).devices))
     assert (first, second) == ("60.0 J of 1 device in b", "6.0 J of 2 devices in a")
-    assert list(explain_nodes([line for line in lines if not isinstance(line, Window)])) == []
+    for line in read(run):
+        if not isinstance(line, Window):
+            without_windows.take(line)
+    assert list(explain_nodes(without_windows.devices)) == []
     assert "b,b1,0,20.0,60.0" in (tmp_path / FOLDER / DETAIL).read_text()
 
 

@@ -22,6 +22,9 @@ from panthalassa.storage import Storage
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+CLAIM = "preparation.json"
+"""Says whose the folder is before the manifest does."""
+PAGE = "corpus.html"
 Split = Literal["train", "held_out"]
 
 

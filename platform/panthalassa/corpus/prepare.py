@@ -25,7 +25,15 @@ from panthalassa.corpus.decontaminate import Contamination, drop_contaminated, r
 from panthalassa.corpus.documents import SourceFile
 from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
-from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Manifest, Shard, Split, read_manifest
+from panthalassa.corpus.manifest import (
+    CLAIM,
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    Shard,
+    Split,
+    read_manifest,
+)
 from panthalassa.corpus.parts import INDEX
 from panthalassa.corpus.pipeline import (
     Census,
@@ -43,8 +51,6 @@ from panthalassa.storage import Storage, open_storage
 
 RECIPE = 2
 """Counts up whenever the same input would give other shards."""
-
-CLAIM = "preparation.json"
 
 LAPTOP = config.Cluster()
 

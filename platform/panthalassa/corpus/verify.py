@@ -21,15 +21,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from panthalassa.corpus.funnel import REPORT
-from panthalassa.corpus.manifest import MANIFEST, TOKENIZER, Index, Manifest, Shard, read_manifest
+from panthalassa.corpus.manifest import (
+    CLAIM,
+    MANIFEST,
+    PAGE,
+    TOKENIZER,
+    Index,
+    Manifest,
+    Shard,
+    read_manifest,
+)
 from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
 
 FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 1 << 16
-COMPANIONS = ("preparation.json", "corpus.html")
-"""What a preparation leaves beside the files of its manifest."""
 AGAIN = "Restore it from a copy, or prepare the corpus anew into an empty folder."
 MANIFEST_AGAIN = f"Restore {MANIFEST} from a copy, or prepare the corpus anew into an empty folder."
 
@@ -84,7 +91,7 @@ def verify(
             problems += [f"{file.path} {found}"] if found else []
             done += sizes.get(file.path, 0)
             advance(done, all)
-    known = {MANIFEST, TOKENIZER, *COMPANIONS, *(file.path for file in listed)}
+    known = {MANIFEST, TOKENIZER, CLAIM, PAGE, *(file.path for file in listed)}
     problems += [
         f"{path} is not listed: no run reads it. Remove it, or move it elsewhere."
         for path in sorted(sizes.keys() - known)

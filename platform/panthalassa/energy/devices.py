@@ -32,7 +32,7 @@ class Devices:
         found = (key for row in self._totals.values() for key in row if key != "seconds")
         phases = list(dict.fromkeys(found))
         for (name, rank), row in self._totals.items():
-            joules = sum(row.get(phase, 0.0) for phase in phases)
+            joules = _joules(row)
             yield {
                 "node": self._nodes[name],
                 "device": name,
@@ -48,7 +48,11 @@ class Devices:
         """Devices and joules of each node, the most joules first: each device once, whoever read it."""
         joules: defaultdict[str, float] = defaultdict(float)
         for (name, _), row in self._totals.items():
-            joules[self._nodes[name]] += sum(row.values()) - row["seconds"]
+            joules[self._nodes[name]] += _joules(row)
         devices = Counter(self._nodes.values())
         most = sorted(joules.items(), key=lambda item: -item[1])
         return {node: (devices[node], spent) for node, spent in most}
+
+
+def _joules(row: dict[str, float]) -> float:
+    return sum(value for name, value in row.items() if name != "seconds")

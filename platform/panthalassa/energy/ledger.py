@@ -126,6 +126,14 @@ class EnergyLedger(CommandLedger[Line, Walk]):
             self._window = None
 
 
+def walk(run: Storage) -> Walk:
+    """What accounts for the lines of all commands of a run. Raises as `Ledger.read`."""
+    found = Walk()
+    for line in read(run):
+        found.take(line)
+    return found
+
+
 def read(run: Storage) -> list[Line]:
     """The lines of all commands of a run. Raises as `Ledger.read`."""
     return LEDGER.read(run)

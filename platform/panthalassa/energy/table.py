@@ -1,10 +1,9 @@
 """The account of a run's energy as a table for people, each figure with its convention."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from panthalassa.energy.account import Account
 from panthalassa.energy.devices import Devices
-from panthalassa.energy.lines import Line, Window
 from panthalassa.line_ledger import told_missing
 
 NODES = 8
@@ -77,12 +76,8 @@ def _beyond(account: Account) -> Iterator[tuple[str, str]]:
         )
 
 
-def explain_nodes(lines: Iterable[Line]) -> Iterator[tuple[str, str]]:
+def explain_nodes(devices: Devices) -> Iterator[tuple[str, str]]:
     """What the devices of each node took in reporting windows, when there are several nodes."""
-    devices = Devices()
-    for line in lines:
-        if isinstance(line, Window):
-            devices.take(line)
     nodes = list(devices.by_node().items())
     if len(nodes) < 2:
         return

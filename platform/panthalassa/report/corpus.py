@@ -14,14 +14,13 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from panthalassa.corpus.funnel import DROPS, REPORT, Entry, Example, Report, Step
-from panthalassa.corpus.manifest import read_manifest
+from panthalassa.corpus.manifest import PAGE, read_manifest
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.report.packed import packed, table
 from panthalassa.report.template import fill
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train.audit import MANIFESTS
 
-FILE = "corpus.html"
 PATIENCE = 5.0
 """Seconds for which a run's report waits for the storage of its corpus."""
 NAMED = 3
@@ -145,10 +144,10 @@ def write_page(corpus: Storage) -> str:
         corpus=shown(report),
     )
     try:
-        corpus.write(FILE, text.encode())
+        corpus.write(PAGE, text.encode())
     except OSError as error:
-        raise CorpusError(f"{corpus.uri}/{FILE} can not be written: {error}") from error
-    return f"{corpus.uri}/{FILE}"
+        raise CorpusError(f"{corpus.uri}/{PAGE} can not be written: {error}") from error
+    return f"{corpus.uri}/{PAGE}"
 
 
 def read_report(corpus: Storage, hashes: set[str]) -> Report:

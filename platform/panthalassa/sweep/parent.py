@@ -20,6 +20,7 @@ from panthalassa.sweep.pareto import best
 from panthalassa.sweep.results import Trial, all_failed, trials
 from panthalassa.tracking import replay as of_a_run
 from panthalassa.tracking.mlflow_store import MlflowStore, Value, first_line, store_uri
+from panthalassa.tracking.sender import Acknowledged
 from panthalassa.tracking.spool import DRIVER
 
 MARK = "mlflow-mark"
@@ -70,11 +71,15 @@ class Parent:
             values = {name: str(value) for name, value in first.values.items()}
             self._store.log_tags({"best": first.run} | values)
         self._store.set_status(status, now)
-        runs = [self._folder.below(trial.run) for trial in known]
-        for trial, run in zip(known, runs, strict=True):
-            if (there := of_a_run.acknowledged(run)).run_id and there.uri == self.uri:
+        late = 0
+        for trial in known:
+            run = self._folder.below(trial.run)
+            if (there := of_a_run.acknowledged(run)).uri != self.uri:
+                there = Acknowledged(uri=self.uri)  # this store has nothing of it
+            if there.run_id:
                 self._store.adopt(there.run_id, ENDED.get(trial.state))
-        if late := sum(of_a_run.incomplete(run, self.uri) for run in runs):
+            late += of_a_run.incomplete(run, there)
+        if late:
             raise PanthalassaError(f"the metrics of {late} trials have not arrived")
 
 

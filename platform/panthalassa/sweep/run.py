@@ -20,8 +20,8 @@ from panthalassa.energy.sources import choose
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.lease import Lease
 from panthalassa.redact import without_secrets
-from panthalassa.run_config import CONFIG, keep, kept_tree
-from panthalassa.storage import Storage, open_storage
+from panthalassa.run_config import CONFIG, folder_of, keep, kept_tree
+from panthalassa.storage import Storage
 from panthalassa.sweep.capacity import at_once
 from panthalassa.sweep.judge import Judge
 from panthalassa.sweep.parent import Parent, ended_as
@@ -80,7 +80,7 @@ def sweep(plan: Plan, tell: Callable[[str], None], debug: bool = False) -> Outco
     config = plan.config
     check(plan.build({}))
     _check_power(plan)
-    folder = replace(open_storage(config.run.directory).below(config.run.name), patience=PATIENCE)
+    folder = replace(folder_of(config), patience=PATIENCE)
     _refuse_another(plan, folder)
     with Lease(folder, tell) as lease, connected(config.cluster, debug, dashboard=True):
         return _run(plan, folder, lease, tell)

@@ -54,14 +54,12 @@ def acknowledged(run: Storage) -> Acknowledged:
         return Acknowledged(uri="")
 
 
-def incomplete(run: Storage, uri: str) -> bool:
-    """Whether the store at `uri` does not have all of a run's spool. Raises OSError."""
-    known = acknowledged(run)
-    read = known.read if known.uri == uri else {}
+def incomplete(run: Storage, known: Acknowledged) -> bool:
+    """Whether a store that has what is `known` does not have all of a run's spool. Raises OSError."""
     return any(
         piece
         for name in (RANKS, DRIVER)
-        for *_, piece in unread(run.below(name), read.get(name, {}))
+        for *_, piece in unread(run.below(name), known.read.get(name, {}))
     )
 
 

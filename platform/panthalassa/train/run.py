@@ -23,7 +23,7 @@ from panthalassa.energy.ledger import EnergyLedger
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.lease import Lease
 from panthalassa.model.flops import peak_of
-from panthalassa.run_config import CONFIG, keep, kept_tree
+from panthalassa.run_config import CONFIG, folder_of, keep, kept_tree
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.ledger import accounts
 from panthalassa.tracking.mlflow_store import store_uri
@@ -178,7 +178,7 @@ def check(config: Config) -> Manifest:
     if isinstance(config.cluster.peak_flops, str) and config.cluster.peak_flops != "auto":
         peak_of(config.cluster.peak_flops)
     store_uri(config)
-    run = _folder(config)
+    run = folder_of(config)
     try:
         if (found := newest(run)) is None:
             _refuse_another_model(config, run)
@@ -228,7 +228,7 @@ def pretrain(
     """
     began = began or time.time()
     manifest = check(config)
-    run = replace(_folder(config), patience=PATIENCE)
+    run = replace(folder_of(config), patience=PATIENCE)
     with Lease(run, lambda text: show(Notice(text))) as lease:
         return _command(
             config, manifest, run, lease, show, debug, began, stopping or threading.Event()
@@ -377,7 +377,3 @@ def on_signals(stopping: threading.Event, take: Callable[[Event], None]) -> Iter
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _folder(config: Config) -> Storage:
-    return open_storage(config.run.directory).below(config.run.name)
