@@ -25,7 +25,7 @@ def test_a_finished_corpus_is_returned_without_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, storage = prepared
-    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
+    monkeypatch.setattr("panthalassa.corpus.prepare.select", pytest.fail)
     lines: list[str] = []
     assert prepare(make_config(storage.root, sources), lines.append) == manifest
     assert lines == [f"{storage.uri} is already prepared, fingerprint {manifest.fingerprint}"]
@@ -87,7 +87,7 @@ def test_a_destination_inside_a_source_is_refused(sources: Path, make_config: Co
 def test_a_destination_that_can_not_be_written_is_named_before_the_work(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
+    monkeypatch.setattr("panthalassa.corpus.prepare.select", pytest.fail)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(CorpusError, match=r"corpus\.directory"):
         run(make_config(tmp_path / "file" / "corpus", sources))

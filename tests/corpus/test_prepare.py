@@ -21,7 +21,7 @@ import pytest
 from preparations import files_of, run
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import pipeline, reading
+from panthalassa.corpus import dedup, pipeline, reading
 from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.manifest import Manifest, Split, read_manifest
 from panthalassa.corpus.prepare import prepare
@@ -100,7 +100,7 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
     manifest, storage = prepared
     moved = tmp_path / "elsewhere" / sources.name
     shutil.copytree(sources, moved)
-    monkeypatch.setattr(pipeline, "ENCODE_ROWS", 7)
+    monkeypatch.setattr(reading, "TABLE_ROWS", 7)
     again, other = run(make_config(tmp_path / "corpus", moved))
     assert again.fingerprint == manifest.fingerprint
     assert files_of(other) == files_of(storage)
@@ -109,8 +109,10 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
 def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "TASK_BYTES", 12_000)
-    monkeypatch.setattr(reading, "YIELD_BYTES", 1_000)
+    monkeypatch.setattr(reading, "PARTITION_BYTES", 12_000)
+    monkeypatch.setattr(reading, "TABLE_BYTES", 1_000)
+    monkeypatch.setattr(dedup, "TASK_BYTES", 20_000)
+    monkeypatch.setattr(pipeline, "PART_BYTES", 12_000)
     settings = {"rows_per_shard": 8}
     lines: list[str] = []
     manifest = prepare(make_config(tmp_path / "a", sources, **settings), lines.append)
@@ -243,7 +245,7 @@ def test_the_smallest_corpus_still_has_one_document_held_out(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "alone"}', "1 distinct documents, and all of them fall to the held-out split"),
+        ('{"text": "alone"}', "that are kept, 1, fall to the held-out split"),
         ('{"text": " "}\n{"text": ""}', "hold no text"),
         ("", "hold no text"),
     ],
