@@ -60,6 +60,7 @@ def prepare(
 
     def command(console: Console) -> None:
         from panthalassa.config_file import load_preparation
+        from panthalassa.corpus.manifest import PAGE
         from panthalassa.corpus.prepare import prepare
         from panthalassa.report.corpus import write_page
         from panthalassa.storage import open_storage
@@ -67,7 +68,8 @@ def prepare(
         sections = load_preparation(source, overrides or [])
         show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
-        show(write_page(open_storage(sections.corpus.directory)))
+        storage = open_storage(sections.corpus.directory)
+        show(f"{storage.uri}/{PAGE}" if storage.exists(PAGE) else write_page(storage))
 
     _run(command, debug)
 

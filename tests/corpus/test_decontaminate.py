@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from preparations import run
 
 from panthalassa.config import Corpus
 from panthalassa.corpus.decontaminate import (
@@ -20,7 +19,9 @@ from panthalassa.corpus.decontaminate import (
     read_evaluations,
 )
 from panthalassa.corpus.funnel import REPORT, Report
+from panthalassa.corpus.prepare import prepare
 from panthalassa.errors import CorpusError
+from panthalassa.storage import open_storage
 
 BETWEEN = st.sampled_from([" ", "\n", ", ", " - ", "... ", "  ", "! “", "\u00a0", "\t"])
 
@@ -189,7 +190,11 @@ def test_a_preparation_drops_and_counts_them_by_file(
     for kind, text in passage.items():
         (tmp_path / "tests" / f"{kind}.txt").write_text(text)
     settings = {"evaluation_files": [str(tmp_path / "tests")], "near_duplicates": None}
-    _, storage = run(make_config(tmp_path / "corpus", tmp_path / "web", **settings))
+    (tmp_path / "tests" / "c.txt").write_text("too short\n\n")
+    told: list[str] = []
+    prepare(make_config(tmp_path / "corpus", tmp_path / "web", **settings), told.append)
+    assert told[0].startswith("1 texts of the evaluation tests/c.txt have fewer than 13 words")
+    storage = open_storage(str(tmp_path / "corpus"))
     report = Report.model_validate_json(storage.read(REPORT))
     assert report.total("held_out", "train")[0] == 2
     counted = {entry.rule: entry for entry in report.entries if entry.step == "contaminated"}

@@ -56,6 +56,15 @@ class Contamination:
         found.update(self.owners.tobytes())
         return found.hexdigest()
 
+    def warnings(self) -> Iterator[str]:
+        """A line for each file with texts that nothing can be found by."""
+        for name, count in self.short.items():
+            if count:
+                yield (
+                    f"{count} texts of the evaluation {name} have fewer than {WORDS} words, and nothing "
+                    "is found by them"
+                )
+
     def find(self, texts: pa.ChunkedArray) -> list[str | None]:
         """For each text the file that it shares a passage with, the first of several; else None."""
         found: list[str | None] = []

@@ -65,8 +65,8 @@ class Entry(Record):
 
 class Report(Record):
     """A preparation in full: `files` of `file_bytes` (as stored, compressed) in all, and what came
-    of them, in the order of steps, rules and domains. `tokens` are by `{split}/{domain}`, as the
-    counts of the manifest are.
+    of them, in the order of steps, rules and domains. `tokens` and `characters` are by
+    `{split}/{domain}`, as the counts of the manifest are.
 
     Every document that was read was dropped by one step or is left, in each domain and in its bytes.
     """
@@ -76,6 +76,7 @@ class Report(Record):
     file_bytes: int
     entries: list[Entry]
     tokens: dict[str, int]
+    characters: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Report":
@@ -102,6 +103,15 @@ class Report(Record):
             if entry.step in steps and rule in ("", entry.rule) and domain in ("", entry.domain)
         ]
         return sum(entry.count for entry in chosen), sum(entry.bytes for entry in chosen)
+
+    def kept(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Documents and bytes that are left, by `{split}/{domain}`."""
+        left = [entry for entry in self.entries if entry.step in ("held_out", "train")]
+        groups = [f"{entry.step}/{entry.domain}" for entry in left]
+        return (
+            dict(zip(groups, (entry.count for entry in left), strict=True)),
+            dict(zip(groups, (entry.bytes for entry in left), strict=True)),
+        )
 
     def domains(self) -> list[str]:
         return sorted({entry.domain for entry in self.entries if entry.step != "unreadable"})

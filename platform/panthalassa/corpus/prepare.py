@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,14 +25,13 @@ from panthalassa import config
 from panthalassa.cluster import connected, mendable
 from panthalassa.corpus.decontaminate import Contamination, read_evaluations
 from panthalassa.corpus.documents import SourceFile
-from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
+from panthalassa.corpus.fertility import counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
 from panthalassa.corpus.manifest import (
     CLAIM,
     MANIFEST,
     TOKENIZER,
     Manifest,
-    Shard,
     Split,
     read_manifest,
 )
@@ -73,6 +71,8 @@ def prepare(
     storage = open_storage(corpus.directory)
     _refuse_overlap(files, storage)
     refine, contamination = open_refiner(corpus), read_evaluations(corpus)
+    for line in contamination.warnings() if contamination else ():
+        report(line)
     preparation = _preparation(corpus, files, contamination)
     if done := _already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
@@ -126,8 +126,6 @@ def _prepare(
     for _ in encoded.run(partitions, partial(encode, kept=chosen, vocabulary=vocabulary), report):
         pass
     written = write_shards(encoded, len(partitions), census, vocabulary, corpus, storage)
-    funnel = make_report(files, tally, census, written.shards)
-    write(storage, REPORT, funnel.encode())
     manifest = Manifest(
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -141,8 +139,10 @@ def _prepare(
         preparation=preparation,
         shards=written.shards,
         index=written.index,
-        report_sha256=_sha256(funnel.encode()),
     )
+    funnel = make_report(files, tally, census, manifest.tokens())
+    write(storage, REPORT, funnel.encode())
+    manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
     _commit(storage, manifest)
     clear(storage)
     for line in _told(manifest, funnel):
@@ -177,22 +177,21 @@ def _told(manifest: Manifest, funnel: Report) -> Iterator[str]:
 
 def _tokens_of_text(manifest: Manifest) -> str:
     """How many tokens a character takes, and where it takes most beside English."""
-    counts = counts_of(manifest)
+    counts = counts_of(
+        manifest.tokens(), manifest.documents, manifest.characters, manifest.text_bytes
+    )
     tokens = sum(found.tokens for found in counts.values())
     characters = sum(found.characters for found in counts.values())
     told = f"{tokens / characters:.2f} tokens a character"
     if (worst := worst_parity(fertilities(counts))) and worst.parity:
-        told += f"; most in {worst.domain}, {worst.parity:.2f} times those of {REFERENCE}"
+        told += f"; most in {worst.domain}, {worst.parity:.2f} times those of English"
     return told
 
 
 def make_report(
-    files: list[SourceFile], tally: Tally, census: Census, shards: list[Shard]
+    files: list[SourceFile], tally: Tally, census: Census, tokens: dict[str, int]
 ) -> Report:
     """The record of a preparation whose tally has been taken."""
-    tokens: Counter[str] = Counter()
-    for shard in shards:
-        tokens[f"{shard.split}/{shard.domain}"] += shard.tokens
     for split in get_args(Split):
         for group in census.documents:
             if group.startswith(f"{split}/"):
@@ -202,7 +201,8 @@ def make_report(
         files=len(files),
         file_bytes=sum(file.size for file in files),
         entries=list(tally.entries()),
-        tokens=dict(sorted(tokens.items())),
+        tokens=tokens,
+        characters=dict(sorted(census.characters.items())),
     )
 
 
