@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from preparations import files_of, run
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import dedup, pipeline, reading
+from panthalassa.corpus import dedup, pipeline, reading, staging
 from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.manifest import Manifest, Split, read_manifest
 from panthalassa.corpus.prepare import prepare
@@ -110,6 +111,7 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PARTITION_BYTES", 12_000)
+    monkeypatch.setattr(staging, "TOLD", 2)
     monkeypatch.setattr(reading, "TABLE_BYTES", 1_000)
     monkeypatch.setattr(dedup, "TASK_BYTES", 20_000)
     monkeypatch.setattr(pipeline, "PART_BYTES", 12_000)
@@ -118,6 +120,8 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     manifest = prepare(make_config(tmp_path / "a", sources, **settings), lines.append)
     storage = open_storage(str(tmp_path / "a"))
     assert any("90 distinct documents in 3 domains, 0 documents dropped" in line for line in lines)
+    assert sum("documents: " in line for line in lines) == 2
+    assert any(re.fullmatch(r"encoded: (\d+) of \1 partitions", line) for line in lines)
     english = [s for s in manifest.split("train") if s.domain == "en"]
     assert len(english) > 2
     assert len({shard.path for shard in manifest.shards}) == len(manifest.shards)
