@@ -81,7 +81,7 @@ def encode(number: int, partition: str, kept: Kept, vocabulary: bytes) -> Tables
         groups = groups_of(table["domain"], table["position"].to_numpy(), kept.held_out_below)
         yield (
             "ids",
-            table.drop_columns(["text", "keys", "evaluation"])
+            table.drop_columns(["text", "begins", "keys", "evaluation"])
             .append_column("group", groups)
             .append_column("ids", pa.LargeListArray.from_arrays(offsets, flat)),
         )

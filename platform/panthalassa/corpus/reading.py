@@ -18,7 +18,7 @@ import ray
 from panthalassa import config
 from panthalassa.corpus.decontaminate import Contamination
 from panthalassa.corpus.documents import Document, Problem, SourceFile
-from panthalassa.corpus.funnel import Example, Tally
+from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Tally
 from panthalassa.corpus.minhash import choose_bands, key_lists
 from panthalassa.corpus.refine import Refiner
 from panthalassa.corpus.sources import read_documents
@@ -29,8 +29,9 @@ PARTITION_BYTES = 64 << 20  # files that one task reads
 TABLE_BYTES = 16 << 20  # text of a table
 TABLE_ROWS = 65_536
 
-# `place` is below `source`; `keys` are those of the bands of near-duplicates, none in a text without
-# words; `evaluation` is the file that the document shares a passage with.
+# `place` is below `source`. Added to that are the `characters`, how the text `begins`, the `keys` of the
+# bands of near-duplicates (none in a text without words), and the file of an `evaluation` that the
+# document shares a passage with.
 READ = pa.schema(
     {
         "hash": pa.binary(),
@@ -102,6 +103,7 @@ class Reader:
         about = (
             table.drop_columns(["text"])
             .append_column("characters", pc.utf8_length(texts))
+            .append_column("begins", pc.utf8_slice_codeunits(texts, 0, EXAMPLE_CHARACTERS))
             .append_column("keys", keys)
             .append_column("evaluation", pa.array(found, pa.string()))
         )

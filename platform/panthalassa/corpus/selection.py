@@ -36,7 +36,7 @@ from panthalassa.corpus.dedup import (
     name_column,
     names_of,
 )
-from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Step, Tally
+from panthalassa.corpus.funnel import Example, Step, Tally
 from panthalassa.corpus.minhash import Indices
 from panthalassa.corpus.reading import bands_of
 from panthalassa.corpus.staging import COMPUTING, TASK, Stage, Tables, numbered
@@ -161,11 +161,14 @@ def _names(batch: pa.Table, documents: Stage) -> Iterator[pa.Table]:
 
 def _texts(documents: Stage, number: int, rows: Indices) -> pa.ChunkedArray:
     """The texts of rows, ascending, of a partition."""
-    found, first = [], 0
-    for table in documents.tables(number, "texts"):
+    found = []
+
+    def wanted(first: int, stop: int) -> bool:
+        return bool(np.searchsorted(rows, first) < np.searchsorted(rows, stop))
+
+    for table, first in documents.tables_with(number, "texts", wanted):
         here = rows[(rows >= first) & (rows < first + len(table))] - first
         found += table["text"].take(here).chunks
-        first += len(table)
     return pa.chunked_array(found, pa.large_string())
 
 
@@ -199,14 +202,13 @@ def _partition(
     tally, counts = Tally(), [Counter[str]() for _ in COUNTED]
     lowest: list[list[Any]] = []
     first = 0
-    abouts, texts = (documents.tables(number, kind) for kind in ("about", "texts"))
-    for about, text in zip(abouts, texts, strict=True):
+    for about in documents.tables(number, "about"):
         step = np.full(len(about), KEPT)
         step[pc.is_valid(about["evaluation"]).to_numpy()] = STEPS.index("contaminated")
         for index, nodes in enumerate((copies, worse)):
             rows = places(nodes)[1]
             step[rows[(rows >= first) & (rows < first + len(about))] - first] = index
-        _count_dropped(about, text["text"], step, tally)
+        _count_dropped(about, step, tally)
         left = pa.array(step == KEPT)
         lowest += _count_kept(about.filter(left), held_out_below, counts)
         yield "kept", pa.table({"kept": left})
@@ -237,13 +239,10 @@ def _count_kept(
     return [[int(positions[lowest]), row["domain"], 1, row["characters"], row["bytes"]]]
 
 
-def _count_dropped(
-    about: pa.Table, texts: pa.ChunkedArray, step: NDArray[np.int64], tally: Tally
-) -> None:
+def _count_dropped(about: pa.Table, step: NDArray[np.int64], tally: Tally) -> None:
     dropped = pa.array(np.flatnonzero(step != KEPT))
-    begins = pc.utf8_slice_codeunits(texts.take(dropped), 0, EXAMPLE_CHARACTERS)
-    columns = ["domain", "source", "place", "bytes", "evaluation"]
-    rows = about.select(columns).take(dropped).append_column("begins", begins).to_pylist()
+    columns = ["domain", "source", "place", "bytes", "evaluation", "begins"]
+    rows = about.select(columns).take(dropped).to_pylist()
     for row, index in zip(rows, step[step != KEPT].tolist(), strict=True):
         example = Example(place=f"{row['source']}/{row['place']}", text=row["begins"])
         rule = row["evaluation"] if STEPS[index] == "contaminated" else ""

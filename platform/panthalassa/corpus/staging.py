@@ -70,19 +70,19 @@ class Stage:
         """
         if kept := self._read(number):
             return str(kept["note"])
-        hashes: dict[str, list[str]] = {}
+        written: dict[str, list[tuple[str, int]]] = {}
         tables = make()
         while True:
             try:
                 kind, table = next(tables)
             except StopIteration as end:
-                return self._finish(number, hashes, end.value)
-            of_kind = hashes.setdefault(kind, [])
+                return self._finish(number, written, end.value)
+            of_kind = written.setdefault(kind, [])
             buffer = io.BytesIO()
             pq.write_table(table, buffer, compression="zstd")
             data = buffer.getvalue()
             write(self.storage, self._table(number, kind, len(of_kind)), data)
-            of_kind.append(hashlib.sha256(data).hexdigest())
+            of_kind.append((hashlib.sha256(data).hexdigest(), len(table)))
 
     def keep_note(self, make: Callable[[], str]) -> str:
         """The note of a stage that is no more than this."""
@@ -94,10 +94,21 @@ class Stage:
 
         Raises CorpusError when one of them is not what it was.
         """
-        kept = self._read(number)
+        for table, _ in self.tables_with(number, kind, lambda first, stop: True):
+            yield table
+
+    def tables_with(
+        self, number: int, kind: str, wanted: Callable[[int, int], bool]
+    ) -> Iterator[tuple[pa.Table, int]]:
+        """Those of the tables that are wanted by their rows, `first` to before `stop` of all, and
+        `first`."""
+        kept, stop = self._read(number), 0
         if kept is None:
             raise self._spoilt(self._note(number), "is missing or not what was written")
-        for index, sha256 in enumerate(kept["tables"].get(kind, [])):
+        for index, (sha256, rows) in enumerate(kept["tables"].get(kind, [])):
+            first, stop = stop, stop + rows
+            if not wanted(first, stop):
+                continue
             path = self._table(number, kind, index)
             try:
                 data = self.storage.read(path, sha256)
@@ -105,10 +116,10 @@ class Stage:
                 raise self._spoilt(path, f"can not be read ({error})") from error
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise self._spoilt(path, "is not what was written")
-            yield pq.read_table(io.BytesIO(data))
+            yield pq.read_table(io.BytesIO(data)), first
 
-    def _finish(self, number: int, hashes: dict[str, list[str]], note: str) -> str:
-        body = {"made_from": self.made_from, "tables": hashes, "note": note}
+    def _finish(self, number: int, tables: dict[str, list[tuple[str, int]]], note: str) -> str:
+        body = {"made_from": self.made_from, "tables": tables, "note": note}
         encoded = json.dumps(body).encode()
         digest = hashlib.sha256(encoded).hexdigest().encode()
         write(self.storage, self._note(number), digest + b"\n" + encoded)
