@@ -31,6 +31,18 @@ def test_a_finished_corpus_is_returned_without_any_work(
     assert lines == [f"{storage.uri} is already prepared, fingerprint {manifest.fingerprint}"]
 
 
+def test_what_a_kill_behind_the_manifest_has_left_goes_the_next_time(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    manifest, storage = prepared
+    shutil.copytree(storage.root, tmp_path / "corpus")
+    left = tmp_path / "corpus" / "staging" / "documents"
+    left.mkdir(parents=True)
+    (left / "00000.json").write_text("{}")
+    assert run(make_config(tmp_path / "corpus", sources))[0] == manifest
+    assert not left.parent.exists()
+
+
 def test_an_unfinished_preparation_of_the_same_input_is_gone_on_with(
     prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
 ) -> None:
