@@ -58,7 +58,7 @@ def make_report(domains: int = 120, seed: int = 0) -> Report:
         characters[f"held_out/{name}"] = held_out * each // (1 + rank % 3)
         characters[f"train/{name}"] = (left - held_out) * each // (1 + rank % 3)
     broken = Example(place="web/en/007.warc.gz", reason=f"cut off: {HOSTILE}")
-    tally.add("unreadable", "en", 1234, example=broken)
+    tally.add("unreadable", "en", 1234, rule="web/en/007.warc.gz", example=broken)
     return Report(
         files=60_000,
         file_bytes=10**12,

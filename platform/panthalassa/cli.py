@@ -52,11 +52,16 @@ def panthalassa() -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="a configuration (YAML), or a folder of texts")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a configuration (YAML), or a folder of texts, local or s3://bucket/prefix"
+        ),
+    ],
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Turn texts (.txt, .jsonl, .parquet) into a packed, hashed corpus with its tokenizer."""
+    """Turn texts, tables, dumps and crawls into a packed, hashed corpus with its tokenizer."""
 
     def command(console: Console) -> None:
         from panthalassa.config_file import load_preparation

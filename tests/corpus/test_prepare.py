@@ -287,7 +287,9 @@ def test_a_bad_line_is_named_through_ray_without_its_noise(
             run(make_config(tmp_path / "corpus", tmp_path / "raw"))
     finally:
         logging.getLogger("ray.data").removeHandler(console)
-    expected = f"1 of 2 records (50 %) can not be read: {tmp_path}/raw/a.jsonl, line 2: not JSON"
+    expected = (
+        f"1 of 2 records (50 %) can not be read: 1 in {tmp_path}/raw/a.jsonl (line 2: not JSON"
+    )
     assert str(caught.value).startswith(expected)
     assert "raise corpus.max_bad_share above 0.01" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -310,7 +312,8 @@ def test_bad_records_below_the_share_are_left_out_counted_and_named(
     again = prepare(corpus.model_copy(update={"max_bad_share": 0.06}), lines.append)
     [told] = [line for line in lines if "can not be read" in line]
     assert "5 of 95 records" in told
-    assert f"{raw}/en/bad.jsonl, line 1: not JSON" in told
+    assert f"4 in {raw}/en/bad.jsonl (line 1: not JSON" in told
+    assert f"1 in {raw}/en/torn.txt.gz (" in told
     assert again.shards == manifest.shards
 
 

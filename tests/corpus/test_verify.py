@@ -55,7 +55,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         packed = pack(documents, LENGTH, tokenizer.pad)
         shards.append(write_shard(storage, path, split, path.split("/")[1], packed, 16))
     (folder / INDEX).parent.mkdir()
-    pq.write_table(pa.table({"hash": [b"0"] * 53}), folder / INDEX)
+    groups = [group.split("/") for group, rows in ROWS.items() for _ in range(rows)]
+    split_and_domain = {"split": [g[0] for g in groups], "domain": [g[1] for g in groups]}
+    pq.write_table(pa.table({**split_and_domain, "bytes": [100] * 53}), folder / INDEX)
     index = (folder / INDEX).read_bytes()
     storage.write(REPORT, b"{}")
     changes = {
@@ -229,6 +231,22 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(
             f"{BUCKET}/flips/{path}" for path in (TOKENIZER, FIRST, SECOND, HELD_OUT, INDEX, REPORT)
         ]
         assert sorted(proxy.downloads(key) for key in keys) == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("what", ["documents", "text_bytes"])
+def test_totals_that_the_index_does_not_have_are_named(
+    pristine: Path, tmp_path: Path, what: str
+) -> None:
+    shutil.copytree(pristine, tmp_path / "corpus")
+    storage = open_storage(str(tmp_path / "corpus"))
+    manifest = read_manifest(storage)
+    changed = {**getattr(manifest, what), "train/sw": 11}
+    storage.write(MANIFEST, manifest.model_copy(update={what: changed}).encode())
+    [problem] = verify(storage).problems
+    right = getattr(manifest, what)["train/sw"]
+    assert problem.startswith(
+        f"manifest.json says that {what} of train/sw are 11, the index {right}"
+    )
 
 
 def test_a_place_without_a_corpus_is_refused(tmp_path: Path) -> None:

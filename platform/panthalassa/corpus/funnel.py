@@ -16,6 +16,7 @@ from panthalassa.corpus.manifest import Record
 
 REPORT = "report.json"
 EXAMPLES = 3
+DAMAGED = 1000
 EXAMPLE_CHARACTERS = 120
 PLACE_CHARACTERS = 300
 
@@ -47,7 +48,8 @@ class Example(Record):
 class Entry(Record):
     """What one step did to one domain.
 
-    `unreadable`: a `count` of records that are lost, named by the examples. `read`: documents, and
+    `unreadable`: a `count` of records that are lost of a file, with its place as `rule`, the first
+    DAMAGED of which are named. `read`: documents, and
     the `bytes` of their text (UTF-8, normalised). `trimmed`: documents from which boilerplate and
     personal data were cut, and by how many bytes they are shorter (negative where placeholders are
     longer). `masked`: pieces of personal data, with their kind as `rule`. `rule`, `duplicate`,
@@ -170,6 +172,10 @@ class Tally:
     def entries(self) -> Iterator[Entry]:
         """In the order of steps, rules and domains."""
         steps = get_args(Step)
+        damaged = sorted(key for key in self._counts if key.step == "unreadable" and key.rule)
+        for key in damaged[DAMAGED:]:
+            self._counts[key._replace(rule="")] += self._counts.pop(key)
+            self._examples.pop(key, None)
         for key in sorted(self._counts, key=lambda key: (steps.index(key.step), *key)):
             yield Entry(
                 **key._asdict(),

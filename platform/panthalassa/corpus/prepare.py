@@ -106,7 +106,7 @@ def _prepare(
         shared = ray.put(contamination) if contamination else None  # once a node
         for note in documents.run(partitions, Reader(refine, bands_of(corpus), shared), report):
             tally.merge(note)
-        told = check_problems(tally, corpus.max_bad_share, files)
+        told = check_problems(tally, corpus, files)
         census = select(documents, kept, len(partitions), corpus, tally)
         told = "\n".join(filter(None, (told, _selected(tally, census))))
         return json.dumps([told, tally.encode(), census.encode()])

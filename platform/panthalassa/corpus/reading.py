@@ -18,7 +18,7 @@ import ray
 from panthalassa import config
 from panthalassa.corpus.decontaminate import Contamination
 from panthalassa.corpus.documents import Document, Problem, SourceFile
-from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Tally
+from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
 from panthalassa.corpus.minhash import choose_bands, key_lists
 from panthalassa.corpus.refine import Refiner
 from panthalassa.corpus.sources import read_documents
@@ -28,6 +28,7 @@ from panthalassa.errors import CorpusError
 PARTITION_BYTES = 64 << 20  # files that one task reads
 TABLE_BYTES = 16 << 20  # text of a table
 TABLE_ROWS = 65_536
+NAMED = 5  # files with records that can not be read
 
 # `place` is below `source`. Added to that are the `characters`, how the text `begins`, the `keys` of the
 # bands of near-duplicates (none in a text without words), and the file of an `evaluation` that the
@@ -86,8 +87,9 @@ class Reader:
             file = SourceFile(**fields)
             for found in read_documents(file):
                 if isinstance(found, Problem):
-                    place = Example(place=_place(file, found.place), reason=found.reason)
-                    tally.add("unreadable", file.domain, found.records, example=place)
+                    example = Example(place=_place(file, found.place), reason=found.reason)
+                    name = _place(file, file.place)
+                    tally.add("unreadable", file.domain, found.records, rule=name, example=example)
                 elif document := _refined(found, file, self.refine, tally):
                     yield _row(document, file)
 
@@ -116,28 +118,28 @@ def bands_of(corpus: config.Corpus) -> tuple[int, int] | None:
     return choose_bands(corpus.near_duplicates) if corpus.near_duplicates is not None else None
 
 
-def check_problems(tally: Tally, max_bad_share: float, files: list[SourceFile]) -> str | None:
-    """What could not be read, counted and named; None when that is nothing.
+def check_problems(tally: Tally, corpus: config.Corpus, files: list[SourceFile]) -> str | None:
+    """What could not be read, counted and named by file; None when that is nothing.
 
-    Raises CorpusError when it is more than `max_bad_share` of the records, or all there is.
+    Raises CorpusError when it is more than `corpus.max_bad_share` of the records, or all there is.
     """
     read, lost = tally.total("read"), tally.total("unreadable")
     told = None
     if lost:
-        roots = {file.source: file.root for file in files}
-        named = [
-            f"{roots[example.place.partition('/')[0]]}/{example.place.partition('/')[2]}: "
-            f"{example.reason}"
-            for example in tally.examples("unreadable")
-        ]
+        places = {f"{file.source}/{file.path}": file.place for file in files}
+        damaged = [entry for entry in tally.entries() if entry.step == "unreadable"]
+        damaged.sort(key=lambda entry: -entry.count)
+        named = [_told(entry, places.get(entry.rule, "other files")) for entry in damaged[:NAMED]]
+        named += [f"and in {len(damaged) - NAMED} more files"] if len(damaged) > NAMED else []
         told = (
             f"{lost} of {read + lost} records ({100 * lost / (read + lost):.2g} %) can not be read: "
             + "; ".join(named)
         )
-        if lost > max_bad_share * (read + lost):
+        if lost > corpus.max_bad_share * (read + lost):
             raise CorpusError(
-                f"{told}. Correct the files, take them out of the folder, or raise "
-                f"corpus.max_bad_share above {max_bad_share:g}."
+                f"{told}. Correct the files or take them out of the folder, and remove "
+                f"{corpus.directory}, which keeps what was read of them; or raise "
+                f"corpus.max_bad_share above {corpus.max_bad_share:g}, and the same command goes on."
             )
     if not read:
         raise CorpusError("the files of corpus.sources hold no text. Add some that do.")
@@ -148,6 +150,15 @@ def check_problems(tally: Tally, max_bad_share: float, files: list[SourceFile]) 
             "corpus.sources, or set corpus.clean to false."
         )
     return told
+
+
+def _told(damaged: Entry, place: str) -> str:
+    """A file with what is wrong with the first record of it that can not be read."""
+    if not damaged.examples:
+        return f"{damaged.count} in {place}"
+    first = damaged.examples[0]
+    where = first.place.removeprefix(damaged.rule).lstrip(", ")
+    return f"{damaged.count} in {place} ({where}{': ' * bool(where)}{first.reason})"
 
 
 def _place(file: SourceFile, place: str) -> str:

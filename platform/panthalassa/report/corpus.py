@@ -25,6 +25,7 @@ from panthalassa.train.audit import MANIFESTS
 PATIENCE = 5.0
 """Seconds for which a run's report waits for the storage of its corpus."""
 NAMED = 3
+DAMAGED = 100
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
@@ -93,6 +94,14 @@ class Rule(NamedTuple):
     examples: list[Example]
 
 
+class Damaged(NamedTuple):
+    """A file with records that can not be read, and what is wrong with the first."""
+
+    file: str
+    records: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a page tells of a corpus."""
@@ -103,7 +112,7 @@ class Shown:
     languages: list[Language]
     rules: list[Rule]
     masked: list[tuple[str, int]]
-    unreadable: list[Example]
+    unreadable: list[Damaged]
     kinds: list[Kind]
     """Those that occur, for a legend."""
     by_language: str
@@ -200,7 +209,7 @@ def shown(report: Report) -> Shown:
         languages=[_language(report, sums, rules, name, fertile.get(name)) for name in domains],
         rules=[_rule(report, sums, domains, step, rule) for step, rule in rules],
         masked=[(kind, sums.documents("masked", kind)) for kind in report.rules("masked")],
-        unreadable=_examples(report, "unreadable", ""),
+        unreadable=_damaged(report),
         kinds=[kind for kind in KINDS if sums.bytes(kind.step)],
         by_language=packed(table(*_by_language(report, sums, domains))),
         by_rule=packed(table(*_by_rule(report))),
@@ -302,6 +311,20 @@ def _rule(report: Report, sums: _Sums, domains: list[str], step: Step, rule: str
         ", ".join(f"{name} {shares[name]:.1%}" for name in worst[:NAMED]),
         _examples(report, step, rule),
     )
+
+
+def _damaged(report: Report) -> list[Damaged]:
+    """The files that lost most."""
+    found = [
+        Damaged(
+            entry.rule or f"other files of {entry.domain}",
+            entry.count,
+            "; ".join(f"{e.place.removeprefix(entry.rule)} {e.reason}" for e in entry.examples[:1]),
+        )
+        for entry in report.entries
+        if entry.step == "unreadable"
+    ]
+    return sorted(found, key=lambda row: (-row.records, row.file))[:DAMAGED]
 
 
 def _examples(report: Report, step: Step, rule: str) -> list[Example]:
