@@ -258,7 +258,7 @@ def test_a_place_without_a_corpus_is_refused(tmp_path: Path) -> None:
 def test_the_table_counts_what_there_is_and_what_is_drawn(pristine: Path) -> None:
     shown = command("show", str(pristine)).output
     assert [" ".join(line.split()) for line in shown.splitlines()] == [
-        "documents MB tokens share drawn tokens/byte tokens/char parity held out tokens",
+        "documents MB tokens share drawn tokens/byte tokens/char parity held out its tokens",
         "en 40 0.00 1,080 80.00% 79.98% 0.250 0.500 1.00 3 81",
         "sw 10 0.00 270 20.00% 20.02% 0.250 0.625 1.25 0 0",
         "all 50 0.01 1,350 100.00% 100.00% 0.250 0.520 1.04 3 81",

@@ -132,7 +132,8 @@ def _files(place: str) -> list[SourceFile]:
     try:
         return find_files([place])
     except CorpusError as error:
-        raise CorpusError(f"corpus.evaluation_files: {error}") from error
+        told = str(error).replace("corpus.sources", "corpus.evaluation_files")
+        raise CorpusError(f"corpus.evaluation_files: {told}") from error
 
 
 def _texts(file: SourceFile) -> Iterator[str]:

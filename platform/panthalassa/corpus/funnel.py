@@ -225,7 +225,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     domains = len(report.domains())
     yield "read", *_amount(report, "read"), f"{domains} domain{'s' * (domains != 1)}"
     kinds = [f"{report.total('masked', rule=kind)[0]:,} {kind}" for kind in report.rules("masked")]
-    yield "− trimmed", *_amount(report, "trimmed"), ", ".join(kinds)
+    yield "− trimmed", *_amount(report, "trimmed"), ", ".join(["these stay", *kinds])
     rules = report.rules("rule")
     shown = rules if len(rules) <= LINES - 10 else rules[: LINES - 11]
     for rule in shown:

@@ -159,8 +159,8 @@ def _selected(tally: Tally, census: Census) -> str:
     return (
         f"{kept} distinct documents in {len(domains)} domains, "
         f"{tally.total('rule')} documents dropped by rules, {tally.total('duplicate')} duplicates "
-        f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, {census.held_out()} "
-        "documents held out"
+        f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, "
+        f"{tally.total('contaminated')} of evaluations dropped, {census.held_out()} documents held out"
     )
 
 

@@ -9,7 +9,7 @@ from panthalassa.corpus.manifest import Manifest, Split
 
 HEADER = (
     *("", "documents", "MB", "tokens", "share", "drawn"),
-    *("tokens/byte", "tokens/char", "parity", "held out", "tokens"),
+    *("tokens/byte", "tokens/char", "parity", "held out", "its tokens"),
 )
 ABSENT = "–"
 ALL = "all"
