@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-dedup bench-languages bench-tokenizer bench-decontaminate chaos ray-cluster.yaml clean
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-submit    measure how long a submitted job takes until it runs"
 	@echo "make bench-languages    measure in how many languages text is told right (npm)"
 	@echo "make bench-tokenizer    measure what the tokenizer adds to its libraries (npm)"
+	@echo "make bench-corpus    measure how fast text becomes a corpus, stage by stage (npm, apt)"
 	@echo "make bench-dedup    measure which planted near-duplicates are found, and how fast"
 	@echo "make bench-decontaminate    measure how fast documents are compared with evaluations"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
@@ -109,6 +110,9 @@ $(UDHR): $(INSTALLED)
 
 bench-languages: $(UDHR)
 	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/languages.py
+
+bench-corpus: $(UDHR)
+	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/corpus.py
 
 bench-tokenizer: $(UDHR)
 	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/tokenizer.py

@@ -22,6 +22,7 @@ from panthalassa.corpus.repetition import Words, duplicate_shares
 from panthalassa.corpus.scripts import (
     contains_letter,
     dominant_script,
+    is_spaced,
     split_words,
     units_per_word,
 )
@@ -53,6 +54,16 @@ class Page:
         return split_words(self.text)
 
     @cached_property
+    def words(self) -> Words:
+        """The units, counted."""
+        return Words.of(self.units)
+
+    @cached_property
+    def spaced_words(self) -> Words:
+        """What white space delimits."""
+        return self.words if is_spaced(self.text) else Words.of(self.text.split())
+
+    @cached_property
     def word_count(self) -> float:
         return len(self.units) / units_per_word(self.script)
 
@@ -67,7 +78,7 @@ class Page:
 
     @cached_property
     def repetition(self) -> Words:
-        return Words.of(self.units[:REPETITION_WORDS])
+        return self.words.first(REPETITION_WORDS)
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def blocked_url(page: Page) -> str | None:
 
 def undecodable(page: Page) -> str | None:
     """Replacement characters and characters of private use."""
-    count = len(_UNDECODABLE.findall(page.text))
+    count = sum(len(some.findall(page.text)) for some in _UNDECODABLE)
     return _above("undecodable characters", count / _some(page.text), page.limits.undecodable)
 
 
@@ -141,7 +152,7 @@ def too_many_words(page: Page) -> str | None:
 def word_length(page: Page) -> str | None:
     """Mean characters of a word; of a letter with its marks in scripts without spaces."""
     least, most = page.limits.word_length
-    mean = sum(map(len, page.units)) / _some(page.units)
+    mean = int(page.words.lengths.sum()) / _some(page.units)
     return _below("characters a word", mean, least) or _above("characters a word", mean, most)
 
 
@@ -164,7 +175,7 @@ def ellipsis_lines(page: Page) -> str | None:
 
 
 def alphabetic_words(page: Page) -> str | None:
-    share = sum(map(contains_letter, page.units)) / _some(page.units)
+    share = page.words.count(contains_letter) / _some(page.units)
     return _below("words with a letter", share, page.limits.alphabetic_words)
 
 
@@ -173,7 +184,7 @@ def stop_words(page: Page) -> str | None:
     listed = read_words("stop_words.txt").get(page.language)
     if not listed:
         return None
-    found = listed.intersection(page.text.lower().split())
+    found = listed.intersection(map(str.lower, page.spaced_words.different))
     return _below("different stop words", len(found), page.limits.stop_words)
 
 
@@ -203,12 +214,11 @@ def adult_words(page: Page) -> str | None:
     """Words of the lists for the page's language and for English."""
     lists = read_words("adult_words.txt")
     listed = lists["en"] | lists.get(page.language, frozenset())
-    text = page.text.lower()
     if units_per_word(page.script) > 1:
+        text = page.text.lower()
         count = sum(text.count(word) for word in listed)
     else:
-        words = text.split()
-        count = sum(word.strip(_PUNCTUATION) in listed for word in words)
+        count = page.spaced_words.count(lambda word: word.lower().strip(_PUNCTUATION) in listed)
     return _above("adult words", count / max(1.0, page.word_count), page.limits.adult_words)
 
 
@@ -268,7 +278,8 @@ RULES: Final[dict[str, Rule]] = {
 }
 """Every rule by its name, in the order in which they are asked."""
 
-_UNDECODABLE = re.compile("[\ue000-\uf8ff\ufffd\U000f0000-\U0010fffd]")
+# Apart, for together both are searched slowly.
+_UNDECODABLE = (re.compile("[\ue000-\uf8ff\ufffd]"), re.compile("[\U000f0000-\U0010fffd]"))
 _BULLETS = ("•", "‣", "⁃", "◦", "▪", "●", "○", "■", "►", "▶", "➤", "·", "*", "- ", "– ", "— ")
 _CLOSING = "\"'”’»›)]）」』】》〉*_ "
 _PUNCTUATION = ".,;:!?\"'“”„‘’«»()[]…"

@@ -5,7 +5,7 @@ integers, n-grams 64-bit hashes of them (a polynomial, each n from the one befor
 sizes of n-gram cost ten sorts. All shares are of characters unless they say otherwise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,17 +30,28 @@ def duplicate_shares(pieces: Sequence[str]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Words:
-    """Words as integers (0 ≤ id < number of different ones), and their lengths in characters."""
+    """Words as integers, which are their places among the `different` ones, and their lengths in
+    characters."""
 
+    different: Sequence[str]
     ids: Hashes
     lengths: NDArray[np.int64]
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Words":
-        table: dict[str, int] = {}
-        ids = [table.setdefault(word, len(table)) for word in words]
-        lengths = [len(word) for word in words]
-        return cls(np.array(ids, dtype=np.uint64), np.array(lengths, dtype=np.int64))
+        different = list(dict.fromkeys(words))
+        places = dict(zip(different, range(len(different)), strict=True))
+        ids = np.fromiter(map(places.__getitem__, words), np.uint64, len(words))
+        lengths = np.fromiter(map(len, different), np.int64, len(different))
+        return cls(different, ids, lengths[ids])
+
+    def first(self, count: int) -> "Words":
+        return Words(self.different, self.ids[:count], self.lengths[:count])
+
+    def count(self, condition: Callable[[str], bool]) -> int:
+        """How many words meet a condition, which is asked for each different one once."""
+        met = np.fromiter(map(condition, self.different), bool, len(self.different))
+        return int(np.count_nonzero(met[self.ids]))
 
     def ngrams(self, sizes: Sequence[int]) -> Iterator[tuple[int, Hashes]]:
         """Each size (ascending) that fits, with the hash of the n-gram at every word."""
@@ -55,22 +66,25 @@ class Words:
 
     def top_share(self, size: int, hashes: Hashes) -> float:
         """The share of the n-gram that occurs most often, if more than once."""
-        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        ranked = np.sort(hashes)
+        begins = np.append(True, ranked[1:] != ranked[:-1]).nonzero()[0]
+        counts = np.diff(begins, append=len(ranked))
         most = int(counts.max())
         if most == 1:
             return 0.0
-        starts = first[counts == most]
+        starts = np.isin(hashes, ranked[begins[counts == most]]).nonzero()[0]
         ends = np.concatenate([[0], self.lengths.cumsum()])
         longest = int((ends[starts + size] - ends[starts]).max())
         return most * longest / max(1, int(self.lengths.sum()))
 
     def duplicate_share(self, size: int, hashes: Hashes) -> float:
         """The share inside n-grams that came before; what several of them cover counts once."""
+        ranked = np.sort(hashes)
+        if not np.any(ranked[1:] == ranked[:-1]):
+            return 0.0
         _, first = np.unique(hashes, return_index=True)
         repeats = np.ones(len(hashes), dtype=bool)
         repeats[first] = False
-        if not repeats.any():
-            return 0.0
         change = np.zeros(len(self.ids) + 1, dtype=np.int64)
         change[: len(hashes)] += repeats
         change[size : size + len(hashes)] -= repeats

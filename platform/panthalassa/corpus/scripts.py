@@ -46,8 +46,8 @@ _UNSPACED = (
     "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f"
     "\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\ua000-\ua4cf\ua500-\ua63f\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f"
-    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
+_UNSPACED_ASTRAL = "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 _SEPARATORS = "\u0f0b\u0f0c\u1361\u200b"  # tsheg, Ethiopic word space, zero-width space
 
 
@@ -59,16 +59,23 @@ def _pattern() -> re.Pattern[str]:
         if unicodedata.category(chr(code)).startswith("M")
     )
     return re.compile(
-        rf"[{_UNSPACED}][{re.escape(marks)}\u200c\u200d]*|[^\s{_UNSPACED}{_SEPARATORS}]+"
+        rf"[{_UNSPACED}{_UNSPACED_ASTRAL}][{re.escape(marks)}\u200c\u200d]*"
+        rf"|[^\s{_UNSPACED}{_UNSPACED_ASTRAL}{_SEPARATORS}]+"
     )
 
 
-_NEEDS_PATTERN = re.compile(f"[{_UNSPACED}{_SEPARATORS}]")
+_NOT_SPACED = re.compile(f"[{_UNSPACED}{_SEPARATORS}]")
+_NOT_SPACED_ASTRAL = re.compile(f"[{_UNSPACED_ASTRAL}]")  # apart: together both are searched slowly
+
+
+def is_spaced(text: str) -> bool:
+    """Whether white space alone delimits the words of the text."""
+    return text.isascii() or not (_NOT_SPACED.search(text) or _NOT_SPACED_ASTRAL.search(text))
 
 
 def split_words(text: str) -> list[str]:
     """The words with their punctuation; letters with their marks in scripts without spaces."""
-    return _pattern().findall(text) if _NEEDS_PATTERN.search(text) else text.split()
+    return text.split() if is_spaced(text) else _pattern().findall(text)
 
 
 def units_per_word(script: str) -> int:
