@@ -92,10 +92,21 @@ def factors() -> Factors:
     return Factors(**found["factors"])
 
 
-def fit(cases: Sequence[Case], priors: Mapping[str, Prior], noise: float = NOISE) -> Factors:
-    """The factors that these runs and priors agree on best; their spread is left at 0.
+@dataclass(frozen=True)
+class Fit:
+    """Factors, and how sure each is."""
 
-    Raises PanthalassaError without a run.
+    factors: Factors
+    """Their spread is left at 0."""
+    doubt: Mapping[str, float]
+    """Standard deviation of the logarithm of each that was free, as `Prior.doubt`."""
+
+
+def fit(cases: Sequence[Case], priors: Mapping[str, Prior], noise: float = NOISE) -> Fit:
+    """The factors that these runs and priors agree on best.
+
+    noise: standard deviation of ln(predicted / measured) that is expected of a run. Raises
+    PanthalassaError without a run.
     """
     if not cases:
         raise PanthalassaError("no run to fit the speed to: give at least one that was measured")
@@ -112,7 +123,8 @@ def fit(cases: Sequence[Case], priors: Mapping[str, Prior], noise: float = NOISE
         return np.concatenate([errors(cases, told(logs)) / noise, (logs - start) / doubt])
 
     found = least_squares(residuals, start, bounds=(start - 6 * doubt - 1, most))
-    return told(found.x)
+    sure = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)))
+    return Fit(told(found.x), dict(zip(free, map(float, sure), strict=True)))
 
 
 def errors(cases: Sequence[Case], found: Factors) -> Floats:
@@ -149,11 +161,11 @@ def calibrate() -> Calibration:
     fitted = [run for run in known if run.use == "fit"]
     left_out = np.zeros(len(fitted))
     for family in sorted({run.family for run in fitted}):
-        others = fit([run for run in fitted if run.family != family], PRIORS)
+        others = fit([run for run in fitted if run.family != family], PRIORS).factors
         mine = [number for number, run in enumerate(fitted) if run.family == family]
         left_out[mine] = errors([fitted[number] for number in mine], others)
     spread = float(np.quantile(np.abs(left_out), INSIDE))
-    found = replace(fit(fitted, PRIORS), spread=spread)
+    found = replace(fit(fitted, PRIORS).factors, spread=spread)
     return Calibration(found, fitted, [run for run in known if run.use == "check"], left_out)
 
 

@@ -45,7 +45,9 @@ def draw(lines: Sequence[Mapping[str, str]], spread: float) -> str:
         )
     for number, family in enumerate(families):
         height = MARGIN + 16 * number
-        parts.append(f'<circle cx="{MARGIN + 14}" cy="{height - 4}" r="4" fill="{colour[family]}"/>')
+        parts.append(
+            f'<circle cx="{MARGIN + 14}" cy="{height - 4}" r="4" fill="{colour[family]}"/>'
+        )
         parts.append(f'<text x="{MARGIN + 24}" y="{height}">{escape(family)}</text>')
     middle = (MARGIN + _x(HIGH)) / 2
     parts += [

@@ -5,15 +5,17 @@ In come names; out come frozen records of hardware.yaml, whose sources stand the
 """
 
 import difflib
+import time
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from panthalassa.errors import ConfigError
-from panthalassa.model.flops import PEAK_BF16
+from panthalassa.model.flops import PEAK_BF16, measured_peak
 
 TABLE = Path(__file__).with_name("hardware.yaml")
 
@@ -49,6 +51,8 @@ class GPU:
         Dynamic power grows with clock x voltage^2, and near the top of the range voltage grows with the
         clock: somewhere between the first and the third power. The square is taken.
         """
+        if self.limit is None:
+            return 1.0
         return float(((self.watts - self.idle) / (self.tdp - self.idle)) ** 0.5)
 
 
@@ -100,9 +104,28 @@ def gpu(name: str, limit: float | None = None) -> GPU:
     return replace(found, limit=limit)
 
 
-def cluster(
-    chip: GPU, gpus: int, network: float | None = None, kind: str | None = None
-) -> Cluster:
+def cpu(memory: float, watts_per_thread: float = 10.0) -> GPU:
+    """This machine's CPU as one accelerator, by torch's threads: its peak and bandwidth are measured (1 s).
+
+    memory: bytes that it may take. The watts are an assumption: 280 W over 28 busy threads.
+    """
+    peak, bandwidth = measured_peak(), _copied()
+    watts = watts_per_thread * torch.get_num_threads()
+    return GPU("cpu", peak, "cpu", memory, bandwidth, link=bandwidth, tdp=watts, idle=watts / 4)
+
+
+def _copied(rounds: int = 8) -> float:
+    """Bytes/s that a copy of 64 MB reads and writes, at its best."""
+    source = torch.zeros(16 << 20)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
+
+
+def cluster(chip: GPU, gpus: int, network: float | None = None, kind: str | None = None) -> Cluster:
     """That many GPUs in nodes as they are usually built.
 
     network: bytes/s a GPU between nodes, if it is another; kind: a key of hardware.yaml's clusters. Raises
