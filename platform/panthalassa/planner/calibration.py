@@ -1,12 +1,13 @@
 """The factors of the roofline: fitted to published runs, and how well they then predict.
 
-In come runs whose speed is known; out come `Factors`. The fit is one least-squares problem over ln(predicted /
-measured), in which every run counts alike, and every factor starts from what its hardware is known to reach
-and departs from it at a price. So runs decide what they determine, and the rest stays physical. No factor
-belongs to a row or to a family.
+In come runs whose speed is known; out come `Factors`. The fit is one least-squares problem over
+ln(predicted / measured), in which every run counts alike, and every factor starts from what its
+hardware is known to reach and departs from it at a price. So runs decide what they determine, and
+the rest stays physical. No factor belongs to a row or to a family.
 
-`python -m panthalassa.planner.calibration` (`make planner-calibration`) fits, leaves each family out in turn,
-and writes calibration.yaml (the factors), calibration.csv (every run, predicted and measured) and the figure.
+`python -m panthalassa.planner.calibration` (`make planner-calibration`) fits, leaves each family
+out in turn, and writes calibration.yaml (the factors), calibration.csv (every run, predicted and
+measured) and the figure.
 """
 
 import csv
@@ -64,16 +65,19 @@ class Prior:
 
 
 PRIORS = {
-    # Large products reach 70 to 85 % of the data sheet on an A100 and less on an H100, whose clock its power
-    # limits (github.com/stas00/ml-engineering, compute/accelerator: maximum achievable matmul FLOPS).
+    # Large products reach 70 to 85 % of the data sheet on an A100 and less on an H100, whose clock
+    # its power limits (github.com/stas00/ml-engineering, compute/accelerator: maximum achievable
+    # matmul FLOPS).
     "matmul.ampere": Prior(0.75, 0.3, 0.9),
     "matmul.hopper": Prior(0.65, 0.3, 0.9),
-    # FlashAttention-2 forward and backward, causal, heads of 128: Dao 2023 (arXiv:2307.08691), figures 4 and 7
+    # FlashAttention-2 forward and backward, causal, heads of 128: Dao 2023 (arXiv:2307.08691),
+    # figures 4 and 7
     "attention.ampere": Prior(0.5, 0.15),
     "attention.hopper": Prior(0.33, 0.15),
     # Copies in stream benchmarks reach 80 to 90 %, kernels with arithmetic less.
     "memory": Prior(0.7, 0.25),
-    # Bus bandwidth that NCCL's tests show of large messages: about 230 of 300 GB/s on A100s, 360 of 450 on H100s
+    # Bus bandwidth that NCCL's tests show of large messages: about 230 of 300 GB/s on A100s, 360 of
+    # 450 on H100s
     "link": Prior(0.75, 0.1),
     "network": Prior(0.75, 0.15),
     "contention": Prior(0.3, 0.5),
@@ -130,7 +134,8 @@ def fit(cases: Sequence[Case], priors: Mapping[str, Prior], noise: float = NOISE
 def errors(cases: Sequence[Case], found: Factors) -> Floats:
     """ln(predicted / measured) of each."""
     predicted = [speed(c.counts, c.cluster, found).tokens_per_second_per_gpu for c in cases]
-    return np.log(np.array(predicted) / np.array([c.measured for c in cases]))
+    ratios: Floats = np.array(predicted) / np.array([c.measured for c in cases])
+    return np.log(ratios)
 
 
 def _named(values: Mapping[str, float]) -> Factors:

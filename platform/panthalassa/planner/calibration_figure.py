@@ -1,7 +1,7 @@
 """The figure of the calibration: predicted against measured speed, as SVG without any library.
 
-In come the rows of calibration.csv, out comes the text of a file. Both axes are logarithmic; the band is the
-range that a prediction states.
+In come the rows of calibration.csv, out comes the text of a file. Both axes are logarithmic; the
+band is the range that a prediction states.
 """
 
 import math
@@ -14,7 +14,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 
 def draw(lines: Sequence[Mapping[str, str]], spread: float) -> str:
-    """Filled points were fitted, hollow ones were not. spread: ln of the ratio at the edge of the band."""
+    """Filled points were fitted, hollow ones were not. spread: ln of the ratio at the edge of the
+    band."""
     families = sorted({line["family"] for line in lines})
     colour = {family: COLOURS[n % len(COLOURS)] for n, family in enumerate(families)}
     ratio = math.exp(spread)
@@ -32,16 +33,17 @@ def draw(lines: Sequence[Mapping[str, str]], spread: float) -> str:
     for power in range(1, 6):
         value = 10.0**power
         parts += [
-            f'<text x="{_x(value):.1f}" y="{SIZE - MARGIN + 18:g}" text-anchor="middle">{value:,.0f}</text>',
+            f'<text x="{_x(value):.1f}" y="{SIZE - MARGIN + 18:g}" text-anchor="middle">'
+            f"{value:,.0f}</text>",
             f'<text x="{MARGIN - 6:g}" y="{_y(value) + 4:.1f}" text-anchor="end">{value:,.0f}</text>',
         ]
     for line in lines:
         shade = colour[line["family"]]
         fill = shade if line["use"] == "fit" else "none"
+        x, y = _x(float(line["measured"])), _y(float(line["predicted"]))
         parts.append(
-            f'<circle cx="{_x(float(line["measured"])):.1f}" cy="{_y(float(line["predicted"])):.1f}" r="4" '
-            f'fill="{fill}" fill-opacity="0.6" stroke="{shade}"><title>{escape(line["id"])}: '
-            f"{line['error_pct']} %</title></circle>"
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" fill-opacity="0.6" '
+            f'stroke="{shade}"><title>{escape(line["id"])}: {line["error_pct"]} %</title></circle>'
         )
     for number, family in enumerate(families):
         height = MARGIN + 16 * number

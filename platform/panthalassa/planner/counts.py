@@ -1,11 +1,13 @@
-"""What one rank does in one optimizer step, in FLOPs and bytes, counted from a model's shape and its layout.
+"""What one rank does in one optimizer step, in FLOPs and bytes, counted from a model's shape and
+its layout.
 
-In come a `Shape` and an `Arrangement`; out comes `Counts`, which `speed` turns into seconds. Nothing here
-knows how fast anything is. A trace of the real model can fill `Counts` as well; what is counted on paper
-serves for models that others trained, of which only the shape is known.
+In come a `Shape` and an `Arrangement`; out comes `Counts`, which `speed` turns into seconds.
+Nothing here knows how fast anything is. A trace of the real model can fill `Counts` as well; what
+is counted on paper serves for models that others trained, of which only the shape is known.
 
-Elementwise work (norms, residuals, rotary positions, activations, softmax) is counted by the bytes that its
-kernels read and write. Eager RMSNorm, rotation and SwiGLU are several kernels each, compiled ones one.
+Elementwise work (norms, residuals, rotary positions, activations, softmax) is counted by the bytes
+that its kernels read and write. Eager RMSNorm, rotation and SwiGLU are several kernels each,
+compiled ones one.
 """
 
 from dataclasses import dataclass
@@ -21,14 +23,15 @@ from panthalassa.errors import ConfigError
 SHAPES = Path(__file__).with_name("shapes.yaml")
 
 Recompute = Literal["none", "attention", "alternate", "full"]
-"""What the backward pass computes again: nothing (or elementwise work only), the attention between the
-projections (Korthikanti et al. 2022), every second matrix product, or each block."""
+"""What the backward pass computes again: nothing (or elementwise work only), the attention between
+the projections (Korthikanti et al. 2022), every second matrix product, or each block."""
 
 
 KERNELS = {"causal": 1.0, "triton": 0.6, "masked": 0.6, "unfused": 1.0}
-"""Speed beside FlashAttention-2 on the same GPU. Dao 2023 (arXiv:2307.08691, section 4.1) has it 1.3 to 2.5
-times as fast as the first version in Triton, and 1.7 to 3 times as fast as that version's CUDA kernels, which
-the kernels for any mask resemble. Where scores lie in memory, their traffic is counted instead."""
+"""Speed beside FlashAttention-2 on the same GPU. Dao 2023 (arXiv:2307.08691, section 4.1) has it
+1.3 to 2.5 times as fast as the first version in Triton, and 1.7 to 3 times as fast as that
+version's CUDA kernels, which the kernels for any mask resemble. Where scores lie in memory, their
+traffic is counted instead."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Counts:
     micro_batches: int
     collectives: tuple[Collective, ...] = ()
     bubble: float = 0.0
-    """Idle share on top of the work: (stages - 1) / micro-batches in a pipeline, over its interleaving."""
+    """Idle share on top of the work: (stages - 1) / micro-batches in a pipeline, over its
+    interleaving."""
 
 
 @dataclass(frozen=True)
@@ -167,26 +171,43 @@ class Arrangement:
     replicas: int = 1
     """Copies that are sharded each for itself (HSDP)."""
     sharding: Literal["full", "grads", "none"] = "full"
-    """FSDP: weights gathered for each pass, or kept from forward to backward; or plain data parallelism with
-    one exchange of gradients at the end."""
+    """FSDP: weights gathered for each pass, or kept from forward to backward; or plain data
+    parallelism with one exchange of gradients at the end."""
     keep_gathered: bool = False
     """One gathering and one reduction a step, not one each micro-batch."""
     reduce_bytes: int = 4
     """Bytes of a gradient on its way."""
     recompute: Recompute = "none"
+    head_again: bool = False
+    """The loss is computed in pieces, whose logits the backward pass computes again."""
     fused: bool = False
     """Elementwise work is compiled."""
     attention: Literal["causal", "triton", "masked", "unfused"] = "causal"
-    """FlashAttention-2, which skips what causality masks; its first version in Triton, which does so too; a
-    kernel that computes all of an arbitrary mask; or scores that lie in memory."""
+    """FlashAttention-2, which skips what causality masks; its first version in Triton, which does
+    so too; a kernel that computes all of an arbitrary mask; or scores that lie in memory."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what can not be laid so."""
+        if self.gpus % (self.tp * self.pp) or self.dp % self.replicas:
+            raise ConfigError(
+                f"{self.gpus} GPUs can not be laid as tp={self.tp} x pp={self.pp} x "
+                f"replicas={self.replicas}: their product has to divide the GPUs"
+            )
+        if min(self.sequence, self.global_batch, self.micro_batch) < 1:
+            raise ConfigError(
+                f"sequence={self.sequence}, global_batch={self.global_batch}, "
+                f"micro_batch={self.micro_batch}: each is at least 1"
+            )
 
     @property
     def dp(self) -> int:
+        """Data-parallel ranks."""
         return self.gpus // (self.tp * self.pp)
 
 
 def count(model: Shape, laid: Arrangement) -> Counts:
-    """The counts of one rank; with a pipeline, of a rank that has an equal share of layers and head."""
+    """The counts of one rank; with a pipeline, of a rank that has an equal share of layers and
+    head."""
     samples = laid.global_batch / laid.dp
     micro_batches = -(-laid.global_batch // (laid.dp * laid.micro_batch))
     slices = laid.tp * laid.pp
@@ -194,7 +215,9 @@ def count(model: Shape, laid: Arrangement) -> Counts:
     again = {"none": 0.0, "attention": 0.0, "alternate": 0.5, "full": 1.0}[laid.recompute]
     again_attention = {"none": 0.0, "attention": 1.0, "alternate": 0.0, "full": 1.0}[laid.recompute]
 
+    again_head = 1.0 if laid.head_again else 0.0
     blocks, head = 2.0 * model.layers * model.block, 2.0 * model.hidden * model.vocabulary
+    recomputed = again * blocks + again_head * head
     mixing = 4.0 * model.layers * model.width * laid.sequence  # forward, in full
     executed = (0.5 if laid.attention in ("causal", "triton") else 1.0) * mixing
     backward = 2.0 if laid.attention == "unfused" else 2.5  # flash kernels compute scores again
@@ -202,10 +225,8 @@ def count(model: Shape, laid: Arrangement) -> Counts:
     return Counts(
         tokens=processed / slices,
         model_flops=model_flops * processed / slices,
-        hardware_flops=(model_flops + again * blocks + again_attention * mixing)
-        * processed
-        / slices,
-        matmul_flops=((3 + again) * blocks + 3 * head) * processed / slices,
+        hardware_flops=(model_flops + recomputed + again_attention * mixing) * processed / slices,
+        matmul_flops=(3 * (blocks + head) + recomputed) * processed / slices,
         attention_flops=(1 + backward + again_attention) * executed * processed / slices,
         attention_kernel=KERNELS[laid.attention],
         traffic=_traffic(model, laid, again_attention) * processed / slices

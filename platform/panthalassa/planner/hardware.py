@@ -1,7 +1,7 @@
 """GPUs and clusters as data: what a chip could do, and what lies between chips.
 
-In come names; out come frozen records of hardware.yaml, whose sources stand there. The peak is that of
-`model.flops`, so that a plan and the MFU of a run mean the same.
+In come names; out come frozen records of hardware.yaml, whose sources stand there. The peak is that
+of `model.flops`, so that a plan and the MFU of a run mean the same.
 """
 
 import difflib
@@ -48,8 +48,8 @@ class GPU:
     def clock(self) -> float:
         """Share of the full clock under its power limit.
 
-        Dynamic power grows with clock x voltage^2, and near the top of the range voltage grows with the
-        clock: somewhere between the first and the third power. The square is taken.
+        Dynamic power grows with clock x voltage^2, and near the top of the range voltage grows with
+        the clock: somewhere between the first and the third power. The square is taken.
         """
         if self.limit is None:
             return 1.0
@@ -105,7 +105,8 @@ def gpu(name: str, limit: float | None = None) -> GPU:
 
 
 def cpu(memory: float, watts_per_thread: float = 10.0) -> GPU:
-    """This machine's CPU as one accelerator, by torch's threads: its peak and bandwidth are measured (1 s).
+    """This machine's CPU as one accelerator, by torch's threads: its peak and bandwidth are
+    measured (1 s).
 
     memory: bytes that it may take. The watts are an assumption: 280 W over 28 busy threads.
     """
@@ -128,8 +129,9 @@ def _copied(rounds: int = 8) -> float:
 def cluster(chip: GPU, gpus: int, network: float | None = None, kind: str | None = None) -> Cluster:
     """That many GPUs in nodes as they are usually built.
 
-    network: bytes/s a GPU between nodes, if it is another; kind: a key of hardware.yaml's clusters. Raises
-    ConfigError when there is no GPU, the kind is unknown, or a last node would be partly filled.
+    network: bytes/s a GPU between nodes, if it is another; kind: a key of hardware.yaml's clusters.
+    Raises ConfigError when there is no GPU, the kind is unknown, or a last node would be partly
+    filled.
     """
     known = _table()["clusters"]
     kind = kind or {"ampere": "a100"}.get(chip.generation, "h100")

@@ -1,10 +1,10 @@
 """Energy, money and carbon of a run that has not been made.
 
-In come the parts of a step (`Speed`), a cluster, the GPU-hours and `Assumptions`; out comes `Footprint`. What
-a GPU draws follows what it does: products draw nearly all that it may, waiting draws little. Beside it
-stands the convention of most papers, TDP x PUE x GPU-hours (Touvron et al. 2023, arXiv:2302.13971, section 6),
-because their figures can only be compared with that. Nothing here is measured; every assumption has a name,
-and `explain` prints it.
+In come the parts of a step (`Speed`), a cluster, the GPU-hours and `Assumptions`; out comes
+`Footprint`. What a GPU draws follows what it does: products draw nearly all that it may, waiting
+draws little. Beside it stands the convention of most papers, TDP x PUE x GPU-hours (Touvron et al.
+2023, arXiv:2302.13971, section 6), because their figures can only be compared with that. Nothing
+here is measured; every assumption has a name, and `explain` prints it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -91,7 +91,8 @@ def draw(parts: Speed, assumed: Assumptions) -> float:
 def footprint(
     found: Speed, cluster: Cluster, gpu_hours: float, assumed: Assumptions | None = None
 ) -> Footprint:
-    """What `gpu_hours` of such steps take on that cluster. Raises ConfigError for negative hours."""
+    """What `gpu_hours` of such steps take on that cluster. Raises ConfigError for negative
+    hours."""
     assumed = assumed or Assumptions()
     if gpu_hours < 0:
         raise ConfigError(f"{gpu_hours} GPU-hours: they can not be negative")
@@ -144,7 +145,8 @@ def explain(found: Footprint, cluster: Cluster, assumed: Assumptions) -> Iterato
 def calibrated(
     found: Speed, cluster: Cluster, watts: Sequence[float], assumed: Assumptions | None = None
 ) -> Assumptions:
-    """The assumptions with draws that give what GPUs of such steps were measured to draw on average.
+    """The assumptions with draws that give what GPUs of such steps were measured to draw on
+    average.
 
     watts: of one GPU, each of a stretch of steps. All three draws change by the same factor. Raises
     PanthalassaError without a measurement, and for one that this GPU can not have drawn.
@@ -165,13 +167,14 @@ def calibrated(
 
 
 TYPICAL = 0.81
-"""The draw of published runs of which only GPU-hours are known: that of a step with 70 % arithmetic, 15 %
-elementwise work and 15 % waiting, by the draws above."""
+"""The draw of published runs of which only GPU-hours are known: that of a step with 70 %
+arithmetic, 15 % elementwise work and 15 % waiting, by the draws above."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published run's energy and carbon beside what is computed from its GPU-hours; errors as shares."""
+    """A published run's energy and carbon beside what is computed from its GPU-hours; errors as
+    shares."""
 
     id: str
     mwh: float
@@ -196,8 +199,8 @@ class Comparison:
 def published() -> Iterator[Comparison]:
     """The rows that tell GPU-hours and energy, by the default assumptions.
 
-    Their own energies are nearly all TDP x PUE x GPU-hours, without nodes, so that the convention has to give
-    them again, and ours differs by what the convention leaves out.
+    Their own energies are nearly all TDP x PUE x GPU-hours, without nodes, so that the convention
+    has to give them again, and ours differs by what the convention leaves out.
     """
     assumed = Assumptions()
     for row in rows():

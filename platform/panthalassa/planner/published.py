@@ -1,10 +1,13 @@
 """Published runs, as data: which were trained how, how fast, and on what energy.
 
-In comes published.csv, out come records whose speed is in tokens/s/GPU whatever the authors printed. Each row
-says what it is used for: `fit`, `check` (predicted, never fitted), `energy`, or none, with the reason.
+In comes published.csv, out come records whose speed is in tokens/s/GPU whatever the authors
+printed. Each row says what it is used for: `fit`, `check` (predicted and never
+fitted, though it was seen when the form of the model was chosen), `energy`, or none, with the
+reason.
 
-Printed FLOP/s are of two kinds. Model FLOPs leave out what is computed again; hardware FLOPs have it, so
-that 43 % of the peak in hardware FLOPs under full recomputation is about 32 % in model FLOPs.
+Printed FLOP/s are of two kinds. Model FLOPs leave out what is computed again; hardware FLOPs have
+it, so that 43 % of the peak in hardware FLOPs under full recomputation is about 32 % in model
+FLOPs.
 """
 
 import csv

@@ -1,9 +1,10 @@
 """Calibration from a run of one's own: what its steps took decides the factors of its hardware.
 
-In come `Observation`s, steps of known counts that were timed; out comes `Own`, factors and assumptions with which
-`speed` and `power` predict other sizes on that hardware. It is the fit of `calibration` with other priors:
-where published runs know the hardware, from their factors and close to them; where they do not (a CPU), from a
-wide guess. A factor that the observations do not determine stays what it was, and is named.
+In come `Observation`s, steps of known counts that were timed; out comes `Own`, factors and
+assumptions with which `speed` and `power` predict other sizes on that hardware. It is the fit of
+`calibration` with other priors: where published runs know the hardware, from their factors and
+close to them; where they do not (a CPU), from a wide guess. A factor that the observations do not
+determine stays what it was, and is named.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from panthalassa.planner.power import Assumptions, calibrated
 from panthalassa.planner.speed import Factors, speed
 
 NOISE = 0.02
-"""Standard deviation of ln(predicted / measured) that is expected of the median of one's own steps."""
+"""Standard deviation of ln(predicted / measured) that is expected of the median of one's own
+steps."""
 NEAR = 0.15
 """Doubt of a share that published runs determined: how far software and clusters differ."""
 WIDE = 1.0
@@ -59,9 +61,9 @@ class Own:
 def refit(observations: Sequence[Observation], known: Factors | None = None) -> Own:
     """Fit the factors of the hardware that was observed.
 
-    known: what is known before, the published calibration by default. All observations are of one kind of
-    GPU. Raises PanthalassaError when they are not, when there is none, and for steps that took no time or
-    were faster than the peak of their hardware.
+    known: what is known before, the published calibration by default. All observations are of one
+    kind of GPU. Raises PanthalassaError when they are not, when there is none, and for steps that
+    took no time or were faster than the peak of their hardware.
     """
     _check(observations)
     known = known or factors()
@@ -85,6 +87,8 @@ def refit(observations: Sequence[Observation], known: Factors | None = None) -> 
 
 def _check(observations: Sequence[Observation]) -> None:
     names = {one.cluster.gpu.name for one in observations}
+    if not names:
+        raise PanthalassaError("no step was measured: give at least one, of two layouts if you can")
     if len(names) > 1:
         raise PanthalassaError(
             f"steps on {', '.join(sorted(names))} were given together: fit each kind of GPU for itself"
@@ -94,11 +98,12 @@ def _check(observations: Sequence[Observation]) -> None:
             raise PanthalassaError(
                 f"a step of {one.seconds} s and {one.joules} J was given: both are positive"
             )
-        mfu = one.counts.model_flops / one.seconds / one.cluster.gpu.peak
+        gpu = one.cluster.gpu
+        mfu = one.counts.model_flops / one.seconds / gpu.peak
         if mfu > 1:
             raise PanthalassaError(
-                f"a step of {one.seconds:.3g} s would be {mfu:.0%} of the peak of {one.cluster.gpu.name}: "
-                "its unit is the second, and its counts those of one GPU"
+                f"a step of {one.seconds:.3g} s would be {mfu:.0%} of the peak of {gpu.name}: its "
+                "unit is the second, and its counts those of one GPU"
             )
 
 

@@ -1,9 +1,10 @@
 """From counts to seconds: a roofline with a few shares of what the hardware could do.
 
-In come `Counts`, a `Cluster` and `Factors`; out comes `Speed`. Kernels of a stream run one after the other, so
-products, attention and elementwise work add up, each at its own roof. What the computation waits for (tensor
-parallelism) adds up, too. What FSDP moves beside the computation costs what does not fit beside it, and a
-share of what does, because both want the same memory and cores.
+In come `Counts`, a `Cluster` and `Factors`; out comes `Speed`. Kernels of a stream run one after
+the other, so products, attention and elementwise work add up, each at its own roof. What the
+computation waits for (tensor parallelism) adds up, too. What FSDP moves beside the computation
+costs what does not fit beside it, and a share of what does, because both want the same memory and
+cores.
 """
 
 import math
@@ -30,7 +31,8 @@ class Factors:
     network: float
     """Of the bandwidth between nodes, in collectives."""
     contention: float
-    """Of the time of communication that is hidden beside computation, what computation loses to it."""
+    """Of the time of communication that is hidden beside computation, what computation loses to
+    it."""
     hop_seconds: float
     """Latency of a collective for each node that its ring passes."""
     pass_seconds: float
@@ -38,9 +40,11 @@ class Factors:
     step_seconds: float
     """For each optimizer step."""
     straggling: float
-    """Share of the work that is added with each doubling of the nodes, because all wait for the slowest."""
+    """Share of the work that is added with each doubling of the nodes, because all wait for the
+    slowest."""
     spread: float
-    """ln of the ratio inside which nine of ten published runs lie, when their family is left out."""
+    """ln of the ratio inside which nine of ten published runs lie, when their family is left
+    out."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def speed(counts: Counts, cluster: Cluster, factors: Factors) -> Speed:
 
 
 def duration(one: Collective, cluster: Cluster, factors: Factors) -> float:
-    """Seconds of a collective by itself: a ring through every rank (bytes), and through every node (hops).
+    """Seconds of a collective by itself: a ring through every rank (bytes), and through every node
+    (hops).
 
     A ring that leaves the node goes over as many network cards as the group has ranks there.
     """
