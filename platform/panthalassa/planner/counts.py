@@ -10,6 +10,7 @@ that its kernels read and write. Eager RMSNorm, rotation and SwiGLU are several 
 compiled ones one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -234,7 +235,10 @@ def count(model: Shape, laid: Arrangement) -> Counts:
         optimizer_traffic=46.0 * model.parameters / slices / _shards(laid),
         passes=(3 + again) * model.layers / laid.pp * micro_batches,
         micro_batches=micro_batches,
-        collectives=tuple(_collectives(model, laid, micro_batches, 3 + again_attention)),
+        collectives=(
+            *_of_weights(model, laid, micro_batches),
+            *_of_activations(model, laid, micro_batches, 3 + again_attention),
+        ),
         bubble=(laid.pp - 1) / (micro_batches * laid.interleaving),
     )
 
@@ -245,15 +249,16 @@ def _shards(laid: Arrangement) -> int:
 
 def _traffic(model: Shape, laid: Arrangement, again: float) -> float:
     """Bytes a token, over all layers, in bf16."""
-    narrow = 1 if laid.fused else 0
-    norm = 4 if narrow or not model.gated else 36
-    act = (6 if narrow else 10) * model.ffn if model.gated else 4 * model.ffn
-    turned = (8 if narrow else 20) * (model.width + model.kv_width) if model.rotary else 0
-    mixing = 4 * (model.width + model.kv_width) * (1 if narrow else 2)
-    block = 2 * (norm + 6) * model.hidden + act + turned + mixing
-    if laid.attention == "unfused":
-        block += 10 * model.heads * laid.sequence
-    return model.layers * block * (3 + again) + 24.0 * model.vocabulary
+    heads = model.width + model.kv_width
+    norm = 4 if laid.fused or not model.gated else 36
+    activation = (6 if laid.fused else 10) * model.ffn if model.gated else 4 * model.ffn
+    rotation = (8 if laid.fused else 20) * heads if model.rotary else 0
+    attention = (4 if laid.fused else 8) * heads  # read, written, and transposed unless compiled
+    scores = 10 * model.heads * laid.sequence if laid.attention == "unfused" else 0
+    residual = 6
+    forward = 2 * (norm + residual) * model.hidden + activation + rotation + attention + scores
+    logits = 24.0 * model.vocabulary
+    return model.layers * forward * (3 + again) + logits
 
 
 def _copies(model: Shape, laid: Arrangement, micro_batches: int) -> float:
@@ -269,66 +274,33 @@ def _gathers(laid: Arrangement) -> int:
     return 1 if laid.keep_gathered or laid.sharding == "grads" else 2
 
 
-def _collectives(
-    model: Shape, laid: Arrangement, micro_batches: int, passes: float
-) -> list[Collective]:
+def _of_weights(model: Shape, laid: Arrangement, micro_batches: int) -> Iterator[Collective]:
+    """What FSDP, its copies (HSDP), or plain data parallelism exchange."""
     weights = model.parameters / (laid.tp * laid.pp)
+    layers, shards = model.layers / laid.pp, _shards(laid)
     node = max(1, laid.gpus_per_node // laid.tp)  # data-parallel ranks on a node
-    layers = model.layers / laid.pp
-    found = []
-    shards = _shards(laid)
+    times = 1 if laid.keep_gathered or laid.sharding == "none" else micro_batches
+    calls = times * layers
     if shards > 1:
-        times = 1 if laid.keep_gathered else micro_batches
-        gathers = _gathers(laid)
-        place = (shards, min(shards, node))
-        found += [
-            Collective(
-                "all_gather",
-                2 * weights * gathers * times,
-                gathers * times * layers,
-                *place,
-                waits=False,
-            ),
-            Collective(
-                "reduce_scatter",
-                laid.reduce_bytes * weights * times,
-                times * layers,
-                *place,
-                waits=False,
-            ),
-        ]
+        gathers, near = _gathers(laid), min(shards, node)
+        gathered, reduced = 2 * weights * gathers * times, laid.reduce_bytes * weights * times
+        yield Collective("all_gather", gathered, gathers * calls, shards, near, waits=False)
+        yield Collective("reduce_scatter", reduced, calls, shards, near, waits=False)
     copies = laid.dp // shards
     if copies > 1:
-        times = 1 if laid.sharding == "none" or laid.keep_gathered else micro_batches
-        waits = laid.sharding == "none"
-        found.append(
-            Collective(
-                "all_reduce",
-                laid.reduce_bytes * weights / shards * times,
-                times * layers,
-                copies,
-                max(1, min(copies, node // shards)),
-                waits,
-            )
-        )
-    activations = 2.0 * laid.micro_batch * laid.sequence * model.hidden * micro_batches
+        summed = laid.reduce_bytes * weights / shards * times
+        near, waits = max(1, min(copies, node // shards)), laid.sharding == "none"
+        yield Collective("all_reduce", summed, calls, copies, near, waits)
+
+
+def _of_activations(
+    model: Shape, laid: Arrangement, micro_batches: int, passes: float
+) -> Iterator[Collective]:
+    """What tensor parallelism sums (a gather and a scatter), and a pipeline hands on."""
+    moved = 2.0 * laid.micro_batch * laid.sequence * model.hidden * micro_batches
     if laid.tp > 1:
-        calls = 2 * layers * passes
-        found.append(
-            Collective(
-                "all_reduce",
-                activations * calls,
-                calls * micro_batches,
-                laid.tp,
-                min(laid.tp, laid.gpus_per_node),
-                waits=True,
-            )
-        )
+        sums, near = 2 * model.layers / laid.pp * passes, min(laid.tp, laid.gpus_per_node)
+        yield Collective("all_reduce", moved * sums, sums * micro_batches, laid.tp, near, True)
     if laid.pp > 1:
-        calls = 2 * laid.interleaving
-        found.append(
-            Collective(
-                "send", activations / laid.tp * calls, calls * micro_batches, 2, 1, waits=True
-            )
-        )
-    return found
+        sends = 2 * laid.interleaving
+        yield Collective("send", moved / laid.tp * sends, sends * micro_batches, 2, 1, True)
