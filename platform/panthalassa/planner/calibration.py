@@ -26,6 +26,7 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.planner.calibration_figure import draw
 from panthalassa.planner.counts import Counts
 from panthalassa.planner.hardware import Cluster
+from panthalassa.planner.power import published
 from panthalassa.planner.published import Run, runs
 from panthalassa.planner.speed import Factors, speed
 
@@ -252,8 +253,17 @@ def main() -> None:
         writer.writerows(lines)
     FIGURE.parent.mkdir(exist_ok=True)
     FIGURE.write_text(draw(lines, done.factors.spread))
-    for name, text in explain(done):
-        print(f"{name:<20} {text}")
+    energies = (
+        (
+            f"energy {one.id}",
+            f"{one.mwh:,.1f} MWh published, {one.by_convention:,.1f} by TDP x PUE "
+            f"({one.convention_error:+.1%}), {one.ours:,.1f} with nodes ({one.error:+.1%}); "
+            f"{one.tonnes:,.1f} t CO2 published ({one.tonnes_error:+.1%})",
+        )
+        for one in published()
+    )
+    for name, text in (*explain(done), *energies):
+        print(f"{name:<22} {text}")
 
 
 def _round(value: float) -> float:
