@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate chaos ray-cluster.yaml clean
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner planner-calibration chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -28,6 +28,8 @@ help:
 	@echo "make bench-dedup    measure which planted near-duplicates are found, and how fast"
 	@echo "make bench-decontaminate    measure how fast documents are compared with evaluations"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
+	@echo "make bench-planner    predict the step of this machine at another batch from two"
+	@echo "make planner-calibration    fit the planner's speed to published runs again"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make ray-cluster.yaml    render it from k8s/"
 	@echo "make clean    remove .venv (data/ and runs/ stay)"
@@ -95,6 +97,12 @@ bench-submit: $(INSTALLED)
 
 bench-sweep: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/sweep.py
+
+bench-planner: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/planner.py
+
+planner-calibration: $(INSTALLED)
+	$(BIN)/python -m panthalassa.planner.calibration
 
 chaos: $(INSTALLED)
 	CHAOS_SEEDS=$(SEEDS) CHAOS_FAULTS=$(FAULTS) $(BIN)/pytest -s tests/chaos
