@@ -142,6 +142,9 @@ def best_interval(reliability: Reliability, gpus: float) -> Interval:
 def _root(cost: float) -> float:
     """x in (0, 1) with (1 - x) exp(x) = exp(-cost): 1 + W(-exp(-1 - cost)) of Lambert's function, which
     itself loses all digits where it is needed, near its branch point."""
+    young = math.sqrt(2 * cost)
+    if cost < 1e-10:
+        return young * (1 - young / 3)
     if cost > 30:
         return 1.0  # to double precision
     return float(brentq(lambda x: math.log1p(-x) + x + cost, 0.0, 1 - 1e-15, xtol=1e-18))
