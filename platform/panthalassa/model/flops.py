@@ -42,6 +42,11 @@ def peak_of(gpu: str) -> float:
 
     Raises ConfigError for one that is not in the table: a guess would make every MFU a lie.
     """
+    return PEAK_BF16[known_gpu(gpu)]
+
+
+def known_gpu(gpu: str) -> str:
+    """The name in the table that fits a GPU's. Raises ConfigError if none does."""
     if "MIG" in gpu:
         raise ConfigError(
             f"{gpu!r} is a slice of a GPU, whose peak is not known: set cluster.peak_flops to its "
@@ -50,7 +55,7 @@ def peak_of(gpu: str) -> float:
     words = gpu.replace("-", " ").replace("_", " ").lower().split()
     for name in sorted(PEAK_BF16, key=len, reverse=True):
         if all(word in words for word in name.lower().split()):
-            return PEAK_BF16[name]
+            return name
     near = difflib.get_close_matches(gpu.upper(), PEAK_BF16, n=1, cutoff=0.3)
     hint = f" (nearest: {near[0]})" if near else ""
     raise ConfigError(
