@@ -1,7 +1,8 @@
 """Traces that were made before, in a folder of the user.
 
-A recording is kept under the hash of everything that decides it: its job, the code that runs in a trace, and
-the version of torch. Each file begins with the hash of the rest: what is torn or rotten counts as absent.
+A recording is kept under the hash of everything that decides it: its job, the code that runs in a
+trace, and the version of torch. Each file begins with the hash of the rest: what is torn or rotten
+counts as absent.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ _CODE = (
     "model/transformer.py",
     "parallel/mesh.py",
     "parallel/parallelize.py",
+    "planner/recorder.py",
     "planner/recording.py",
     "planner/trace.py",
 )

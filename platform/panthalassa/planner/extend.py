@@ -1,13 +1,15 @@
 """From recordings of small models and micro-batches to those of large ones, exactly.
 
-All numbers of a recording (bytes at each allocation, FLOPs, what is sent) are affine functions of the layers
-and of the micro-batch, so two recordings give any third: `large + steps * (large - small)`.
+All numbers of a recording (bytes at each allocation, FLOPs, what is sent) are affine functions of
+the layers and of the micro-batch, so two recordings give any third:
+`large + steps * (large - small)`.
 
-Which allocation corresponds to which: those of the first two blocks have the same place from the begin of the
-model, those of the others from its end. The blocks between are left out: what is alive at the n-th of them
-is affine in n, so none is above both ends. Where the larger recording has more pieces of the loss, or
-more parameters to clip, the first and the last allocations of a segment correspond, and the middle ones
-are left out for the same reason.
+Which allocation corresponds to which: those of the first two blocks have the same place from the
+begin of the model, those of the others from its end. The blocks between are left out: what is alive
+at the n-th of them is affine in n, so none is above both ends. Where something repeats inside a
+segment (pieces of the loss, parameters to reduce or to clip), its first and its last repetitions
+correspond, and those between are left out for the same reason. Operations have numbers, so that
+other programs than that are found out.
 """
 
 from collections import Counter
@@ -15,7 +17,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from panthalassa.planner.recording import Recording, Segment, Sent
+from panthalassa.planner.recording import Column, Recording, Segment, Sent
 
 FROM_THE_BEGIN = 2
 """Blocks that keep their distance from the begin of the model."""
@@ -31,13 +33,13 @@ def extend(small: Recording, large: Recording, steps: int) -> Recording:
     known = {(s.part, s.phase, s.block): s for s in small.segments}
     segments = []
     for segment in large.segments:
-        early = segment.block is None or segment.block < FROM_THE_BEGIN
-        partner = segment.block if early else segment.block - added
+        from_the_end = segment.block is not None and segment.block >= FROM_THE_BEGIN
+        partner = _moved(segment.block, -added if from_the_end else 0)
         try:
             before = known[segment.part, segment.phase, partner]
         except KeyError:
             raise ValueError(f"no segment {segment.part} {segment.phase} {partner}") from None
-        number = segment.block if early else segment.block + added * steps
+        number = _moved(segment.block, added * steps if from_the_end else 0)
         events = _line(before.events, segment.events, steps)
         segments.append(Segment(segment.part, segment.phase, number, events))
     flops = {
@@ -46,18 +48,35 @@ def extend(small: Recording, large: Recording, steps: int) -> Recording:
     return Recording(segments, flops, _sent(small, large, steps), _rows(small, large, steps))
 
 
+def _moved(block: int | None, by: int) -> int | None:
+    return None if block is None else block + by
+
+
 def blocks(recording: Recording) -> int:
     """How many blocks a recording has segments of."""
     return len({s.block for s in recording.segments if s.block is not None})
 
 
 def _line(small: NDArray[np.int64], large: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    half = min(len(small), len(large)) // 2
-    rest = min(len(small), len(large)) - half
-    a = np.concatenate((small[:half], small[len(small) - rest :]))
-    b = np.concatenate((large[:half], large[len(large) - rest :]))
-    extended: NDArray[np.int64] = b + steps * (b - a)
+    """Events that correspond, extended. Raises ValueError when the operations are not the same."""
+    cut = _cut(small[:, Column.OPERATION], large[:, Column.OPERATION])
+    rest = len(small) - cut
+    partners = np.concatenate((large[:cut], large[len(large) - rest :]))
+    extended: NDArray[np.int64] = partners + steps * (partners - small)
     return extended
+
+
+def _cut(small: NDArray[np.int64], large: NDArray[np.int64]) -> int:
+    """Where, in the middle of what repeats, `large` has more of it."""
+    if len(small) > len(large):
+        raise ValueError("the larger program has fewer operations")
+    same = small == large[: len(small)]
+    prefix = len(same) if same.all() else int(same.argmin())
+    same = (small == large[len(large) - len(small) :])[::-1]
+    suffix = len(same) if same.all() else int(same.argmin())
+    if prefix + suffix < len(small):
+        raise ValueError("the operations are not those of the same program")
+    return (len(small) - suffix + prefix) // 2
 
 
 def _sent(small: Recording, large: Recording, steps: int) -> list[Sent]:

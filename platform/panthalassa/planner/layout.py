@@ -1,8 +1,8 @@
 """How a model can be laid over a cluster, and what a rank then is asked to do in a step.
 
-A `Workload` is what decides the mathematics (model, sequence, global batch, precision), a `Layout` what is
-left to choose. `feasible` gives every layout that `parallel` and the training step accept; whether it
-fits into memory is for `memory` to say.
+A `Workload` is what decides the mathematics (model, sequence, global batch, precision), a `Layout`
+what is left to choose. `feasible` gives every layout that `parallel` and the training step accept;
+whether it fits into memory is for `memory` to say.
 """
 
 from collections.abc import Iterator
@@ -89,11 +89,11 @@ class Layout:
 def feasible(workload: Workload, gpus: int, gpus_per_node: int) -> list[Layout]:
     """All layouts for `gpus` GPUs on nodes of `gpus_per_node`, in a fixed order.
 
-    Tensor-parallel groups of 1, 2, 4 or 8 that divide the model and a node; micro-batches of powers of
-    two up to a rank's share of the global batch; copies of the model in powers of two, each sharded over a
-    node at least, because gathering inside one costs little, and over two ranks at least. More
-    data-parallel ranks than samples are no layout: some would never have anything to do. Raises
-    ConfigError when there is none, and for numbers that describe no cluster.
+    Tensor-parallel groups of 1, 2, 4 or 8 that divide the model and a node; micro-batches of powers
+    of two up to a rank's share of the global batch; copies of the model in powers of two, each
+    sharded over a node at least, because gathering inside one costs little, and over two ranks at
+    least. More data-parallel ranks than samples are no layout: some would never have anything to
+    do. Raises ConfigError when there is none, and for numbers that describe no cluster.
     """
     _check_cluster(gpus, gpus_per_node)
     layouts = [
@@ -121,7 +121,9 @@ def obstacle(workload: Workload, gpus: int, gpus_per_node: int, tp: int) -> str 
         if (value := getattr(model, key)) % tp:
             return f"model.{key}={value} is not divisible by parallel.tp_size={tp}"
     if workload.sequence_length % tp:
-        return f"sequence_length={workload.sequence_length} is not divisible by parallel.tp_size={tp}"
+        return (
+            f"sequence_length={workload.sequence_length} is not divisible by parallel.tp_size={tp}"
+        )
     if gpus // tp > workload.global_batch:
         return (
             f"{gpus // tp} data-parallel ranks share global_batch={workload.global_batch}: "

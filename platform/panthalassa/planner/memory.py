@@ -1,19 +1,17 @@
-"""Bytes, FLOPs and collectives of a step on one rank, for any layout, from traces of a few small ones.
+"""Bytes, FLOPs and collectives of a step on one rank, for any layout, from a few small traces.
 
-`footprints(workload, layouts)` is the whole interface. A trace takes a second, and a model has 36 layers and
-hundreds of layouts; so few are traced, and the others follow exactly:
+`footprints(workload, layouts)` is the whole interface. A trace takes a second, and a model has 36
+layers and hundreds of layouts; so few are traced, and the others follow from them:
 
-- Layers are alike. Models of 3 and 4 layers are traced; each allocation of the first two and the last two
-  blocks, and of what is around them, holds bytes that are an affine function of the number of layers. The
-  blocks between lie between: what is alive at the n-th of them is affine in n, so the peak is at an end.
-  The peak is searched among all allocations after they were extended, so that what few layers hide (the
-  activations, behind the vocabulary's logits) comes out.
-- So it is with micro-batches, from the one on that has four pieces of `loss_chunk` positions.
-- Sharding over other numbers of ranks (HSDP) changes the bytes of shards alone, which are counted apart.
+- Layers are alike. Models of 3 and 4 layers are traced, and the bytes at each allocation extended to
+  the whole model (`extend`). The peak is searched after that, so that what few layers hide (the
+  activations, behind the logits) comes out.
+- Micro-batches are alike, from the one on whose loss has four pieces of `loss_chunk` positions.
+- Sharding over fewer ranks (HSDP) changes the bytes of shards alone, which are counted apart.
 - A step of one micro-batch differs from one of several by the gradients that are there before.
 
-What is counted are tensors, on the kernels of a CPU and without torch.compile. An allocator's fragments, the
-buffers of NCCL and CUDA's context come on top; compiled blocks need less.
+What is counted are tensors, with the kernels of a CPU and without torch.compile. An allocator's
+fragments, the buffers of NCCL and CUDA's context come on top; compiled blocks need less.
 """
 
 import json
@@ -43,13 +41,14 @@ LEAST_PIECES = 4
 INPUT_BYTES = 24
 """Of a position: token, document and label as int64."""
 
-PHASES = {
-    "forward": "forward pass",
+MOMENTS = {
+    "forward": "embedding",
     "head": "forward pass of the head",
-    "backward": "backward pass",
+    "backward": "backward pass of the head",
     "clip": "clipping",
     "optimizer": "optimizer",
 }
+"""Of segments without a block."""
 
 Events = NDArray[np.int64]
 """[allocations, columns]: bytes."""
@@ -62,8 +61,8 @@ class Traffic:
     kind: str
     """`all_gather`, `reduce_scatter`, `all_reduce`, `all_to_all`."""
     group: str
-    """`tp`: inside a tensor-parallel group. `shard`: over the ranks that a copy of the model is sharded over.
-    `replicas`: over copies. `all`: none of these."""
+    """`tp`: inside a tensor-parallel group. `shard`: over the ranks that a copy of the model is
+    sharded over. `replicas`: over copies. `all`: none of these."""
     ranks: int
     """In such a group."""
     calls: int
@@ -74,7 +73,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a rank of a layout needs. Bytes are those at the moment of the peak, and sum up to it."""
+    """What a rank of a layout needs. Bytes are those at the moment of the peak, and sum up to
+    it."""
 
     parameters: int
     gradients: int
@@ -92,7 +92,8 @@ class Footprint:
     """Where in the step the peak is."""
     micro_batches: int
     flops: int
-    """Executed in a step, with what is computed again: of the hardware (HFU), not of the model (MFU)."""
+    """Executed in a step, with what is computed again: of the hardware (HFU), not of the model
+    (MFU)."""
     traffic: tuple[Traffic, ...]
 
     @property
@@ -116,12 +117,12 @@ def footprints(
 ) -> dict[Layout, Footprint]:
     """The footprint of every layout, in their order.
 
-    cache: where traces are kept; the user's folder if not given. processes: that trace at a time, one a
-    CPU if not given. A rank is the first one, whose shards are the largest. Raises RuntimeError when a
-    tracing process fails.
+    cache: where traces are kept; the user's folder if not given. processes: that trace at a time,
+    one a CPU if not given. A rank is the first one, whose shards are the largest. Raises
+    RuntimeError when a tracing process fails.
     """
     cache = cache or TraceCache()
-    jobs = {layout: _jobs(workload, layout) for layout in layouts}
+    jobs = {layout: traces(workload, layout) for layout in layouts}
     wanted = dict.fromkeys(job for grid in jobs.values() for row in grid for job in row)
     recordings = {job: recording for job in wanted if (recording := cache.read(job))}
     missing = [job for job in wanted if job not in recordings]
@@ -184,7 +185,7 @@ def _run(folder: Path, processes: int) -> None:
             process.wait()
 
 
-def _jobs(workload: Workload, layout: Layout) -> list[list[Job]]:
+def traces(workload: Workload, layout: Layout) -> list[list[Job]]:
     """The traces that a layout follows from: by micro-batch, by layers."""
     model, n = workload.model, layout.micro_batches(workload.global_batch)
     layers = TRACED_LAYERS if model.layers > max(TRACED_LAYERS) else (model.layers,)
@@ -219,7 +220,8 @@ def _with_layers(workload: Workload, layers: int) -> Model:
 
 
 def _traced_micro_batches(workload: Workload, micro_batch: int) -> tuple[int, ...]:
-    """Two small ones with whole pieces of the loss, where `micro_batch` is a multiple; else itself."""
+    """Two small ones with whole pieces of the loss, where `micro_batch` is a multiple; else
+    itself."""
     least = 1
     while least * workload.sequence_length < LEAST_PIECES * workload.loss_chunk:
         least *= 2
@@ -231,15 +233,12 @@ def _traced_micro_batches(workload: Workload, micro_batch: int) -> tuple[int, ..
 
 def _extended(workload: Workload, layout: Layout, grid: list[list[Recording]]) -> Recording:
     """The recording of the whole model and of the layout's micro-batch."""
-    by_layers = [
-        by_micro_batch[0]
-        if len(by_micro_batch) == 1
-        else extend(*by_micro_batch, steps=_beyond(workload, layout.micro_batch))
-        for by_micro_batch in zip(*grid, strict=True)
-    ]
-    if len(by_layers) == 1:
-        return by_layers[0]
-    return extend(*by_layers, steps=workload.model.layers - TRACED_LAYERS[-1])
+    by_layers = []
+    for small, *large in zip(*grid, strict=True):
+        steps = _beyond(workload, layout.micro_batch) if large else 0
+        by_layers.append(extend(small, large[0], steps) if large else small)
+    fewer, *more = by_layers
+    return extend(fewer, more[0], workload.model.layers - TRACED_LAYERS[1]) if more else fewer
 
 
 def _beyond(workload: Workload, micro_batch: int) -> int:
@@ -260,7 +259,9 @@ def _footprint(
         **{name: int(values[peak]) for name, values in parts.items()},
         when=_moment(recording.segments, peak),
         micro_batches=n,
-        flops=sum(recording.flops.get(part, 0) * times for part, times in _times(layout, n).items()),
+        flops=sum(
+            recording.flops.get(part, 0) * times for part, times in _times(layout, n).items()
+        ),
         traffic=tuple(_traffic(recording, layout, n)),
     )
 
@@ -294,8 +295,9 @@ def _moment(segments: Sequence[Segment], event: int) -> str:
         if event < len(segment.events):
             break
         event -= len(segment.events)
-    where = "" if segment.block is None else f" of block {segment.block + 1}"
-    return f"{PHASES[segment.phase]}{where}"
+    if segment.block is None:
+        return MOMENTS[segment.phase]
+    return f"{segment.phase} pass of block {segment.block + 1}"
 
 
 def _times(layout: Layout, n: int) -> dict[str, int]:

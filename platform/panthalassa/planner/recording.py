@@ -1,7 +1,7 @@
 """What a trace is asked for and what it gives, as plain data that needs no torch to be read.
 
-A `Job` decides a trace completely, so it is the key of the cache; a `Recording` is what the trace saw, and
-goes to a file and back.
+A `Job` decides a trace completely, so it is the key of the cache; a `Recording` is what the trace
+saw, and goes to a file and back.
 """
 
 import io
@@ -44,6 +44,8 @@ class Column(IntEnum):
     """What the backward pass or the update allocated, recomputed activations among it."""
     INPUT = 10
     """Tokens, documents and labels."""
+    OPERATION = 11
+    """Not bytes: a number for the operation that allocated, the same in all traces."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,7 @@ class Recording:
     def shard_bytes(self, shards: int) -> int:
         """Parameters of the first rank, which has the most, when `shards` ranks share the rows."""
         return sum(
-            count * -(-rows // shards) * row_bytes
-            for (rows, row_bytes), count in self.rows.items()
+            count * -(-rows // shards) * row_bytes for (rows, row_bytes), count in self.rows.items()
         )
 
     def dump(self) -> bytes:
@@ -148,8 +149,8 @@ class Recording:
             pieces = np.split(events, np.cumsum(head["lengths"])[:-1])
             return cls(
                 segments=[
-                    Segment(*names, piece)
-                    for names, piece in zip(head["segments"], pieces, strict=True)
+                    Segment(part, phase, block, piece)
+                    for (part, phase, block), piece in zip(head["segments"], pieces, strict=True)
                 ],
                 flops=head["flops"],
                 sent=[Sent(**sent) for sent in head["sent"]],
