@@ -1,0 +1,327 @@
+"""Bytes, FLOPs and collectives of a step on one rank, for any layout, from a few small traces.
+
+`footprints(workload, layouts)` is the whole interface. A trace takes a second, and a model has 36
+layers and hundreds of layouts; so few are traced, and the others follow from them:
+
+- Layers are alike. Models of 3 and 4 layers are traced, and the bytes at each allocation extended to
+  the whole model (`extend`). The peak is searched after that, so that what few layers hide (the
+  activations, behind the logits) comes out.
+- Micro-batches are alike, from the one on whose loss has four pieces of `loss_chunk` positions.
+- Sharding over fewer ranks (HSDP) changes the bytes of shards alone, which are counted apart.
+- A step of one micro-batch differs from one of several by the gradients that are there before.
+
+What is counted are tensors, with the kernels of a CPU and without torch.compile. An allocator's
+fragments, the buffers of NCCL and CUDA's context come on top; compiled blocks need less.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panthalassa.config import Model
+from panthalassa.planner.cache import TraceCache
+from panthalassa.planner.extend import extend
+from panthalassa.planner.layout import Layout, Workload
+from panthalassa.planner.recording import Column, Job, Recording, Segment
+
+TRACED_LAYERS = (3, 4)
+LEAST_PIECES = 4
+"""Pieces of the loss in the smaller traced micro-batch, so that each half holds a whole one."""
+
+INPUT_BYTES = 24
+"""Of a position: token, document and label as int64."""
+
+MOMENTS = {
+    "forward": "embedding",
+    "head": "forward pass of the head",
+    "backward": "backward pass of the head",
+    "clip": "clipping",
+    "optimizer": "optimizer",
+}
+"""Of segments without a block."""
+
+Events = NDArray[np.int64]
+"""[allocations, columns]: bytes."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The collectives of one kind over one group, of a rank in a step."""
+
+    kind: str
+    """`all_gather`, `reduce_scatter`, `all_reduce`, `all_to_all`."""
+    group: str
+    """`tp`: inside a tensor-parallel group. `shard`: over the ranks that a copy of the model is
+    sharded over. `replicas`: over copies. `all`: none of these."""
+    ranks: int
+    """In such a group."""
+    calls: int
+    bytes: int
+    """Of the whole tensors: gathered, or before they are reduced and scattered. A ring moves
+    (ranks - 1) / ranks of them in and out of a rank; an all-reduce twice that."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a rank of a layout needs. Bytes are those at the moment of the peak, and sum up to
+    it."""
+
+    parameters: int
+    gradients: int
+    """Shards of them, and whole ones that wait for the last micro-batch."""
+    optimizer: int
+    gathered: int
+    """Weights that are whole at that moment, and the buffers that they come in."""
+    activations: int
+    """What forward passes left for the backward pass, or are working on."""
+    temporaries: int
+    """Gradients of activations, what is computed again, buffers of reductions."""
+    inputs: int
+    """All micro-batches of the step."""
+    when: str
+    """Where in the step the peak is."""
+    micro_batches: int
+    flops: int
+    """Executed in a step, with what is computed again: of the hardware (HFU), not of the model
+    (MFU)."""
+    traffic: tuple[Traffic, ...]
+
+    @property
+    def peak(self) -> int:
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.gathered
+            + self.activations
+            + self.temporaries
+            + self.inputs
+        )
+
+
+def footprints(
+    workload: Workload,
+    layouts: Iterable[Layout],
+    cache: TraceCache | None = None,
+    processes: int | None = None,
+) -> dict[Layout, Footprint]:
+    """The footprint of every layout, in their order.
+
+    cache: where traces are kept; the user's folder if not given. processes: that trace at a time,
+    one a CPU if not given. A rank is the first one, whose shards are the largest. Raises
+    RuntimeError when a tracing process fails.
+    """
+    cache = cache or TraceCache()
+    jobs = {layout: traces(workload, layout) for layout in layouts}
+    wanted = dict.fromkeys(job for grid in jobs.values() for row in grid for job in row)
+    recordings = {job: recording for job in wanted if (recording := cache.read(job))}
+    missing = [job for job in wanted if job not in recordings]
+    recordings |= trace_all(missing, cache, processes or os.cpu_count() or 1)
+    found = {}
+    extended: dict[Any, Recording] = {}
+    for layout, grid in jobs.items():
+        key = layout.micro_batch, tuple(map(tuple, grid))
+        if key not in extended:
+            rows = [[recordings[job] for job in row] for row in grid]
+            extended[key] = _extended(workload, layout, rows)
+        shards = grid[0][0].dp // grid[0][0].replicas
+        found[layout] = _footprint(workload, layout, shards, extended[key])
+    return found
+
+
+def trace_all(jobs: Sequence[Job], cache: TraceCache, processes: int) -> dict[Job, Recording]:
+    """Trace `jobs` in processes of their own, and keep what they give."""
+    if not jobs:
+        return {}
+    # Neighbours share what torch has worked out about their shapes.
+    order = sorted(jobs, key=lambda job: (job.mesh, job.activation_checkpointing, job.micro_batch))
+    with tempfile.TemporaryDirectory(prefix="panthalassa-trace-") as name:
+        folder = Path(name)
+        (folder / "jobs.json").write_text(json.dumps([job.dump() for job in order]))
+        _run(folder, min(processes, len(order)))
+        recordings = {}
+        for number, job in enumerate(order):
+            payload = (folder / f"{number}.npz").read_bytes()
+            recordings[job] = Recording.load(payload)
+            cache.write(job, payload)
+    return recordings
+
+
+def _run(folder: Path, processes: int) -> None:
+    """All jobs of a folder; no process is left behind, whatever happens."""
+    command = [sys.executable, "-m", "panthalassa.planner.trace", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    errors = [folder / f"errors-{first}" for first in range(processes)]
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for first, file in enumerate(errors):
+            with file.open("wb") as stream:
+                running.append(
+                    subprocess.Popen(
+                        [*command, str(first), str(processes)],
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=stream,
+                        stderr=stream,
+                    )
+                )
+        for process, file in zip(running, errors, strict=True):
+            if process.wait():
+                tail = file.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"tracing failed with code {process.returncode}:\n{tail}")
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def traces(workload: Workload, layout: Layout) -> list[list[Job]]:
+    """The traces that a layout follows from: by micro-batch, by layers."""
+    model, n = workload.model, layout.micro_batches(workload.global_batch)
+    layers = TRACED_LAYERS if model.layers > max(TRACED_LAYERS) else (model.layers,)
+    # A shard that is the whole is another program: FSDP gathers nothing then.
+    replicas = layout.replicas if layout.shards == 1 else 1
+    base = Job(
+        model=model,
+        sequence_length=workload.sequence_length,
+        loss_chunk=workload.loss_chunk,
+        precision=workload.precision,
+        dp=layout.dp,
+        tp=layout.tp,
+        replicas=replicas,
+        micro_batch=1,
+        activation_checkpointing=layout.activation_checkpointing,
+        keep_gathered=layout.keep_gathered,
+        # Weights that stay gathered make the first and the last micro-batch different ones.
+        micro_batches=2 if n > 1 and layout.keep_gathered else 1,
+        begins_with_gradients=not layout.keep_gathered,
+    )
+    return [
+        [
+            replace(base, micro_batch=micro_batch, model=_with_layers(workload, number))
+            for number in layers
+        ]
+        for micro_batch in _traced_micro_batches(workload, layout.micro_batch)
+    ]
+
+
+def _with_layers(workload: Workload, layers: int) -> Model:
+    return workload.model.model_copy(update={"layers": layers, "preset": None})
+
+
+def _traced_micro_batches(workload: Workload, micro_batch: int) -> tuple[int, ...]:
+    """Two small ones with whole pieces of the loss, where `micro_batch` is a multiple; else
+    itself."""
+    least = 1
+    while least * workload.sequence_length < LEAST_PIECES * workload.loss_chunk:
+        least *= 2
+    even = least * workload.sequence_length % workload.loss_chunk == 0
+    if even and micro_batch > 2 * least and micro_batch % least == 0:
+        return least, 2 * least
+    return (micro_batch,)
+
+
+def _extended(workload: Workload, layout: Layout, grid: list[list[Recording]]) -> Recording:
+    """The recording of the whole model and of the layout's micro-batch."""
+    by_layers = []
+    for small, *large in zip(*grid, strict=True):
+        steps = _beyond(workload, layout.micro_batch) if large else 0
+        by_layers.append(extend(small, large[0], steps) if large else small)
+    fewer, *more = by_layers
+    return extend(fewer, more[0], workload.model.layers - TRACED_LAYERS[1]) if more else fewer
+
+
+def _beyond(workload: Workload, micro_batch: int) -> int:
+    small, large = _traced_micro_batches(workload, micro_batch)
+    return (micro_batch - large) // (large - small)
+
+
+def _footprint(
+    workload: Workload, layout: Layout, traced_shards: int, recording: Recording
+) -> Footprint:
+    n = layout.micro_batches(workload.global_batch)
+    events = np.concatenate([segment.events for segment in recording.segments])
+    parts = _by_part(events, recording, layout, traced_shards, n > 1)
+    parts["inputs"] += INPUT_BYTES * n * layout.micro_batch * workload.sequence_length
+    total = np.sum(list(parts.values()), axis=0)
+    peak = int(total.argmax())
+    return Footprint(
+        **{name: int(values[peak]) for name, values in parts.items()},
+        when=_moment(recording.segments, peak),
+        micro_batches=n,
+        flops=sum(
+            recording.flops.get(part, 0) * times for part, times in _times(layout, n).items()
+        ),
+        traffic=tuple(_traffic(recording, layout, n)),
+    )
+
+
+def _by_part(
+    events: Events, recording: Recording, layout: Layout, traced_shards: int, accumulates: bool
+) -> dict[str, Events]:
+    """The fields of a Footprint, each [allocations]."""
+    column = {kind: events[:, kind] for kind in Column}
+    shard, traced = recording.shard_bytes(layout.shards), recording.shard_bytes(traced_shards)
+
+    def resharded(values: Events) -> Events:
+        return values if shard == traced else np.rint(values * (shard / traced)).astype(np.int64)
+
+    old_and_new = column[Column.OLD_GRADIENT] + column[Column.NEW_GRADIENT]
+    several = accumulates and not layout.keep_gathered
+    return {
+        "parameters": column[Column.PARAMETER] + (shard - traced),
+        "optimizer": column[Column.OPTIMIZER] + 2 * (shard - traced),
+        "gradients": resharded(old_and_new if several else column[Column.REDUCED])
+        + column[Column.WHOLE_GRADIENT],
+        "gathered": resharded(column[Column.CAST]) + column[Column.GATHERED],
+        "activations": column[Column.ACTIVATION],
+        "temporaries": column[Column.TEMPORARY],
+        "inputs": np.zeros_like(column[Column.INPUT]),
+    }
+
+
+def _moment(segments: Sequence[Segment], event: int) -> str:
+    for segment in segments:
+        if event < len(segment.events):
+            break
+        event -= len(segment.events)
+    if segment.block is None:
+        return MOMENTS[segment.phase]
+    return f"{segment.phase} pass of block {segment.block + 1}"
+
+
+def _times(layout: Layout, n: int) -> dict[str, int]:
+    """How often each traced part comes in a step of `n` micro-batches."""
+    if layout.keep_gathered and n > 1:
+        return {"first": n - 1, "last": 1, "update": 1}
+    return {"last": 1 if layout.keep_gathered else n, "update": 1}
+
+
+def _traffic(recording: Recording, layout: Layout, n: int) -> Iterator[Traffic]:
+    calls: Counter[tuple[str, str]] = Counter()
+    size: Counter[tuple[str, str]] = Counter()
+    for sent in recording.sent:
+        times = _times(layout, n)[sent.part]
+        if sent.part == "first" and sent.group == "shard":
+            times = 1  # what is gathered stays
+        calls[sent.kind, sent.group] += times * sent.calls
+        size[sent.kind, sent.group] += times * sent.bytes
+    if layout.replicas > 1 and layout.shards > 1:  # then the trace has one copy of the model
+        scattered = "reduce_scatter", "shard"
+        calls["all_reduce", "replicas"] = calls[scattered]
+        size["all_reduce", "replicas"] = size[scattered] // layout.shards
+    ranks = {"tp": layout.tp, "shard": layout.shards, "replicas": layout.replicas}
+    for kind, group in sorted(calls):
+        yield Traffic(
+            kind, group, ranks.get(group, layout.gpus), calls[kind, group], size[kind, group]
+        )

@@ -1,0 +1,176 @@
+"""What a trace of few layers says is what the whole model does: traced in full, and on real
+ranks."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import TinyRun, tiny
+from torch import distributed as dist
+
+from panthalassa.config import Config, Model
+from panthalassa.planner.cache import TraceCache
+from panthalassa.planner.layout import Layout, Workload
+from panthalassa.planner.memory import Footprint, footprints, trace_all, traces
+from panthalassa.planner.recorder import Recorder
+from panthalassa.planner.recording import Column, Job, Recording
+from panthalassa.planner.trace import group_names, local
+from panthalassa.train.step import train_step
+
+SMALL = Model(
+    vocabulary_size=64, hidden_size=32, layers=7, heads=4, kv_heads=2, head_size=8, ffn_size=48
+)
+TIED = SMALL.model_copy(update={"tied_embeddings": True})
+
+
+BYTES = [column for column in Column if column not in (Column.REDUCED, Column.OPERATION)]
+
+
+def workload(model: Model, global_batch: int, precision: Any = "bf16") -> Workload:
+    return Workload(model, 32, global_batch, precision, loss_chunk=16)
+
+
+CASES = [
+    (workload(SMALL, 64), Layout(4, 2, 1, 16, "selective", False)),
+    (workload(SMALL, 32), Layout(4, 2, 1, 8, "full", True)),
+    (workload(SMALL, 32), Layout(4, 2, 1, 16, "none", False)),
+    (workload(SMALL, 32), Layout(4, 2, 1, 16, "full", True)),
+    (workload(TIED, 16, "fp32"), Layout(8, 1, 2, 2, "none", False)),
+    (workload(TIED, 24, "fp32"), Layout(8, 1, 2, 1, "selective", True)),
+    (workload(SMALL, 12, "fp32"), Layout(1, 1, 1, 6, "none", False)),
+    (workload(SMALL, 8, "fp32"), Layout(2, 1, 2, 2, "none", True)),
+]
+"""Each way of scaling, and all of them together: layers, micro-batches, copies, accumulation."""
+
+
+def in_full(workload: Workload, layout: Layout) -> Job:
+    """The whole step of the whole model."""
+    return Job(
+        model=workload.model,
+        sequence_length=workload.sequence_length,
+        loss_chunk=workload.loss_chunk,
+        precision=workload.precision,
+        dp=layout.dp,
+        tp=layout.tp,
+        replicas=layout.replicas,
+        micro_batch=layout.micro_batch,
+        activation_checkpointing=layout.activation_checkpointing,
+        keep_gathered=layout.keep_gathered,
+        micro_batches=layout.micro_batches(workload.global_batch),
+        begins_with_gradients=False,
+    )
+
+
+def sent(recording: Recording) -> dict[tuple[str, str], tuple[int, int]]:
+    """Calls and bytes by kind and group."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for entry in recording.sent:
+        calls, size = found.get((entry.kind, entry.group), (0, 0))
+        found[entry.kind, entry.group] = calls + entry.calls, size + entry.bytes
+    return found
+
+
+def predicted(footprint: Footprint) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(t.kind, t.group): (t.calls, t.bytes) for t in footprint.traffic}
+
+
+def layout_of(config: Config, gpus: int) -> Layout:
+    parallel = config.parallel
+    return Layout(
+        gpus=gpus,
+        tp=parallel.tp_size,
+        replicas=parallel.replicas,
+        micro_batch=config.train.micro_batch,
+        activation_checkpointing=parallel.activation_checkpointing,
+        keep_gathered=parallel.keep_gathered,
+    )
+
+
+def test_few_layers_and_small_batches_scale_to_the_full_trace(tmp_path: Path) -> None:
+    cache, jobs = TraceCache(tmp_path), [in_full(*case) for case in CASES]
+    small = [job for case in CASES for row in traces(*case) for job in row]
+    assert len({job.model.layers for job in small}) == 2
+    full = trace_all(list(dict.fromkeys(jobs + small)), cache, processes=2)
+    for case, job in zip(CASES, jobs, strict=True):
+        setting, layout = case
+        found = footprints(setting, [layout], cache)[layout]
+        segments = full[job].segments
+        peaks = [s.events[:, BYTES].sum(1).max() for s in segments]
+        assert found.peak == max(peaks), layout
+        assert found.parameters == segments[0].events[0, Column.PARAMETER], layout
+        assert found.optimizer == segments[0].events[0, Column.OPTIMIZER], layout
+        assert found.flops == sum(full[job].flops.values()), layout
+        assert predicted(found) == sent(full[job]), layout
+    assert not dist.is_initialized()
+
+
+REAL: list[tuple[str, ...]] = [
+    (),
+    ("train.micro_batch=1", "parallel.activation_checkpointing=selective"),
+    ("parallel.tp_size=2", "train.micro_batch=1", "parallel.precision=bf16"),
+    ("parallel.tp_size=2", "parallel.keep_gathered=true", "train.micro_batch=1"),
+    ("parallel.replicas=2", "parallel.activation_checkpointing=full", "train.loss_chunk=16"),
+]
+"""On four ranks; a vocabulary of 258 and a feed-forward of 50 fill no shard evenly."""
+
+
+def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
+    """Of a real step by `train_step`: bytes of parameters, of moments, at the peak; FLOPs;
+    collectives."""
+    found = []
+    for config in configs:
+        run = TinyRun(config)
+        run.step(0)
+        recorder = Recorder(group_names(run.mesh))
+        sizes = []
+        moments = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
+        for tensors, column in (
+            (list(run.model.parameters()), Column.PARAMETER),
+            (moments, Column.OPTIMIZER),
+        ):
+            shards = [local(tensor) for tensor in tensors]
+            sizes.append(sum(shard.numel() * shard.element_size() for shard in shards))
+            for shard in shards:
+                recorder.mark(shard, column)
+        batches = run.batches(1)
+        for batch in batches:
+            for tensor in (batch.tokens, batch.documents, batch.labels):
+                recorder.mark(tensor, Column.INPUT)
+        recorder.begin("step", "forward")
+        with recorder.recording():
+            train_step(
+                run.model,
+                run.optimizer,
+                batches,
+                run.mesh,
+                config.train,
+                100,
+                0.01,
+                config.parallel.keep_gathered,
+                run.guard,
+                config.guard,
+            )
+        (segment,) = recorder.segments
+        recording = Recording([segment], recorder.flops, list(recorder.sent.values()), Counter())
+        peak = int(segment.events[:, BYTES].sum(1).max())
+        found.append((*sizes, peak, sum(recorder.flops.values()), sent(recording)))
+    return found
+
+
+def test_a_trace_is_what_a_real_rank_has_and_does(ranks: Any, tmp_path: Path) -> None:
+    uneven = ("model.vocabulary_size=258", "model.ffn_size=50", "train.global_batch=8")
+    configs = [tiny(*uneven, *overrides) for overrides in REAL]
+    cache = TraceCache(tmp_path)
+    cases = [(Workload.of(config), layout_of(config, 4)) for config in configs]
+    trace_all([job for case in cases for row in traces(*case) for job in row], cache, 2)
+    first = ranks(4, watched, configs)[0]
+    for (setting, layout), (parameters, moments, peak, flops, collectives) in zip(
+        cases, first, strict=True
+    ):
+        found = footprints(setting, [layout], cache)[layout]
+        assert found.parameters == parameters, layout
+        assert found.optimizer == moments, layout
+        assert found.flops == flops, layout
+        assert predicted(found) == collectives, layout
+        assert found.peak == pytest.approx(peak, rel=0.02), layout
