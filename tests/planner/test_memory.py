@@ -1,6 +1,7 @@
 """What a trace of few layers says is what the whole model does: traced in full, and on real
 ranks."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 from ranks import TinyRun, tiny
 from torch import distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
 from panthalassa.config import Config, Model
+from panthalassa.config_file import load
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.layout import Layout, Workload
 from panthalassa.planner.memory import Footprint, footprints, trace_all, traces
@@ -17,6 +20,8 @@ from panthalassa.planner.recorder import Recorder
 from panthalassa.planner.recording import Column, Job, Recording
 from panthalassa.planner.trace import group_names, local
 from panthalassa.train.step import train_step
+
+LAPTOP = Path(__file__).parents[2] / "jobs" / "configs" / "laptop.yaml"
 
 SMALL = Model(
     vocabulary_size=64, hidden_size=32, layers=7, heads=4, kv_heads=2, head_size=8, ffn_size=48
@@ -118,11 +123,12 @@ REAL: list[tuple[str, ...]] = [
 def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
     """Of a real step by `train_step`: bytes of parameters, of moments, at the peak; FLOPs;
     collectives."""
-    found = []
+    found, names = [], {}
     for config in configs:
         run = TinyRun(config)
         run.step(0)
-        recorder = Recorder(group_names(run.mesh))
+        names |= group_names(run.mesh)  # DTensor may go on with the groups of an equal mesh
+        recorder = Recorder(names)
         sizes = []
         moments = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
         for tensors, column in (
@@ -172,5 +178,32 @@ def test_a_trace_is_what_a_real_rank_has_and_does(ranks: Any, tmp_path: Path) ->
         assert found.parameters == parameters, layout
         assert found.optimizer == moments, layout
         assert found.flops == flops, layout
-        assert predicted(found) == collectives, layout
+        calls = {key: count for key, (count, _) in collectives.items()}
+        assert {key: count for key, (count, _) in predicted(found).items()} == calls, layout
+        for key, (_, size) in predicted(found).items():
+            # Copies of the model are derived from one, whose uneven rows are padded otherwise.
+            tolerance = 0.02 if layout.replicas > 1 else 0
+            assert size == pytest.approx(collectives[key][1], rel=tolerance), (layout, key)
         assert found.peak == pytest.approx(peak, rel=0.02), layout
+
+
+def allocated(config: Config, trace: Path) -> int:
+    """The most bytes that torch's CPU allocator has given out, by its own account, to a real rank that
+    builds the model and trains two steps."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run = TinyRun(config)
+        for step in range(2):
+            run.step(step)
+    trace = trace / f"{dist.get_rank()}.json"
+    profiler.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    return max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]")
+
+
+def test_the_laptop_model_needs_what_its_plan_says(ranks: Any, tmp_path: Path) -> None:
+    config = load(LAPTOP, [])
+    layout = layout_of(config, config.cluster.workers)
+    plan = footprints(Workload.of(config), [layout], TraceCache(tmp_path), processes=1)[layout]
+    measured = max(ranks(config.cluster.workers, allocated, config, tmp_path))
+    assert plan.peak == pytest.approx(measured, rel=0.1)
+    assert plan.peak > 3 * plan.parameters
