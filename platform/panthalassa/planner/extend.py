@@ -4,12 +4,12 @@ All numbers of a recording (bytes at each allocation, FLOPs, what is sent) are a
 the layers and of the micro-batch, so two recordings give any third:
 `large + steps * (large - small)`.
 
-Which allocation corresponds to which: those of the first two blocks have the same place from the
-begin of the model, those of the others from its end. The blocks between are left out: what is alive
-at the n-th of them is affine in n, so none is above both ends. Where something repeats inside a
-segment (pieces of the loss, parameters to reduce or to clip), its first and its last repetitions
-correspond, and those between are left out for the same reason. Operations have numbers, so that
-other programs than that are found out.
+Which allocation corresponds to which: those of the first block to those of the first, of the last
+block to those of the last. The blocks between are left out: in a forward pass they hold less than the
+last one, in a backward pass no more than the last one, beside which the head's remains may be alive.
+Where something repeats inside a segment (pieces of the loss, parameters to reduce or to clip), its
+first and its last repetitions correspond, and those between are left out: what is alive at the n-th
+is affine in n. Operations have numbers, so that other programs than that are found out.
 """
 
 from collections import Counter
@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 
 from panthalassa.planner.recording import Column, Recording, Segment, Sent
 
-FROM_THE_BEGIN = 2
-"""Blocks that keep their distance from the begin of the model."""
-
 
 def extend(small: Recording, large: Recording, steps: int) -> Recording:
     """The recording that lies `steps` times as far beyond `large` as `large` beyond `small`.
@@ -29,32 +26,30 @@ def extend(small: Recording, large: Recording, steps: int) -> Recording:
     The two differ by one layer, or by their micro-batch. Raises ValueError when they are not of the
     same program.
     """
-    added = blocks(large) - blocks(small)
+    last, last_small = blocks(large) - 1, blocks(small) - 1
     known = {(s.part, s.phase, s.block): s for s in small.segments}
     segments = []
     for segment in large.segments:
-        from_the_end = segment.block is not None and segment.block >= FROM_THE_BEGIN
-        partner = _moved(segment.block, -added if from_the_end else 0)
+        block = partner = segment.block
+        if block and block == last:
+            block, partner = last + steps * (last - last_small), last_small
+        elif block and last != last_small:
+            continue
         try:
             before = known[segment.part, segment.phase, partner]
         except KeyError:
             raise ValueError(f"no segment {segment.part} {segment.phase} {partner}") from None
-        number = _moved(segment.block, added * steps if from_the_end else 0)
         events = _line(before.events, segment.events, steps)
-        segments.append(Segment(segment.part, segment.phase, number, events))
+        segments.append(Segment(segment.part, segment.phase, block, events))
     flops = {
         part: value + steps * (value - small.flops[part]) for part, value in large.flops.items()
     }
     return Recording(segments, flops, _sent(small, large, steps), _rows(small, large, steps))
 
 
-def _moved(block: int | None, by: int) -> int | None:
-    return None if block is None else block + by
-
-
 def blocks(recording: Recording) -> int:
-    """How many blocks a recording has segments of."""
-    return len({s.block for s in recording.segments if s.block is not None})
+    """How many blocks the model of a recording has."""
+    return 1 + max(s.block for s in recording.segments if s.block is not None)
 
 
 def _line(small: NDArray[np.int64], large: NDArray[np.int64], steps: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 `footprints(workload, layouts)` is the whole interface. A trace takes a second, and a model has 36
 layers and hundreds of layouts; so few are traced, and the others follow from them:
 
-- Layers are alike. Models of 3 and 4 layers are traced, and the bytes at each allocation extended to
+- Layers are alike. Models of 2 and 3 layers are traced, and the bytes at each allocation extended to
   the whole model (`extend`). The peak is searched after that, so that what few layers hide (the
   activations, behind the logits) comes out.
 - Micro-batches are alike, from the one on whose loss has four pieces of `loss_chunk` positions.
@@ -15,6 +15,7 @@ fragments, the buffers of NCCL and CUDA's context come on top; compiled blocks n
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from panthalassa.planner.extend import extend
 from panthalassa.planner.layout import Layout, Workload
 from panthalassa.planner.recording import Column, Job, Recording, Segment
 
-TRACED_LAYERS = (3, 4)
+TRACED_LAYERS = (2, 3)
 LEAST_PIECES = 4
 """Pieces of the loss in the smaller traced micro-batch, so that each half holds a whole one."""
 
@@ -220,14 +221,15 @@ def _with_layers(workload: Workload, layers: int) -> Model:
 
 
 def _traced_micro_batches(workload: Workload, micro_batch: int) -> tuple[int, ...]:
-    """Two small ones with whole pieces of the loss, where `micro_batch` is a multiple; else
-    itself."""
-    least = 1
-    while least * workload.sequence_length < LEAST_PIECES * workload.loss_chunk:
-        least *= 2
-    even = least * workload.sequence_length % workload.loss_chunk == 0
-    if even and micro_batch > 2 * least and micro_batch % least == 0:
-        return least, 2 * least
+    """Two small ones with whole pieces of the loss, from which `micro_batch` follows; else itself.
+
+    A batch of one sample is another program, in which less has to be copied.
+    """
+    sequence, chunk = workload.sequence_length, workload.loss_chunk
+    unit = chunk // math.gcd(sequence, chunk)
+    least = max(unit * -(-LEAST_PIECES * chunk // (sequence * unit)), 2 * unit)
+    if micro_batch > least + unit and micro_batch % unit == 0:
+        return least, least + unit
     return (micro_batch,)
 
 
