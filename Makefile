@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-dedup bench-languages bench-tokenizer bench-decontaminate chaos ray-cluster.yaml clean
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-simulation chaos ray-cluster.yaml clean
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-tokenizer    measure what the tokenizer adds to its libraries (npm)"
 	@echo "make bench-dedup    measure which planted near-duplicates are found, and how fast"
 	@echo "make bench-decontaminate    measure how fast documents are compared with evaluations"
+	@echo "make bench-simulation    measure how long 100,000 GPUs for 90 days take to simulate"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make ray-cluster.yaml    render it from k8s/"
@@ -62,6 +63,9 @@ bench-dedup: $(INSTALLED)
 
 bench-decontaminate: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/decontaminate.py
+
+bench-simulation: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/simulation.py
 
 bench-stream: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/stream.py
