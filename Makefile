@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner planner-calibration chaos ray-cluster.yaml clean
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-corpus    measure how fast text becomes a corpus, stage by stage (npm, apt)"
 	@echo "make bench-dedup    measure which planted near-duplicates are found, and how fast"
 	@echo "make bench-decontaminate    measure how fast documents are compared with evaluations"
+	@echo "make bench-simulation    measure how long 100,000 GPUs for 90 days take to simulate"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
 	@echo "make bench-planner    predict the step of this machine at another batch from two"
 	@echo "make planner-calibration    fit the planner's speed to published runs again"
@@ -65,6 +66,9 @@ bench-dedup: $(INSTALLED)
 
 bench-decontaminate: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/decontaminate.py
+
+bench-simulation: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/simulation.py
 
 bench-stream: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/stream.py
