@@ -11,9 +11,10 @@ has them by name, the cheap ones first; `judge` asks them in turn. Their limits 
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from operator import methodcaller
 from typing import Final
 
@@ -118,7 +119,24 @@ def drop_boilerplate(text: str) -> str:
 
 def _has_boilerplate(text: str) -> bool:
     lowered = text.lower()
-    return any(phrase in lowered for phrase in read_lines("boilerplate.txt"))
+    return any(
+        mark in lowered and any(phrase in lowered for phrase in phrases)
+        for mark, phrases in _boilerplate().items()
+    )
+
+
+@cache
+def _boilerplate() -> dict[str, list[str]]:
+    """The phrases by the piece that each is looked for by first, such as `cookie`: half as many."""
+    phrases = read_lines("boilerplate.txt")
+    pieces = {word for phrase in phrases for word in phrase.split() if len(word) > 4}
+    uses = {piece: sum(piece in phrase for phrase in phrases) for piece in pieces}
+    marked = defaultdict(list)
+    for phrase in phrases:
+        inside = [piece for piece in pieces if piece in phrase]
+        mark = max(inside, key=lambda piece: (uses[piece], len(piece), piece), default=phrase)
+        marked[mark].append(phrase)
+    return dict(marked)
 
 
 def blocked_url(page: Page) -> str | None:

@@ -5,6 +5,8 @@ integers, n-grams 64-bit hashes of them (a polynomial, each n from the one befor
 sizes of n-gram cost ten sorts. All shares are of characters unless they say otherwise.
 """
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +42,9 @@ class Words:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Words":
-        different = list(dict.fromkeys(words))
-        places = dict(zip(different, range(len(different)), strict=True))
+        places: defaultdict[str, int] = defaultdict(itertools.count().__next__)
         ids = np.fromiter(map(places.__getitem__, words), np.uint64, len(words))
+        different = list(places)
         lengths = np.fromiter(map(len, different), np.int64, len(different))
         return cls(different, ids, lengths[ids])
 
@@ -86,11 +88,11 @@ class Words:
     def duplicate_share(self, size: int, hashes: Hashes) -> float:
         """The share inside n-grams that came before; what several of them cover counts once."""
         ranked = np.sort(hashes)
-        if not np.any(ranked[1:] == ranked[:-1]):
+        if not (ranked[1:] == ranked[:-1]).any():
             return 0.0
-        _, first = np.unique(hashes, return_index=True)
-        repeats = np.ones(len(hashes), dtype=bool)
-        repeats[first] = False
+        order = hashes.argsort(kind="stable")
+        repeats = np.zeros(len(hashes), dtype=bool)
+        repeats[order[1:]] = ranked[1:] == ranked[:-1]
         change = np.zeros(len(self.ids) + 1, dtype=np.int64)
         change[: len(hashes)] += repeats
         change[size : size + len(hashes)] -= repeats
