@@ -21,7 +21,9 @@ TEXTS = ("Cookies help us", "اضغط هنا للمزيد من الأخبار", 
 
 def make_report(domains: int = 120, seed: int = 0) -> Report:
     """A funnel in which each language loses another share to each rule."""
-    chance, tally, tokens = random.Random(seed), Tally(), {}
+    chance, tally = random.Random(seed), Tally()
+    tokens: dict[str, int] = {}
+    characters: dict[str, int] = {}
     codes = [f"{a}{b}" for a in "abcdefghijkl" for b in "qrstuvwxyz"]
     names = list(dict.fromkeys(["en", "zh", "es", "th", "am", "und", *codes]))[:domains]
     for rank, name in enumerate(names):
@@ -53,9 +55,17 @@ def make_report(domains: int = 120, seed: int = 0) -> Report:
         fertility = chance.uniform(0.2, 0.45)
         tokens[f"held_out/{name}"] = int(held_out * each * fertility)
         tokens[f"train/{name}"] = int((left - held_out) * each * fertility)
+        characters[f"held_out/{name}"] = held_out * each // (1 + rank % 3)
+        characters[f"train/{name}"] = (left - held_out) * each // (1 + rank % 3)
     broken = Example(place="web/en/007.warc.gz", reason=f"cut off: {HOSTILE}")
-    tally.add("unreadable", "en", 1234, example=broken)
-    return Report(files=60_000, file_bytes=10**12, entries=list(tally.entries()), tokens=tokens)
+    tally.add("unreadable", "en", 1234, rule="web/en/007.warc.gz", example=broken)
+    return Report(
+        files=60_000,
+        file_bytes=10**12,
+        entries=list(tally.entries()),
+        tokens=tokens,
+        characters=characters,
+    )
 
 
 def write_corpus(folder: Path, report: Report) -> Manifest:

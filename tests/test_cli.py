@@ -45,6 +45,20 @@ def message(result: Result) -> str:
     return " ".join(lines)
 
 
+@pytest.mark.parametrize(
+    "place", ["s3://AKIA:hunter2secret@ocean/raw", "s3://ocean/raw?secret_key=hunter2secret"]
+)
+def test_credentials_in_a_source_are_refused_and_never_printed(place: str) -> None:
+    result = CliRunner().invoke(app, ["prepare", place])
+    assert "credentials do not belong in the URI" in message(result)
+    assert "hunter2secret" not in result.output
+
+
+def test_a_source_that_is_not_there_is_named() -> None:
+    result = CliRunner().invoke(app, ["prepare", "texts/mnie"])
+    assert "texts/mnie: there is no such folder or configuration" in message(result)
+
+
 def test_a_wrong_key_is_refused_with_the_nearest_right_one(train: Run) -> None:
     assert "train.stpes=5: there is no such key; did you mean train.steps?" in message(
         train("train.stpes=5")

@@ -95,7 +95,7 @@ def test_a_file_that_is_no_configuration_is_not_printed_whole(tmp_path: Path) ->
 
 def test_keys_of_a_preparation_are_looked_for_among_its_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refusal:
-        load_preparation(tmp_path, ["train.steps=5"])
+        load_preparation(str(tmp_path), ["train.steps=5"])
     assert "train." not in str(refusal.value).partition("no such key")[2]
 
 
@@ -320,17 +320,22 @@ def test_a_peak_may_be_a_number_in_any_notation_a_name_or_auto() -> None:
 def test_a_folder_of_texts_is_a_corpus_with_defaults(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     overrides = ["corpus.vocabulary_size=512", "cluster.address=auto"]
-    preparation = load_preparation(tmp_path / "mine", overrides)
+    preparation = load_preparation(str(tmp_path / "mine"), overrides)
     assert preparation.corpus.directory == "data/mine"
     assert preparation.corpus.sources == [str(tmp_path / "mine")]
     assert preparation.corpus.vocabulary_size == 512
     assert preparation.cluster.address == "auto"
     with pytest.raises(ConfigError, match=r"did you mean corpus\.sources"):
-        load_preparation(tmp_path / "mine", ["corpus.source=x"])
+        load_preparation(str(tmp_path / "mine"), ["corpus.source=x"])
 
 
 def test_a_configuration_is_prepared_with_its_own_corpus_and_cluster() -> None:
-    preparation, config = load_preparation(LAPTOP, ["cluster.workers=4"]), load(LAPTOP)
+    remote = load_preparation("s3://ocean/raw/mine/", [])
+    assert (remote.corpus.sources, remote.corpus.directory) == (
+        ["s3://ocean/raw/mine"],
+        "data/mine",
+    )
+    preparation, config = load_preparation(str(LAPTOP), ["cluster.workers=4"]), load(LAPTOP)
     assert preparation.corpus == config.corpus
     assert preparation.cluster == config.cluster.model_copy(update={"workers": 4})
 

@@ -52,14 +52,20 @@ def panthalassa() -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="a configuration (YAML), or a folder of texts")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a configuration (YAML), or a folder of texts, local or s3://bucket/prefix"
+        ),
+    ],
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Turn texts (.txt, .jsonl, .parquet) into a packed, hashed corpus with its tokenizer."""
+    """Turn texts, tables, dumps and crawls into a packed, hashed corpus with its tokenizer."""
 
     def command(console: Console) -> None:
         from panthalassa.config_file import load_preparation
+        from panthalassa.corpus.manifest import PAGE
         from panthalassa.corpus.prepare import prepare
         from panthalassa.report.corpus import write_page
         from panthalassa.storage import open_storage
@@ -67,7 +73,8 @@ def prepare(
         sections = load_preparation(source, overrides or [])
         show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
-        show(write_page(open_storage(sections.corpus.directory)))
+        storage = open_storage(sections.corpus.directory)
+        show(f"{storage.uri}/{PAGE}" if storage.exists(PAGE) else write_page(storage))
 
     _run(command, debug)
 

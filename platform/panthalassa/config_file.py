@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from panthalassa.config import Cluster, Config, Corpus
 from panthalassa.config_values import Section
 from panthalassa.errors import ConfigError
+from panthalassa.storage import open_storage
 
 
 class Preparation(Section):
@@ -51,17 +52,24 @@ def read(path: str | Path) -> Any:
         raise ConfigError(f"configuration {path} is not YAML: {error}") from error
 
 
-def load_preparation(source: Path, overrides: list[str]) -> Preparation:
+def load_preparation(source: str, overrides: list[str]) -> Preparation:
     """What preparing needs of a configuration file, or defaults for a folder of texts.
 
-    A folder `texts/mine` becomes the corpus `data/mine`. Raises ConfigError.
+    A folder `texts/mine`, or `s3://bucket/texts/mine`, becomes the corpus `data/mine`. Raises
+    ConfigError.
     """
-    if not source.is_dir():
+    if "://" in source:
+        storage = open_storage(source)
+        place, name = storage.uri, storage.root.rpartition("/")[2]
+    elif Path(source).is_dir():
+        place, name = source, Path(source).resolve().name
+    elif not Path(source).exists():
+        raise ConfigError(f"{source}: there is no such folder or configuration")
+    else:
         config = load(source, overrides)
         return Preparation(corpus=config.corpus, cluster=config.cluster)
-    name = source.resolve().name
-    data: dict[str, Any] = {"corpus": {"directory": f"data/{name}", "sources": [str(source)]}}
-    return build(data, overrides, str(source), Preparation)
+    data: dict[str, Any] = {"corpus": {"directory": f"data/{name}", "sources": [place]}}
+    return build(data, overrides, place, Preparation)
 
 
 def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tree:

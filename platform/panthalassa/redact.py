@@ -5,7 +5,9 @@ import re
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SECRETS = re.compile(r"(?<=://)\S*(?=@)|\b(?:AKIA|ASIA)[A-Z0-9]{8,}\b")
-PARAMETERS = re.compile(r"(?i)((?:password|secret|token|X-Amz-Signature|X-Amz-Credential)=)[^&\s]+")
+PARAMETERS = re.compile(
+    r"(?i)((?:password|secret\w*|token|X-Amz-Signature|X-Amz-Credential)=)[^&\s]+"
+)
 SHORTEST_SECRET = 8
 
 

@@ -29,7 +29,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
 
 from panthalassa.errors import ConfigError
-from panthalassa.redact import without_secrets
+from panthalassa.redact import PARAMETERS, without_secrets
 from panthalassa.retry import endpoint_url, retrying
 
 CHUNK = 8 << 20
@@ -366,7 +366,7 @@ def open_storage(
             f"storage {parsed.scheme}://: there are local paths and s3://bucket/prefix"
         )
     bucket, _, prefix = uri[len("s3://") :].partition("/")  # whole names, also with ? and #
-    if parsed.scheme == "s3" and set(bucket) & set("@:"):
+    if parsed.scheme == "s3" and (set(bucket) & set("@:") or PARAMETERS.search(prefix)):
         raise ConfigError(
             "storage s3://: credentials do not belong in the URI, where they would be printed. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write s3://bucket/prefix."

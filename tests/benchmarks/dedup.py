@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from panthalassa.corpus.components import name_nodes
-from panthalassa.corpus.dedup import similar_pairs
-from panthalassa.corpus.minhash import choose_bands
+from panthalassa.corpus.components import name_nodes, places
+from panthalassa.corpus.dedup import name_column, similar_pairs
+from panthalassa.corpus.minhash import choose_bands, key_lists
 
 THRESHOLD = 0.8
 RECALL, PRECISION = 0.95, 0.98
@@ -96,10 +97,18 @@ def _sets(text: str) -> set[tuple[str, ...]]:
 
 def ours(texts: list[str]) -> set[Pair]:
     column = pa.chunked_array([pa.array(texts, pa.large_string())])
-    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
-    nodes = name_nodes([len(text.encode()) for text in texts], digests)
-    first, second = similar_pairs(column, nodes, THRESHOLD)
-    return {(min(p), max(p)) for p in zip(first.tolist(), second.tolist(), strict=True)}
+    digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+    nodes = name_nodes(
+        [len(text.encode()) for text in texts],
+        np.frombuffer(digests, np.uint8).reshape(len(texts), -1),
+        partition=0,
+        first=0,
+    )
+    keys = key_lists(column, choose_bands(THRESHOLD))
+    names = pa.table({"name": name_column(nodes), "keys": keys})
+    edges = similar_pairs(names, THRESHOLD, lambda partition, rows: column.take(rows))
+    first, second = (places(nodes)[1].tolist() for nodes in edges)
+    return {(min(p), max(p)) for p in zip(first, second, strict=True)}
 
 
 def datatrove(texts: list[str]) -> set[Pair]:

@@ -3,11 +3,11 @@
 import json
 import pickle
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +16,12 @@ from panthalassa.corpus.decontaminate import (
     WORDS,
     Contamination,
     build,
-    drop_contaminated,
     read_evaluations,
 )
-from panthalassa.corpus.funnel import Tally
+from panthalassa.corpus.funnel import REPORT, Report
+from panthalassa.corpus.prepare import prepare
 from panthalassa.errors import CorpusError
+from panthalassa.storage import open_storage
 
 BETWEEN = st.sampled_from([" ", "\n", ", ", " - ", "... ", "  ", "! “", "\u00a0", "\t"])
 
@@ -177,22 +178,27 @@ def test_an_evaluation_that_would_find_nothing_is_refused(
         read_evaluations(evaluate(tmp_path / name))
 
 
-def test_a_preparation_drops_and_counts_them_by_file(ray_cluster: str) -> None:
+def test_a_preparation_drops_and_counts_them_by_file(
+    ray_cluster: str, tmp_path: Path, make_config: Callable[..., Corpus]
+) -> None:
     passage = {kind: " ".join(f"{kind}{i}" for i in range(WORDS)) for kind in "abc"}
-    texts = [f"{passage['a']} end", "clean", f"see {passage['b']}", f"{passage['a']} again"]
-    rows = [
-        {"text": text, "domain": "en", "source": "web", "place": str(number)}
-        for number, text in enumerate(texts)
-    ]
-    documents = ray.data.from_arrow(pa.Table.from_pylist(rows))
-    contamination = build((f"{kind}.txt", [text]) for kind, text in passage.items())
-    tally = Tally()
-    kept = drop_contaminated(documents, contamination, tally)
-    assert [row["text"] for row in kept.iter_rows()] == ["clean"]
-    counted = {entry.rule: entry for entry in tally.entries()}
-    assert {rule: (e.step, e.count) for rule, e in counted.items()} == {
-        "a.txt": ("contaminated", 2),
-        "b.txt": ("contaminated", 1),
-    }
-    assert counted["b.txt"].bytes == len(texts[2])
-    assert [example.place for example in counted["a.txt"].examples] == ["web/0", "web/3"]
+    texts = [f"{passage['a']} end", "clean", f"see {passage['b']}", f"{passage['a']} again", "also"]
+    (tmp_path / "web" / "en").mkdir(parents=True)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "web" / "en" / "all.jsonl").write_text(lines)
+    (tmp_path / "tests").mkdir()
+    for kind, text in passage.items():
+        (tmp_path / "tests" / f"{kind}.txt").write_text(text)
+    settings = {"evaluation_files": [str(tmp_path / "tests")], "near_duplicates": None}
+    (tmp_path / "tests" / "c.txt").write_text("too short\n\n")
+    told: list[str] = []
+    prepare(make_config(tmp_path / "corpus", tmp_path / "web", **settings), told.append)
+    assert told[0].startswith("1 texts of the evaluation tests/c.txt have fewer than 13 words")
+    storage = open_storage(str(tmp_path / "corpus"))
+    report = Report.model_validate_json(storage.read(REPORT))
+    assert report.total("held_out", "train")[0] == 2
+    counted = {entry.rule: entry for entry in report.entries if entry.step == "contaminated"}
+    assert {rule: e.count for rule, e in counted.items()} == {"tests/a.txt": 2, "tests/b.txt": 1}
+    assert counted["tests/b.txt"].bytes == len(texts[2])
+    places = [example.place for example in counted["tests/a.txt"].examples]
+    assert places == ["web/en/all.jsonl, line 1", "web/en/all.jsonl, line 4"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,11 +16,14 @@ from hypothesis import strategies as st
 from panthalassa.config import Corpus
 from panthalassa.corpus import dedup, minhash
 from panthalassa.corpus.components import (
+    NODE_BYTES,
     Edges,
     both_ways,
     large_star,
     name_nodes,
+    places,
     positions,
+    positions_of,
     small_star,
     stars,
 )
@@ -31,6 +33,7 @@ from panthalassa.corpus.minhash import (
     candidates,
     choose_bands,
     jaccard,
+    key_lists,
     shingles,
     signatures,
     sketches,
@@ -49,28 +52,37 @@ def column(texts: list[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
-def documents_of(texts: list[str]) -> pa.Table:
-    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
-    return pa.table(
-        {
-            "hash": digests,
-            "position": pa.array([int.from_bytes(d[:8]) for d in digests], pa.uint64()),
-            "domain": ["en"] * len(texts),
-            "text": pa.array(texts, pa.large_string()),
-            "copies": [1] * len(texts),
-        }
-    )
+def names_of(texts: list[str], threshold: float = 0.8, partition: int = 0) -> pa.Table:
+    """What deduplication is given of texts that are the rows of a partition."""
+    digests = np.frombuffer(
+        b"".join(hashlib.sha256(text.encode()).digest() for text in texts), np.uint8
+    ).reshape(-1, 32)
+    nodes = name_nodes([len(text.encode()) for text in texts], digests, partition, 0)
+    keys = key_lists(column(texts), choose_bands(threshold))
+    return pa.table({"name": dedup.name_column(nodes), "keys": keys})
+
+
+def texts_in(partitions: list[list[str]]) -> dedup.Texts:
+    return lambda partition, rows: column(partitions[partition]).take(rows)
+
+
+def kept_of(texts: list[str], threshold: float = 0.8) -> list[str]:
+    copies, worse = dedup.find_duplicates(names_of(texts, threshold), threshold, texts_in([texts]))
+    dropped = {int(row) for nodes in (copies, worse) for row in places(nodes)[1]}
+    assert len(dropped) == len(copies) + len(worse)
+    return [text for index, text in enumerate(texts) if index not in dropped]
 
 
 def edges_of(pairs: Pairs) -> Edges:
-    names = name_nodes([0] * 31, [i.to_bytes(16) + bytes(16) for i in range(31)])
+    digests = np.array([list(i.to_bytes(16) + bytes(16)) for i in range(31)], np.uint8)
+    names = name_nodes([0] * 31, digests, 0, 0)
     ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return names[ends[:, 0]], names[ends[:, 1]]
 
 
 def roots_of(edges: Edges) -> dict[int, int]:
     u, v = (
-        [int.from_bytes(bytes(n).ljust(24, b"\0")[8:]) for n in nodes.tolist()] for nodes in edges
+        [int.from_bytes(bytes(n).ljust(24, b"\0")[8:24]) for n in nodes.tolist()] for nodes in edges
     )
     return dict(zip(u, v, strict=True))
 
@@ -215,10 +227,21 @@ def test_the_similarity_of_long_texts_is_near() -> None:
 # Components.
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**40), st.binary(min_size=32, max_size=32))))
-def test_nodes_sort_by_falling_length_and_then_by_hash(rows: list[tuple[int, bytes]]) -> None:
-    nodes = name_nodes([length for length, _ in rows], [digest for _, digest in rows])
+@given(
+    st.lists(st.tuples(st.integers(0, 2**40), st.binary(min_size=32, max_size=32))),
+    st.integers(0, 2**32 - 1),
+)
+def test_nodes_sort_by_falling_length_and_then_by_hash_and_tell_the_place(
+    rows: list[tuple[int, bytes]], partition: int
+) -> None:
+    digests = np.array([list(digest) for _, digest in rows], np.uint8).reshape(-1, 32)
+    nodes = name_nodes([length for length, _ in rows], digests, partition, 7)
     assert positions(nodes).tolist() == [int.from_bytes(digest[:8]) for _, digest in rows]
+    assert positions_of(digests).tolist() == positions(nodes).tolist()
+    assert [found.tolist() for found in places(nodes)] == [
+        [partition] * len(rows),
+        [*range(7, 7 + len(rows))],
+    ]
     by_rule = sorted((-length, digest[:16]) for length, digest in rows)
     order = np.argsort(nodes, kind="stable")
     assert [(-rows[i][0], rows[i][1][:16]) for i in order] == by_rule
@@ -235,7 +258,7 @@ def test_stars_are_the_components_of_a_union_find(pairs: Pairs, draw: random.Ran
 def test_stars_in_turn_find_the_components_in_parts(pairs: Pairs, parts: int) -> None:
     def apart(step: Callable[[Edges], tuple[Edges, np.ndarray]], edges: Edges) -> tuple[Edges, int]:
         """The step on the edges of each part's nodes alone."""
-        part = np.frombuffer(edges[0].tobytes(), np.uint8).reshape(-1, 24)[:, -1] % parts
+        part = np.frombuffer(edges[0].tobytes(), np.uint8).reshape(-1, NODE_BYTES)[:, 23] % parts
         done = [step((edges[0][part == p], edges[1][part == p])) for p in range(parts)]
         u, v = (np.concatenate([found[end] for found, _ in done]) for end in (0, 1))
         return (u, v), sum(int(moved.sum()) for _, moved in done)
@@ -253,74 +276,82 @@ def test_stars_in_turn_find_the_components_in_parts(pairs: Pairs, parts: int) ->
 # Documents.
 
 
-def kept_of(documents: pa.Table, threshold: float) -> pa.Table:
-    return unmarked(dedup.mark(documents, threshold))
-
-
-def unmarked(documents: pa.Table) -> pa.Table:
-    return documents.filter(pc.invert(documents["near_duplicate"])).drop_columns(["near_duplicate"])
-
-
 def test_the_longest_of_each_group_is_kept_and_nothing_else_is_lost() -> None:
     texts = variants(0, families=20, size=6)
     others = [f"{i}: a text of its own with number {i} in it" for i in range(30)]
-    kept = kept_of(documents_of(texts + others), 0.8)["text"].to_pylist()
+    kept = kept_of(texts + others)
     assert sorted(kept) == sorted([t for t in texts if t.count("tail") == 5] + others)
 
 
 def test_equally_long_near_duplicates_are_decided_by_their_hash() -> None:
     texts = ["the sea is deep", "The sea is deep", "THE SEA IS DEEP", "the sea, is dee"]
-    kept = kept_of(documents_of(texts), 0.8)["text"].to_pylist()
     best = min(texts[:3], key=lambda text: hashlib.sha256(text.encode()).digest())
-    assert kept == [text for text in texts if text in (best, texts[3])]
+    assert kept_of(texts) == [text for text in texts if text in (best, texts[3])]
 
 
 @settings(max_examples=20)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_documents_does_not_decide(draw: random.Random) -> None:
     texts = variants(1, families=3, size=4)
-    kept = {*kept_of(documents_of(texts), 0.8)["text"].to_pylist()}
+    kept = {*kept_of(texts)}
     draw.shuffle(texts)
-    assert {*kept_of(documents_of(texts), 0.8)["text"].to_pylist()} == kept
+    assert {*kept_of(texts)} == kept
 
 
 def test_documents_without_words_are_left_alone() -> None:
     texts = ["?!", "...", "😀"]
-    assert kept_of(documents_of(texts), 0.8)["text"].to_pylist() == texts
+    assert kept_of(texts) == texts
+
+
+def test_of_copies_the_first_is_kept_and_they_hide_no_near_duplicate() -> None:
+    longer = " ".join(f"word{i}" for i in range(100))
+    texts = [longer.replace("word0 ", "")] * 50 + [longer] + ["one"] * 3
+    assert kept_of(texts) == [longer, "one"]
+    copies, worse = dedup.find_duplicates(names_of(texts), 0.8, texts_in([texts]))
+    assert sorted(places(copies)[1].tolist()) == [*range(1, 50), 52, 53]
+    assert places(worse)[1].tolist() == [0]
+    without, none = dedup.find_duplicates(names_of(texts), None, texts_in([texts]))
+    assert (without.tolist(), len(none)) == (copies.tolist(), 0)
 
 
 # On Ray.
 
 
 @pytest.mark.parametrize(
-    ("buckets", "edges_at_once"),
-    [(1, 1 << 20), (3, 1 << 20), (2, 0)],
-    ids=["one task", "components in one task", "components in many"],
+    ("threshold", "buckets", "edges_at_once"),
+    [(0.8, 3, 1 << 20), (0.8, 2, 0), (None, 2, 0)],
+    ids=["components in one task", "components in many", "copies alone"],
 )
-def test_many_tasks_keep_the_same_documents_as_one(
-    ray_cluster: str, monkeypatch: pytest.MonkeyPatch, buckets: int, edges_at_once: int
+def test_many_tasks_drop_the_same_documents_as_one(
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    threshold: float | None,
+    buckets: int,
+    edges_at_once: int,
 ) -> None:
     import ray.data
 
     monkeypatch.setattr(dedup, "EDGES_AT_ONCE", edges_at_once)
     monkeypatch.setattr(dedup, "TASK_BYTES", 3 << 20)
-    table = documents_of(variants(2, families=12, size=12))
-    documents = ray.data.from_arrow([table.slice(0, 60), table.slice(60)]).materialize()
-    whole = kept_of(table, 0.8)
-    assert whole.num_rows == 12
-    marked = dedup.mark_near_duplicates(documents, 0.8, buckets)
-    schema = dedup.mark(table, 0.8).schema
-    found = unmarked(pa.Table.from_pylist([*marked.iter_rows()], schema))
-    assert found.sort_by("hash") == whole.sort_by("hash")
+    texts = variants(2, families=12, size=12)
+    partitions = [texts[:60], [*texts[60:], *texts[:30]]]
+    tables = [names_of(part, partition=number) for number, part in enumerate(partitions)]
+    whole = dedup.find_duplicates(pa.concat_tables(tables), threshold, texts_in(partitions))
+    assert [len(nodes) for nodes in whole] == [30, 132 if threshold else 0]
+    rows = dedup.find_duplicates_apart(
+        ray.data.from_arrow(tables), threshold, texts_in(partitions), buckets
+    ).take_all()
+    found = [sorted(row["name"] for row in rows if row["copy"] is kind) for kind in (True, False)]
+    assert found == [sorted(dedup.name_column(nodes).to_pylist()) for nodes in whole]
 
 
-def test_documents_without_near_duplicates_all_stay(ray_cluster: str) -> None:
+@pytest.mark.parametrize("texts", [[f"{i}: a text of its own, {i}" for i in range(20)], ["?!"]])
+def test_documents_without_duplicates_all_stay(ray_cluster: str, texts: list[str]) -> None:
     import ray.data
 
-    table = documents_of([f"{i}: a text of its own, {i}" for i in range(20)])
-    documents = ray.data.from_arrow([table]).materialize()
-    marked = dedup.mark_near_duplicates(documents, 0.8, 2)
-    assert [row["near_duplicate"] for row in marked.iter_rows()] == [False] * 20
+    names = ray.data.from_arrow(names_of(texts))
+    rows = dedup.find_duplicates_apart(names, 0.8, texts_in([texts]), 2).take_all()
+    assert {row["name"] for row in rows} <= {None}
 
 
 @pytest.mark.parametrize(("threshold", "kept", "dropped"), [(0.8, 3, 9), (None, 12, 0)])

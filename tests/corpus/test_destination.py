@@ -25,10 +25,22 @@ def test_a_finished_corpus_is_returned_without_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, storage = prepared
-    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
+    monkeypatch.setattr("panthalassa.corpus.prepare.select", pytest.fail)
     lines: list[str] = []
     assert prepare(make_config(storage.root, sources), lines.append) == manifest
     assert lines == [f"{storage.uri} is already prepared, fingerprint {manifest.fingerprint}"]
+
+
+def test_what_a_kill_behind_the_manifest_has_left_goes_the_next_time(
+    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+) -> None:
+    manifest, storage = prepared
+    shutil.copytree(storage.root, tmp_path / "corpus")
+    left = tmp_path / "corpus" / "staging" / "documents"
+    left.mkdir(parents=True)
+    (left / "00000.json").write_text("{}")
+    assert run(make_config(tmp_path / "corpus", sources))[0] == manifest
+    assert not left.parent.exists()
 
 
 def test_an_unfinished_preparation_of_the_same_input_is_gone_on_with(
@@ -87,7 +99,7 @@ def test_a_destination_inside_a_source_is_refused(sources: Path, make_config: Co
 def test_a_destination_that_can_not_be_written_is_named_before_the_work(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("panthalassa.corpus.prepare.distinct_documents", pytest.fail)
+    monkeypatch.setattr("panthalassa.corpus.prepare.select", pytest.fail)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(CorpusError, match=r"corpus\.directory"):
         run(make_config(tmp_path / "file" / "corpus", sources))

@@ -60,7 +60,10 @@ def test_the_counts_of_a_corpus_are_those_of_its_texts(
         for document in read_documents(file):
             assert isinstance(document, Document)
             expected.setdefault(document.domain, []).append(document.text)
-    assert counts_of(manifest) == {
+    found = counts_of(
+        manifest.tokens(), manifest.documents, manifest.characters, manifest.text_bytes
+    )
+    assert found == {
         domain: TextCounts(
             sum(len(tokenizer.encode(text)) for text in texts),
             sum(map(len, texts)),

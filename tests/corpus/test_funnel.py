@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from panthalassa.corpus import funnel
 from panthalassa.corpus.funnel import LINES, Example, Report, Tally, table
 
 WORDS = st.text("abc", min_size=1, max_size=3)
@@ -43,6 +44,21 @@ def test_tallies_add_up_in_any_order(counts: list, draw: random.Random) -> None:
             c[5] for c in counts if (c[0], c[1], c[2]) == (entry.step, entry.rule, entry.domain)
         }
         assert [example.place for example in entry.examples] == sorted(places)[:3]
+
+
+def test_damaged_files_are_named_up_to_a_number_and_all_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(funnel, "DAMAGED", 3)
+    tallies = [Tally(), Tally()]
+    for number in range(10):
+        place = f"raw/{number}.warc"
+        tallies[number % 2].add("unreadable", "en", 2, rule=place, example=Example(place=place))
+    whole = Tally()
+    for tally in tallies:
+        whole.merge(tally.encode())
+    found = {entry.rule: entry.count for entry in whole.entries()}
+    assert found == {"": 14, "raw/0.warc": 2, "raw/1.warc": 2, "raw/2.warc": 2}
 
 
 def report(rules: int, kept: int = 5) -> Report:

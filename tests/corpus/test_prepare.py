@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from preparations import files_of, run
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import pipeline, reading
+from panthalassa.corpus import dedup, pipeline, reading, staging
 from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.manifest import Manifest, Split, read_manifest
 from panthalassa.corpus.prepare import prepare
@@ -100,7 +101,7 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
     manifest, storage = prepared
     moved = tmp_path / "elsewhere" / sources.name
     shutil.copytree(sources, moved)
-    monkeypatch.setattr(pipeline, "ENCODE_ROWS", 7)
+    monkeypatch.setattr(reading, "TABLE_ROWS", 7)
     again, other = run(make_config(tmp_path / "corpus", moved))
     assert again.fingerprint == manifest.fingerprint
     assert files_of(other) == files_of(storage)
@@ -109,13 +110,18 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
 def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "TASK_BYTES", 12_000)
-    monkeypatch.setattr(reading, "YIELD_BYTES", 1_000)
+    monkeypatch.setattr(reading, "PARTITION_BYTES", 12_000)
+    monkeypatch.setattr(staging, "TOLD", 2)
+    monkeypatch.setattr(reading, "TABLE_BYTES", 1_000)
+    monkeypatch.setattr(dedup, "TASK_BYTES", 20_000)
+    monkeypatch.setattr(pipeline, "PART_BYTES", 12_000)
     settings = {"rows_per_shard": 8}
     lines: list[str] = []
     manifest = prepare(make_config(tmp_path / "a", sources, **settings), lines.append)
     storage = open_storage(str(tmp_path / "a"))
     assert any("90 distinct documents in 3 domains, 0 documents dropped" in line for line in lines)
+    assert sum("documents: " in line for line in lines) == 2
+    assert any(re.fullmatch(r"encoded: (\d+) of \1 partitions", line) for line in lines)
     english = [s for s in manifest.split("train") if s.domain == "en"]
     assert len(english) > 2
     assert len({shard.path for shard in manifest.shards}) == len(manifest.shards)
@@ -243,7 +249,7 @@ def test_the_smallest_corpus_still_has_one_document_held_out(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "alone"}', "1 distinct documents, and all of them fall to the held-out split"),
+        ('{"text": "alone"}', "that are kept, 1, fall to the held-out split"),
         ('{"text": " "}\n{"text": ""}', "hold no text"),
         ("", "hold no text"),
     ],
@@ -281,7 +287,9 @@ def test_a_bad_line_is_named_through_ray_without_its_noise(
             run(make_config(tmp_path / "corpus", tmp_path / "raw"))
     finally:
         logging.getLogger("ray.data").removeHandler(console)
-    expected = f"1 of 2 records (50 %) can not be read: {tmp_path}/raw/a.jsonl, line 2: not JSON"
+    expected = (
+        f"1 of 2 records (50 %) can not be read: 1 in {tmp_path}/raw/a.jsonl (line 2: not JSON"
+    )
     assert str(caught.value).startswith(expected)
     assert "raise corpus.max_bad_share above 0.01" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -304,7 +312,8 @@ def test_bad_records_below_the_share_are_left_out_counted_and_named(
     again = prepare(corpus.model_copy(update={"max_bad_share": 0.06}), lines.append)
     [told] = [line for line in lines if "can not be read" in line]
     assert "5 of 95 records" in told
-    assert f"{raw}/en/bad.jsonl, line 1: not JSON" in told
+    assert f"4 in {raw}/en/bad.jsonl (line 1: not JSON" in told
+    assert f"1 in {raw}/en/torn.txt.gz (" in told
     assert again.shards == manifest.shards
 
 

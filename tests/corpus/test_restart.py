@@ -17,8 +17,10 @@ import ray
 from processes import pids
 
 from panthalassa.config import Corpus
-from panthalassa.corpus.manifest import Manifest
+from panthalassa.corpus.manifest import Manifest, read_manifest
 from panthalassa.corpus.prepare import prepare
+from panthalassa.errors import CorpusError
+from panthalassa.storage import open_storage
 
 WORDS = [
     "the",
@@ -36,6 +38,7 @@ WORDS = [
     "moon",
 ]
 DOMAINS = 40
+PARTITIONS = 9
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,26 @@ def undisturbed(
     return prepare(make_config(folder, raw), lambda line: None), folder
 
 
+COMMAND = """
+from panthalassa.cli import app
+from panthalassa.corpus import reading
+reading.PARTITION_BYTES = 20_000
+app()
+"""
+
+
 def index_of(corpus: Path) -> list[Path]:
     return sorted(corpus.glob("documents/*/*/*.parquet"))
+
+
+def notes_of(corpus: Path, stage: str) -> list[Path]:
+    return sorted(corpus.glob(f"staging/{stage}/*.json"))
+
+
+def done(corpus: Path) -> dict[Path, int]:
+    """What is not to be done again, with the inode that it has."""
+    files = [*index_of(corpus), *corpus.glob("staging/*/*.json")]
+    return {path: path.stat().st_ino for path in files}
 
 
 def everything(corpus: Path) -> dict[str, bytes]:
@@ -91,23 +112,22 @@ def later(condition: Callable[[], bool], seconds: float) -> Callable[[], bool]:
     return moment
 
 
-def test_killed_at_random_moments_it_gives_the_same_corpus(
+def test_killed_at_random_moments_it_gives_the_same_corpus_and_repeats_nothing(
     undisturbed: tuple[Manifest, Path],
     raw: Path,
     tmp_path: Path,
     make_config: Callable[..., Corpus],
 ) -> None:
     whole, folder = undisturbed
-    parts = len(index_of(folder))
-    assert parts > DOMAINS
     seed = time.time_ns()
     draw, corpus = random.Random(seed), tmp_path / "corpus"
     config = make_config(corpus, raw)
     address = ray.get_runtime_context().gcs_address
     settings = config.model_dump(exclude={"sources"}, exclude_unset=True)
     keys = [f"corpus.{key}={json.dumps(value)}" for key, value in settings.items()]
-    command = [sys.executable, "-m", "panthalassa.cli", "prepare", str(raw), *keys]
+    command = [sys.executable, "-c", COMMAND, "prepare", str(raw), *keys]
     command.append(f"cluster.address={address}")
+    kept: dict[Path, int] = {}
 
     def killed_when(moment: Callable[[], bool]) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
@@ -115,19 +135,52 @@ def test_killed_at_random_moments_it_gives_the_same_corpus(
             driver.kill()
             told = driver.communicate()[0].decode()
             assert driver.returncode == -signal.SIGKILL, f"seed {seed}: {told}"
-
-    killed_when(later(lambda: (corpus / "preparation.json").exists(), draw.uniform(0, 1)))
-    kept: dict[Path, int] = {}
-    for moment in sorted(draw.sample(range(1, parts - 10), 2)):
-        killed_when(lambda moment=moment: len(index_of(corpus)) >= moment)
         assert not (corpus / "manifest.json").exists(), f"seed {seed}"
         assert {path: path.stat().st_ino for path in kept} == kept, f"seed {seed}"
-        done = [path.relative_to(corpus / "documents") for path in index_of(corpus)]
-        kept = {corpus / path: (corpus / path).stat().st_ino for path in done}
-    again = prepare(config, lambda line: None)
-    assert again.fingerprint == whole.fingerprint, f"seed {seed}"
+        kept.update(done(corpus))
+
+    killed_when(later(lambda: (corpus / "preparation.json").exists(), draw.uniform(0, 1)))
+    for stage in ("documents", "encoded"):
+        partitions = draw.randrange(1, PARTITIONS - 2)
+        killed_when(lambda s=stage, n=partitions: len(notes_of(corpus, s)) >= n)
+    parts = draw.randrange(1, len(index_of(folder)) - 10)
+    killed_when(lambda: len(index_of(corpus)) >= parts)
+    assert len(notes_of(corpus, "documents")) == PARTITIONS
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, f"seed {seed}: {finished.stdout} {finished.stderr}"
+    assert read_manifest(open_storage(str(corpus))) == whole, f"seed {seed}"
     assert everything(corpus) == everything(folder)
-    assert {path: path.stat().st_ino for path in kept} == kept, "a finished part was written again"
+    written = {path: inode for path, inode in kept.items() if path in index_of(corpus)}
+    assert done(corpus).items() >= written.items(), "a finished part was written again"
+    assert not (corpus / "staging").exists()
+
+
+@pytest.mark.parametrize("what", ["note", "table"])
+def test_what_was_kept_and_is_spoilt_is_made_again_or_named(
+    undisturbed: tuple[Manifest, Path],
+    raw: Path,
+    tmp_path: Path,
+    make_config: Callable[..., Corpus],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    whole, _ = undisturbed
+    config = make_config(tmp_path / "corpus", raw)
+    with monkeypatch.context() as patch:
+        patch.setattr("panthalassa.corpus.prepare.write_shards", lambda *args: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            prepare(config, lambda line: None)
+    [note] = notes_of(tmp_path / "corpus", "encoded")
+    [table] = tmp_path.glob("corpus/staging/encoded/*/*.parquet")
+    path = note if what == "note" else table
+    path.write_bytes(path.read_bytes()[:-9] + b"!" * 9)
+    if what == "table":
+        with pytest.raises(
+            CorpusError, match=r"ids-00000\.parquet is not what was written\. Remove"
+        ):
+            prepare(config, lambda line: None)
+        shutil.rmtree(tmp_path / "corpus" / "staging")
+    assert prepare(config, lambda line: None) == whole
 
 
 def test_a_killed_worker_changes_nothing(

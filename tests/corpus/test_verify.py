@@ -55,7 +55,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         packed = pack(documents, LENGTH, tokenizer.pad)
         shards.append(write_shard(storage, path, split, path.split("/")[1], packed, 16))
     (folder / INDEX).parent.mkdir()
-    pq.write_table(pa.table({"hash": [b"0"] * 53}), folder / INDEX)
+    groups = [group.split("/") for group, rows in ROWS.items() for _ in range(rows)]
+    split_and_domain = {"split": [g[0] for g in groups], "domain": [g[1] for g in groups]}
+    pq.write_table(pa.table({**split_and_domain, "bytes": [100] * 53}), folder / INDEX)
     index = (folder / INDEX).read_bytes()
     storage.write(REPORT, b"{}")
     changes = {
@@ -63,6 +65,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer_sha256": sha256(tokenizer.to_bytes()),
         "documents": ROWS,
         "text_bytes": {group: rows * 100 for group, rows in ROWS.items()},
+        "characters": {group: rows * (40 if "sw" in group else 50) for group, rows in ROWS.items()},
         "index": [Index(path=INDEX, documents=53, size=len(index), sha256=sha256(index))],
         "report_sha256": sha256(b"{}"),
     }
@@ -230,6 +233,22 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(
         assert sorted(proxy.downloads(key) for key in keys) == [1, 1, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("what", ["documents", "text_bytes"])
+def test_totals_that_the_index_does_not_have_are_named(
+    pristine: Path, tmp_path: Path, what: str
+) -> None:
+    shutil.copytree(pristine, tmp_path / "corpus")
+    storage = open_storage(str(tmp_path / "corpus"))
+    manifest = read_manifest(storage)
+    changed = {**getattr(manifest, what), "train/sw": 11}
+    storage.write(MANIFEST, manifest.model_copy(update={what: changed}).encode())
+    [problem] = verify(storage).problems
+    right = getattr(manifest, what)["train/sw"]
+    assert problem.startswith(
+        f"manifest.json says that {what} of train/sw are 11, the index {right}"
+    )
+
+
 def test_a_place_without_a_corpus_is_refused(tmp_path: Path) -> None:
     result = command("verify", str(tmp_path))
     assert result.exit_code == 1
@@ -239,10 +258,10 @@ def test_a_place_without_a_corpus_is_refused(tmp_path: Path) -> None:
 def test_the_table_counts_what_there_is_and_what_is_drawn(pristine: Path) -> None:
     shown = command("show", str(pristine)).output
     assert [" ".join(line.split()) for line in shown.splitlines()] == [
-        "documents MB tokens share drawn tokens/byte held out tokens",
-        "en 40 0.00 1,080 80.00% 79.98% 0.270 3 81",
-        "sw 10 0.00 270 20.00% 20.02% 0.270 0 0",
-        "all 50 0.01 1,350 100.00% 100.00% 0.270 3 81",
+        "documents MB tokens share drawn tokens/byte tokens/char parity held out its tokens",
+        "en 40 0.00 1,080 80.00% 79.98% 0.250 0.500 1.00 3 81",
+        "sw 10 0.00 270 20.00% 20.02% 0.250 0.625 1.25 0 0",
+        "all 50 0.01 1,350 100.00% 100.00% 0.250 0.520 1.04 3 81",
     ]
     assert len({len(line) for line in shown.splitlines()}) == 1  # columns are aligned
     warm = command("show", str(pristine), "--temperature", "2").output

@@ -15,7 +15,7 @@ import udhr
 from s3 import BUCKET, Server
 
 from panthalassa.config import Corpus
-from panthalassa.corpus import reading
+from panthalassa.corpus import staging
 from panthalassa.corpus.funnel import REPORT, Report, table
 from panthalassa.corpus.manifest import TOKENIZER, Manifest, read_manifest
 from panthalassa.corpus.prepare import prepare
@@ -154,7 +154,8 @@ def test_a_hundred_and_twenty_languages_become_a_corpus_that_tells_its_funnel(
     # The same on an S3 server: sources as well as the corpus.
     shutil.copytree(raw, server.folder / BUCKET / "raw")
     aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    monkeypatch.setitem(reading.TASK, "runtime_env", {"env_vars": aws})
+    for task in (staging.TASK, staging.COMPUTING):
+        monkeypatch.setitem(task, "runtime_env", {"env_vars": aws})
     remote = prepare(config(f"s3://{BUCKET}/corpus", f"s3://{BUCKET}/raw"), lines.append)
     assert remote.fingerprint == manifest.fingerprint
     assert read_back(open_storage(f"s3://{BUCKET}/corpus")) == (manifest, report, documents)

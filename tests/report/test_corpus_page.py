@@ -47,8 +47,20 @@ def test_bars_and_numbers_add_up() -> None:
     rows = {language.name: language for language in found.languages}
     documents = sum(REPORTED.total(step, domain="th")[0] for step in DROPS)
     assert rows["th"].dropped == share(documents, REPORTED.total("read", domain="th")[0])
-    tokens, kept = REPORTED.tokens["train/th"], REPORTED.total("train", domain="th")[1]
-    assert rows["th"].fertility == f"{tokens / kept:.3f}"
+    tokens = {
+        name: sum(REPORTED.tokens[f"{split}/{name}"] for split in ("train", "held_out"))
+        - 2 * REPORTED.total("train", "held_out", domain=name)[0]
+        for name in ("th", "en")
+    }
+    characters = {
+        name: sum(REPORTED.characters[f"{split}/{name}"] for split in ("train", "held_out"))
+        for name in ("th", "en")
+    }
+    a_character = {name: tokens[name] / characters[name] for name in tokens}
+    kept = REPORTED.total("train", "held_out", domain="th")[1]
+    assert rows["th"].per_byte == f"{tokens['th'] / kept:.3f}"
+    assert rows["th"].per_character == f"{a_character['th']:.3f}"
+    assert rows["th"].parity == f"{a_character['th'] / a_character['en']:.2f}"
 
 
 def test_text_that_got_longer_and_domains_without_training_are_shown() -> None:
@@ -59,7 +71,7 @@ def test_text_that_got_longer_and_domains_without_training_are_shown() -> None:
     report = Report(files=1, file_bytes=9, entries=list(tally.entries()), tokens={"held_out/aa": 7})
     (language,) = shown(report).languages
     assert [bar.percent for bar in language.bars] == [100]
-    assert language.fertility == "–"
+    assert (language.per_byte, language.per_character, language.parity) == ("–", "–", "–")
     assert shown(report).rules == []
 
 

@@ -140,7 +140,8 @@ def _boilerplate() -> dict[str, list[str]]:
 
 
 def blocked_url(page: Page) -> str | None:
-    """A host of the list, or a word of the list in the address."""
+    """A host of the list; a word of the list in the host, or two in the path: one alone may be the
+    title of an article."""
     if page.url is None:
         return None
     host, _, path = re.sub(r"^[a-z+]*://", "", page.url.lower()).partition("/")
@@ -148,11 +149,13 @@ def blocked_url(page: Page) -> str | None:
     domains = {host[match.end() :] for match in re.finditer(r"^|\.", host)}
     if found := domains.intersection(read_lines("url_hosts.txt")):
         return f"host {min(found)}"
-    words = set(re.split(r"[^a-z]+", f"{host} {path}"))
+    in_host, in_path = (set(re.split(r"[^a-z]+", part)) for part in (host, path))
+    told = []
     for entry in read_lines("url_words.txt"):
-        if entry in words or (entry.endswith("*") and entry[:-1] in host):
+        if entry in in_host or (entry.endswith("*") and entry[:-1] in host):
             return f"word {entry.rstrip('*')}"
-    return None
+        told += [entry] if entry in in_path else []
+    return f"words {', '.join(told)}" if len(told) > 1 else None
 
 
 def undecodable(page: Page) -> str | None:

@@ -14,21 +14,17 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
 from numpy.typing import NDArray
 
 from panthalassa import config
 from panthalassa.corpus.documents import Problem, SourceFile
-from panthalassa.corpus.funnel import Tally
 from panthalassa.corpus.minhash import SEPARATORS, UNSPACED, Hashes, hash_tokens, mix, slices
-from panthalassa.corpus.reading import TASK, add_up, count_dropped
 from panthalassa.corpus.scripts import dominant_script, units_per_word
 from panthalassa.corpus.sources import find_files, read_documents
 from panthalassa.errors import CorpusError
@@ -59,6 +55,15 @@ class Contamination:
         found.update(self.passages.tobytes())
         found.update(self.owners.tobytes())
         return found.hexdigest()
+
+    def warnings(self) -> Iterator[str]:
+        """A line for each file with texts that nothing can be found by."""
+        for name, count in self.short.items():
+            if count:
+                yield (
+                    f"{count} texts of the evaluation {name} have fewer than {WORDS} words, and nothing "
+                    "is found by them"
+                )
 
     def find(self, texts: pa.ChunkedArray) -> list[str | None]:
         """For each text the file that it shares a passage with, the first of several; else None."""
@@ -127,7 +132,8 @@ def _files(place: str) -> list[SourceFile]:
     try:
         return find_files([place])
     except CorpusError as error:
-        raise CorpusError(f"corpus.evaluation_files: {error}") from error
+        told = str(error).replace("corpus.sources", "corpus.evaluation_files")
+        raise CorpusError(f"corpus.evaluation_files: {told}") from error
 
 
 def _texts(file: SourceFile) -> Iterator[str]:
@@ -137,37 +143,6 @@ def _texts(file: SourceFile) -> Iterator[str]:
                 f"evaluation file {found}. Correct the file, or the key corpus.evaluation_files."
             )
         yield found.text
-
-
-def drop_contaminated(
-    documents: ray.data.Dataset, contamination: Contamination, tally: Tally
-) -> ray.data.Dataset:
-    """The documents without those that share a passage with an evaluation, which are counted by its
-    file."""
-    shared = ray.put(contamination)  # once a node, whatever tasks it has
-    marked: ray.data.Dataset = documents.map_batches(
-        partial(_mark, shared=shared), batch_size=None, **TASK
-    ).materialize()
-    add_up(marked.map_batches(_count, batch_size=None, **TASK), tally)
-    kept: ray.data.Dataset = marked.map_batches(_without, batch_size=None, **TASK).materialize()
-    return kept
-
-
-def _mark(batch: pa.Table, shared: "ray.ObjectRef[Contamination]") -> pa.Table:
-    found = ray.get(shared).find(batch["text"])
-    return batch.append_column("evaluation", pa.array(found, pa.string()))
-
-
-def _count(batch: pa.Table) -> pa.Table:
-    tally = Tally()
-    for name in batch["evaluation"].unique().drop_null().to_pylist():
-        of_file = batch.filter(pc.equal(batch["evaluation"], name))
-        count_dropped("contaminated", of_file, tally, rule=name)
-    return pa.table({"tally": [tally.encode()]})
-
-
-def _without(batch: pa.Table) -> pa.Table:
-    return batch.filter(pc.is_null(batch["evaluation"])).drop_columns(["evaluation"])
 
 
 def _passages(texts: pa.ChunkedArray) -> tuple[Hashes, NDArray[np.int64]]:

@@ -1,15 +1,14 @@
-"""Near-duplicates: distinct documents come in, and all but the best of each group of similar ones are
-marked.
+"""Duplicates: the names and band keys of documents come in, the names of those to drop go out.
 
-The one idea: texts stay where they are. Band keys of 8 bytes are shuffled and give candidates; only
-the sketches of candidates are shuffled to be compared; edges between similar ones are joined to
-components; and the names of what is dropped go back to the blocks that hold it. What has to meet
-goes by `bucket`, a number that follows from its content, so that neither the order of tasks nor
-their number decides anything. The driver holds counts and references to blocks, never their rows.
+The one idea: texts stay where they are. A document's name says how good it is and where its text lies
+(`components`). Names meet by their hash, which shows the copies; the keys of bands of 8 bytes are
+shuffled and give candidates of near-duplicates; only the sketches of candidates are read from their
+texts and shuffled to be compared; and edges between similar ones are joined to components. What has to
+meet goes by a number that follows from its content, so that neither the order of tasks nor their
+number decides anything. The driver holds counts, never rows.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -27,76 +25,182 @@ from panthalassa.corpus.components import (
     Nodes,
     both_ways,
     large_star,
-    name_nodes,
+    places,
     positions,
+    same_text,
     small_star,
     stars,
 )
-from panthalassa.corpus.minhash import (
-    SKETCH,
-    Indices,
-    Ragged,
-    candidates,
-    choose_bands,
-    jaccard,
-    sketches,
-    text_keys,
-)
-from panthalassa.corpus.reading import TASK, TASK_BYTES
+from panthalassa.corpus.minhash import SKETCH, Indices, Ragged, candidates, jaccard, sketches
+from panthalassa.corpus.staging import TASK, filled
 
-EDGES_AT_ONCE = 1 << 20  # that one task joins to components: 48 MiB of names
+TASK_BYTES = 64 << 20  # names and keys that meet in one task
+EDGES_AT_ONCE = 1 << 20  # that one task joins to components: 64 MiB of names
 PAIRS_AT_ONCE = 1 << 12  # that are compared at once: at most 32 MiB of sketches
 
-Blocks = dict[int, list[Any]]  # references to Arrow tables, which Ray resolves
+Texts = Callable[[int, Indices], pa.ChunkedArray]
+"""The texts [n] of rows [n], ascending, of a partition."""
 
 
-def mark_near_duplicates(
-    documents: ray.data.Dataset, threshold: float, buckets: int
+def find_duplicates(names: pa.Table, threshold: float | None, texts: Texts) -> tuple[Nodes, Nodes]:
+    """`find_duplicates_apart` of documents whose names and keys fit into memory: copies, and worse."""
+    marked = _mark_copies(names)
+    copies = names_of(marked["name"].filter(marked["copy"]))
+    if threshold is None:
+        return copies, copies[:0]
+    worse, _ = stars(similar_pairs(_distinct(marked), threshold, texts))
+    return copies, worse
+
+
+def similar_pairs(names: pa.Table, threshold: float, texts: Texts) -> Edges:
+    """The pairs of documents that are found and as similar as the threshold, each once, the better one
+    last."""
+    pairs = _once(_pair(_keyed(names, buckets=1), buckets=1))
+    if not len(pairs):
+        return names_of(pairs["a"]), names_of(pairs["b"])
+    edges = _verify(pa.concat_tables(_answer(pairs, texts, parts=1)), threshold)
+    return names_of(edges["u"]), names_of(edges["v"])
+
+
+def find_duplicates_apart(
+    names: ray.data.Dataset, threshold: float | None, texts: Texts, buckets: int
 ) -> ray.data.Dataset:
-    """The documents with a column `near_duplicate`: whether a better one is like it; kept by Ray.
+    """Rows with a `name` to drop, whether it is a `copy`, and the `number` of its partition; among them
+    some of nulls.
 
-    Near-duplicates are those whose shingles have a Jaccard similarity of at least `threshold`, and
-    whatever a chain of such pairs connects. The longest of them is the best, and of equally long
-    ones that with the least hash. Takes the columns of `distinct_documents`, in the same number of
-    buckets: with one, one task does it all.
+    names: rows of a `name` and its `keys`, of which there are none where no near-duplicates are looked
+    for. Of documents with the same text the one whose place comes first stays. Near-duplicates are
+    those whose shingles have a Jaccard similarity of at least `threshold`, and whatever a chain of
+    such pairs connects; the longest of them is the best and stays, and of equally long ones that with
+    the least hash.
     """
-    if buckets == 1:
-        whole = documents.repartition(1) if documents.num_blocks() > 1 else documents
-        return _mapped(whole, partial(mark, threshold=threshold))
-    blocks: Blocks = {}
-    wanted = _find_candidates(documents, threshold, buckets)
-    if count := wanted.count():
-        edges = _compare(documents, wanted, threshold, buckets, parts=_tasks(count))
-        if edges.count():
-            dropped = _connect(edges, buckets).map_batches(
-                partial(_address, buckets=buckets), **TASK
+    bucketed = names.map_batches(partial(_by_position, buckets=buckets), batch_size=None, **TASK)
+    marked = _shuffled(bucketed, buckets, _mark_copies)
+    copies = marked.map_batches(_copies, batch_size=None, **TASK)
+    if threshold is None:
+        return copies
+    distinct = marked.map_batches(_distinct, batch_size=None, **TASK)
+    keyed = distinct.map_batches(partial(_keyed, buckets=buckets), batch_size=None, **TASK)
+    pairs = _shuffled(keyed, buckets, partial(_pair, buckets=buckets))
+    wanted = _shuffled(pairs, buckets, _once)
+    if not (count := wanted.count()):
+        return copies
+    parts = math.ceil(count * SKETCH * 4 / TASK_BYTES)
+    answer = partial(_answer, texts=texts, parts=parts)
+    answers = wanted.map_batches(answer, batch_size=None, **TASK)
+    edges = _shuffled(answers, parts, partial(_verify, threshold=threshold))
+    if not edges.count():
+        return copies
+    worse = _connect(edges, buckets).map_batches(_worse, batch_size=None, **TASK)
+    return copies.union(worse)
+
+
+def buckets_of(documents: int, bands: int) -> int:
+    """Tasks among which so many documents are divided with their keys."""
+    return max(1, math.ceil(documents * max(1, bands) * (8 + NODE_BYTES) / TASK_BYTES))
+
+
+# Copies.
+
+
+def _by_position(batch: pa.Table, buckets: int) -> pa.Table:
+    bucket = positions(names_of(batch["name"])) % np.uint64(buckets)
+    return filled(batch.append_column("bucket", pa.array(bucket)))
+
+
+def _mark_copies(group: pa.Table) -> pa.Table:
+    names = names_of(group["name"])
+    order = np.argsort(names)
+    table = group.select(["name", "keys"]).take(order)
+    return table.append_column("copy", pa.array(same_text(names[order])))
+
+
+def _copies(batch: pa.Table) -> pa.Table:
+    return _dropped(batch["name"].filter(batch["copy"]), copy=True)
+
+
+def _worse(edges: pa.Table) -> pa.Table:
+    return _dropped(edges["u"], copy=False)
+
+
+def _dropped(column: pa.ChunkedArray, copy: bool) -> pa.Table:
+    numbers, _ = places(names_of(column))
+    return filled(pa.table({"number": numbers, "name": column, "copy": np.full(len(column), copy)}))
+
+
+def _distinct(batch: pa.Table) -> pa.Table:
+    return batch.select(["name", "keys"]).filter(pc.invert(batch["copy"]))
+
+
+# Candidates: each is asked for a sketch by every pair that it is in.
+
+
+def _keyed(batch: pa.Table, buckets: int) -> pa.Table:
+    lengths = pc.fill_null(pc.list_value_length(batch["keys"]), 0).to_numpy()
+    keys = pc.list_flatten(batch["keys"]).to_numpy()
+    nodes = np.repeat(names_of(batch["name"]), lengths)
+    table = {"bucket": keys % np.uint64(buckets), "key": keys, "node": name_column(nodes)}
+    return filled(pa.table(table))
+
+
+def _pair(group: pa.Table, buckets: int) -> pa.Table:
+    nodes = names_of(group["node"])
+    _, rank = np.unique(nodes, return_inverse=True)
+    first, second = candidates(group["key"].to_numpy(), rank)
+    a, b = nodes[first], nodes[second]
+    document = np.concatenate((a, b))
+    return pa.table(
+        {
+            "bucket": places(document)[0] % buckets,
+            "document": name_column(document),
+            "a": name_column(np.concatenate((a, a))),
+            "b": name_column(np.concatenate((b, b))),
+        }
+    )
+
+
+def _once(group: pa.Table) -> pa.Table:
+    return group.group_by(group.column_names, use_threads=False).aggregate([])
+
+
+# Comparison: the sketches of a pair meet in one task.
+
+
+def _answer(wanted: pa.Table, texts: Texts, parts: int) -> Iterator[pa.Table]:
+    """The sketches of the documents that are wanted, each with its pair, in the bucket of that."""
+    partitions, rows = places(names_of(wanted["document"]))
+    order = np.lexsort((rows, partitions))
+    for held in np.split(order, np.flatnonzero(np.diff(partitions[order])) + 1):
+        for start in range(0, len(held), PAIRS_AT_ONCE):
+            some = held[start : start + PAIRS_AT_ONCE]
+            distinct, codes = np.unique(rows[some], return_inverse=True)
+            sketch = sketches(texts(int(partitions[some[0]]), distinct)).take(codes)
+            yield _answers(
+                names_of(wanted["a"].take(some)), names_of(wanted["b"].take(some)), sketch, parts
             )
-            blocks = _blocks(_shuffled(dropped, buckets, _once))
-    return _mapped(documents, partial(_mark_from, blocks=blocks, buckets=buckets))
 
 
-def mark(documents: pa.Table, threshold: float) -> pa.Table:
-    """`mark_near_duplicates` of documents that fit into memory."""
-    nodes = _nodes(documents)
-    first, second = similar_pairs(documents["text"], nodes, threshold)
-    dropped, _ = stars((nodes[first], nodes[second]))
-    return documents.append_column("near_duplicate", pa.array(np.isin(nodes, dropped)))
+def _answers(a: Nodes, b: Nodes, sketch: Ragged, parts: int) -> pa.Table:
+    return pa.table(
+        {
+            "bucket": (positions(a) + positions(b)) % np.uint64(parts),
+            "a": name_column(a),
+            "b": name_column(b),
+            "sketch": pa.LargeListArray.from_arrays(sketch.offsets, sketch.values),
+        }
+    )
 
 
-def similar_pairs(
-    texts: pa.ChunkedArray, nodes: Nodes, threshold: float
-) -> tuple[Indices, Indices]:
-    """The pairs of texts that are found and as similar as the threshold, each once."""
-    bands, rows = choose_bands(threshold)
-    which, keys = text_keys(texts, bands, rows)
-    owners = np.repeat(which, bands)
-    rank = np.argsort(np.argsort(nodes))
-    pairs = owners[np.stack(candidates(keys.ravel(), rank[owners]))]
-    pairs = np.unique(pairs, axis=1)
-    compared, codes = np.unique(pairs, return_inverse=True)
-    first, second = codes.reshape(pairs.shape)
-    similar = _similar(sketches(texts.take(compared)), first, second, threshold)
-    return pairs[0][similar], pairs[1][similar]
+def _verify(group: pa.Table, threshold: float) -> pa.Table:
+    """The pairs that are as similar as the threshold, as edges from the lesser to the better."""
+    a, b = names_of(group["a"]), names_of(group["b"])
+    lists = group["sketch"].combine_chunks()
+    lengths = pc.list_value_length(lists).to_numpy()
+    sketch = Ragged(lists.flatten().to_numpy(), np.concatenate(([0], np.cumsum(lengths))))
+    both = np.lexsort((b, a))  # the two sketches of a pair become neighbours
+    first, second = both[::2], both[1::2]
+    similar = first[_similar(sketch, first, second, threshold)]
+    return _edges((b[similar], a[similar]))
 
 
 def _similar(
@@ -110,109 +214,14 @@ def _similar(
     return np.concatenate(found)
 
 
-# Candidates: each is asked for a sketch by every pair that it is in.
-
-
-def _find_candidates(
-    documents: ray.data.Dataset, threshold: float, buckets: int
-) -> ray.data.Dataset:
-    """Rows of a document and a pair that it is in, each once, in the bucket of the document."""
-    bands, rows = choose_bands(threshold)
-    key = partial(_key, bands=bands, rows=rows, buckets=buckets)
-    keys = documents.map_batches(key, batch_size=None, **TASK)
-    pairs = _shuffled(keys, buckets, partial(_pair, buckets=buckets))
-    return _shuffled(pairs, buckets, _once)
-
-
-def _key(batch: pa.Table, bands: int, rows: int, buckets: int) -> pa.Table:
-    which, keys = text_keys(batch["text"], bands, rows)
-    nodes = _nodes(batch)[np.repeat(which, bands)]
-    keys = keys.ravel()
-    return pa.table({"bucket": keys % np.uint64(buckets), "key": keys, "node": _column(nodes)})
-
-
-def _pair(group: pa.Table, buckets: int) -> pa.Table:
-    nodes = _names(group["node"])
-    _, rank = np.unique(nodes, return_inverse=True)
-    first, second = candidates(group["key"].to_numpy(), rank)
-    a, b = nodes[first], nodes[second]
-    document = np.concatenate((a, b))
-    return pa.table(
-        {
-            "bucket": positions(document) % np.uint64(buckets),
-            "document": _column(document),
-            "a": _column(np.concatenate((a, a))),
-            "b": _column(np.concatenate((b, b))),
-        }
-    )
-
-
-def _once(group: pa.Table) -> pa.Table:
-    return group.group_by(group.column_names, use_threads=False).aggregate([])
-
-
-# Comparison: the sketches of a pair meet in one task.
-
-
-def _compare(
-    documents: ray.data.Dataset,
-    wanted: ray.data.Dataset,
-    threshold: float,
-    buckets: int,
-    parts: int,
-) -> ray.data.Dataset:
-    """The pairs that are as similar as the threshold, as edges from the lesser to the better."""
-    answer = partial(_answer, blocks=_blocks(wanted), buckets=buckets, parts=parts)
-    answers = documents.map_batches(answer, batch_size=None, **TASK)
-    return _shuffled(answers, parts, partial(_verify, threshold=threshold))
-
-
-def _answer(batch: pa.Table, blocks: Blocks, buckets: int, parts: int) -> Iterator[pa.Table]:
-    nodes = _nodes(batch)
-    order = np.argsort(nodes)
-    yield _answers(nodes[:0], nodes[:0], Ragged(np.zeros(0, np.uint32), np.zeros(1, np.int64)), 1)
-    for table in _tables(blocks, nodes, buckets):
-        names = _names(table["document"])
-        place = np.searchsorted(nodes, names, sorter=order)
-        here = order[np.minimum(place, len(order) - 1)]
-        held = np.flatnonzero(nodes[here] == names)
-        for start in range(0, len(held), PAIRS_AT_ONCE):
-            rows = held[start : start + PAIRS_AT_ONCE]
-            texts, codes = np.unique(here[rows], return_inverse=True)
-            sketch = sketches(batch["text"].take(texts)).take(codes)
-            a, b = _names(table["a"].take(rows)), _names(table["b"].take(rows))
-            yield _answers(a, b, sketch, parts)
-
-
-def _answers(a: Nodes, b: Nodes, sketch: Ragged, parts: int) -> pa.Table:
-    return pa.table(
-        {
-            "bucket": (positions(a) + positions(b)) % np.uint64(parts),
-            "a": _column(a),
-            "b": _column(b),
-            "sketch": pa.LargeListArray.from_arrays(sketch.offsets, sketch.values),
-        }
-    )
-
-
-def _verify(group: pa.Table, threshold: float) -> pa.Table:
-    a, b = _names(group["a"]), _names(group["b"])
-    lists = group["sketch"].combine_chunks()
-    lengths = pc.list_value_length(lists).to_numpy()
-    sketch = Ragged(lists.flatten().to_numpy(), np.concatenate(([0], np.cumsum(lengths))))
-    both = np.lexsort((b, a))  # the two sketches of a pair become neighbours
-    first, second = both[::2], both[1::2]
-    similar = first[_similar(sketch, first, second, threshold)]
-    return _edges((b[similar], a[similar]))
-
-
 # Components.
 
 
 def _connect(edges: ray.data.Dataset, buckets: int) -> ray.data.Dataset:
     """An edge from every document that is not the best of its component to the one that is."""
     if edges.count() <= EDGES_AT_ONCE:
-        return _mapped(edges.repartition(1), _stars)
+        one: ray.data.Dataset = edges.repartition(1).map_batches(_stars, batch_size=None, **TASK)
+        return one
     double = partial(_address, buckets=buckets, both=True)
     single = partial(_address, buckets=buckets)
     moved = 1
@@ -225,26 +234,26 @@ def _connect(edges: ray.data.Dataset, buckets: int) -> ray.data.Dataset:
 
 def _address(table: pa.Table, buckets: int, both: bool = False) -> pa.Table:
     """The edges in the buckets of their first nodes, or of both."""
-    edges = _names(table["u"]), _names(table["v"])
+    edges = names_of(table["u"]), names_of(table["v"])
     u, v = both_ways(edges) if both else edges
     bucket = positions(u) % np.uint64(buckets)
-    return pa.table({"bucket": bucket, "u": _column(u), "v": _column(v)})
+    return pa.table({"bucket": bucket, "u": name_column(u), "v": name_column(v)})
 
 
 def _stars(table: pa.Table) -> pa.Table:
-    return _edges(stars((_names(table["u"]), _names(table["v"]))))
+    return _edges(stars((names_of(table["u"]), names_of(table["v"]))))
 
 
 def _large(group: pa.Table) -> pa.Table:
-    return _edges(*large_star((_names(group["u"]), _names(group["v"]))))
+    return _edges(*large_star((names_of(group["u"]), names_of(group["v"]))))
 
 
 def _small(group: pa.Table) -> pa.Table:
-    return _edges(*small_star((_names(group["u"]), _names(group["v"]))))
+    return _edges(*small_star((names_of(group["u"]), names_of(group["v"]))))
 
 
 def _edges(edges: Edges, moved: NDArray[np.bool_] | None = None) -> pa.Table:
-    columns: dict[str, Any] = {"u": _column(edges[0]), "v": _column(edges[1])}
+    columns: dict[str, Any] = {"u": name_column(edges[0]), "v": name_column(edges[1])}
     if moved is not None:
         columns["moved"] = moved
     return pa.table(columns)
@@ -259,71 +268,28 @@ def _count_moved(table: pa.Table) -> pa.Table:
     return pa.table({"moved": [pc.sum(table["moved"]).as_py() or 0]})
 
 
-# What is dropped, and how rows get to the documents of their bucket.
-
-
-def _mark_from(batch: pa.Table, blocks: Blocks, buckets: int) -> pa.Table:
-    nodes = _nodes(batch)
-    dropped = np.zeros(len(nodes), dtype=bool)
-    for table in _tables(blocks, nodes, buckets):
-        dropped |= np.isin(nodes, _names(table["u"]))
-    return batch.append_column("near_duplicate", pa.array(dropped))
-
-
-def _mapped(rows: ray.data.Dataset, function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
-    done: ray.data.Dataset = rows.map_batches(function, batch_size=None, **TASK).materialize()
-    return done
-
-
 def _shuffled(
     rows: ray.data.Dataset, buckets: int, function: Callable[[pa.Table], pa.Table]
 ) -> ray.data.Dataset:
     groups = rows.groupby("bucket", num_partitions=buckets)
-    done: ray.data.Dataset = groups.map_groups(function, **TASK).materialize()
+    done: ray.data.Dataset = groups.map_groups(
+        partial(_without_fillers, function=function), **TASK
+    ).materialize()
     return done
 
 
-def _blocks(rows: ray.data.Dataset) -> Blocks:
-    """For each bucket the blocks with rows of it."""
-    blocks: Blocks = defaultdict(list)
-    references = rows.to_arrow_refs()
-    for reference, present in zip(
-        references, ray.get([_present.remote(r) for r in references]), strict=True
-    ):
-        for bucket in present:
-            blocks[bucket].append(reference)
-    return dict(blocks)
+def _without_fillers(group: pa.Table, function: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    return function(group.filter(pc.is_valid(group["bucket"])))
 
 
-@ray.remote(num_cpus=TASK["num_cpus"])
-def _present(block: pa.Table) -> list[int]:
-    return pc.unique(block["bucket"]).to_pylist() if block.num_rows else []
-
-
-def _tables(blocks: Blocks, nodes: Nodes, buckets: int) -> Iterator[pa.Table]:
-    """The blocks with rows of the buckets of these documents, one at a time."""
-    own = np.unique(positions(nodes) % np.uint64(buckets)).tolist()
-    for reference in dict.fromkeys(ref for bucket in own for ref in blocks.get(bucket, [])):
-        yield ray.get(reference)
-
-
-def _tasks(wanted: int) -> int:
-    """Tasks for the sketches of so many rows."""
-    return max(1, math.ceil(wanted * SKETCH * 4 / TASK_BYTES))
-
-
-def _nodes(documents: pa.Table) -> Nodes:
-    lengths = pc.binary_length(documents["text"]).to_numpy()
-    return name_nodes(lengths, documents["hash"].to_pylist())
-
-
-def _column(nodes: Nodes) -> pa.Array:
+def name_column(nodes: Nodes) -> pa.Array:
+    """Nodes as a column of a table, whose inverse is `names_of`."""
     data = np.ascontiguousarray(nodes).tobytes()
     buffers = [None, pa.py_buffer(data)]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(NODE_BYTES), len(nodes), buffers)
 
 
-def _names(column: pa.ChunkedArray) -> Nodes:
+def names_of(column: pa.ChunkedArray) -> Nodes:
     chunks = [
         np.frombuffer(chunk.buffers()[1], dtype=f"S{NODE_BYTES}")[chunk.offset :][: len(chunk)]
         for chunk in column.chunks

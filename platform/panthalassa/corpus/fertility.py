@@ -9,17 +9,15 @@ and says so: it is fair among alphabets, and too high for scripts that write a w
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from panthalassa.corpus.manifest import Manifest
-
-REFERENCE = "en"
+REFERENCES = ("en", "eng", "eng_Latn")
+"""English, by the names that domains have."""
 
 Basis = Literal["parallel text", "tokens a character"]
 
 
-@dataclass(frozen=True)
-class TextCounts:
+class TextCounts(NamedTuple):
     """Some text in Unicode characters, in bytes of UTF-8, and in tokens without delimiters."""
 
     tokens: int
@@ -42,15 +40,15 @@ class Fertility:
 def fertilities(
     counts: Mapping[str, TextCounts],
     parallel: Mapping[str, int] | None = None,
-    reference: str = REFERENCE,
 ) -> list[Fertility]:
-    """Of each domain with text, by name.
+    """Of each domain with text, by name; the reference is the first of REFERENCES that there is.
 
     parallel: tokens of the same content in some domains; used where it has the domain and the
     reference.
     """
     counts = {domain: found for domain, found in sorted(counts.items()) if found.characters}
     same = {domain: n for domain, n in (parallel or {}).items() if n}
+    reference = next((name for name in REFERENCES if name in counts), None)
     rows = []
     for domain, found in counts.items():
         per_character = found.tokens / found.characters
@@ -58,7 +56,7 @@ def fertilities(
         basis: Basis = "tokens a character"
         if domain in same and reference in same:
             parity, basis = same[domain] / same[reference], "parallel text"
-        elif reference in counts:
+        elif reference:
             parity = per_character / (counts[reference].tokens / counts[reference].characters)
         per_byte = found.tokens / found.text_bytes
         rows.append(Fertility(domain, found.tokens, per_character, per_byte, parity, basis))
@@ -72,17 +70,22 @@ def worst_parity(rows: Iterable[Fertility]) -> Fertility | None:
     return max(parallel or compared, key=lambda row: row.parity or 0, default=None)
 
 
-def counts_of(manifest: Manifest) -> dict[str, TextCounts]:
-    """What each domain of a corpus holds, both splits together."""
-    tokens, characters, text_bytes = Counter[str](), Counter[str](), Counter[str]()
-    for shard in manifest.shards:
-        tokens[shard.domain] += shard.tokens
-    for group, documents in manifest.documents.items():
-        domain = group.split("/")[1]
-        tokens[domain] -= 2 * documents  # bos and eos
-        characters[domain] += manifest.characters[group]
-        text_bytes[domain] += manifest.text_bytes[group]
-    return {
-        domain: TextCounts(tokens[domain], characters[domain], text_bytes[domain])
-        for domain in tokens
-    }
+def counts_of(
+    tokens: Mapping[str, int],
+    documents: Mapping[str, int],
+    characters: Mapping[str, int],
+    text_bytes: Mapping[str, int],
+) -> dict[str, TextCounts]:
+    """What each domain of a corpus holds, both splits together; all are counted by `{split}/{domain}`,
+    and each document has two tokens that are delimiters."""
+    sums = [Counter[str]() for _ in range(3)]
+    for group in documents:
+        domain = group.partition("/")[2]
+        found = (
+            tokens.get(group, 0) - 2 * documents[group],
+            characters.get(group, 0),
+            text_bytes[group],
+        )
+        for counter, count in zip(sums, found, strict=True):
+            counter[domain] += count
+    return {domain: TextCounts(*(counter[domain] for counter in sums)) for domain in sums[0]}

@@ -16,6 +16,7 @@ from panthalassa.corpus.manifest import Record
 
 REPORT = "report.json"
 EXAMPLES = 3
+DAMAGED = 1000
 EXAMPLE_CHARACTERS = 120
 PLACE_CHARACTERS = 300
 
@@ -47,7 +48,8 @@ class Example(Record):
 class Entry(Record):
     """What one step did to one domain.
 
-    `unreadable`: a `count` of records that are lost, named by the examples. `read`: documents, and
+    `unreadable`: a `count` of records that are lost of a file, with its place as `rule`, the first
+    DAMAGED of which are named. `read`: documents, and
     the `bytes` of their text (UTF-8, normalised). `trimmed`: documents from which boilerplate and
     personal data were cut, and by how many bytes they are shorter (negative where placeholders are
     longer). `masked`: pieces of personal data, with their kind as `rule`. `rule`, `duplicate`,
@@ -65,8 +67,8 @@ class Entry(Record):
 
 class Report(Record):
     """A preparation in full: `files` of `file_bytes` (as stored, compressed) in all, and what came
-    of them, in the order of steps, rules and domains. `tokens` are by `{split}/{domain}`, as the
-    counts of the manifest are.
+    of them, in the order of steps, rules and domains. `tokens` and `characters` are by
+    `{split}/{domain}`, as the counts of the manifest are.
 
     Every document that was read was dropped by one step or is left, in each domain and in its bytes.
     """
@@ -76,6 +78,7 @@ class Report(Record):
     file_bytes: int
     entries: list[Entry]
     tokens: dict[str, int]
+    characters: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Report":
@@ -102,6 +105,15 @@ class Report(Record):
             if entry.step in steps and rule in ("", entry.rule) and domain in ("", entry.domain)
         ]
         return sum(entry.count for entry in chosen), sum(entry.bytes for entry in chosen)
+
+    def kept(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Documents and bytes that are left, by `{split}/{domain}`."""
+        left = [entry for entry in self.entries if entry.step in ("held_out", "train")]
+        groups = [f"{entry.step}/{entry.domain}" for entry in left]
+        return (
+            dict(zip(groups, (entry.count for entry in left), strict=True)),
+            dict(zip(groups, (entry.bytes for entry in left), strict=True)),
+        )
 
     def domains(self) -> list[str]:
         return sorted({entry.domain for entry in self.entries if entry.step != "unreadable"})
@@ -160,6 +172,10 @@ class Tally:
     def entries(self) -> Iterator[Entry]:
         """In the order of steps, rules and domains."""
         steps = get_args(Step)
+        damaged = sorted(key for key in self._counts if key.step == "unreadable" and key.rule)
+        for key in damaged[DAMAGED:]:
+            self._counts[key._replace(rule="")] += self._counts.pop(key)
+            self._examples.pop(key, None)
         for key in sorted(self._counts, key=lambda key: (steps.index(key.step), *key)):
             yield Entry(
                 **key._asdict(),
@@ -209,7 +225,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
     domains = len(report.domains())
     yield "read", *_amount(report, "read"), f"{domains} domain{'s' * (domains != 1)}"
     kinds = [f"{report.total('masked', rule=kind)[0]:,} {kind}" for kind in report.rules("masked")]
-    yield "− trimmed", *_amount(report, "trimmed"), ", ".join(kinds)
+    yield "− trimmed", *_amount(report, "trimmed"), ", ".join(["these stay", *kinds])
     rules = report.rules("rule")
     shown = rules if len(rules) <= LINES - 10 else rules[: LINES - 11]
     for rule in shown:

@@ -12,6 +12,7 @@ are in other rows before it: 0 where it begins here, and more where it goes on.
 """
 
 import hashlib
+from collections import Counter
 from functools import cached_property
 from typing import Literal
 
@@ -84,6 +85,13 @@ class Manifest(Record):
 
     def split(self, split: Split) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens, delimiters included, by `{split}/{domain}`."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            found[f"{shard.split}/{shard.domain}"] += shard.tokens
+        return dict(sorted(found.items()))
 
     def encode(self) -> bytes:
         return (self.model_dump_json(indent=1) + "\n").encode()

@@ -163,6 +163,15 @@ def text_keys(texts: pa.ChunkedArray, bands: int, rows: int) -> tuple[Indices, H
     return np.concatenate(found), np.concatenate(keys)
 
 
+def key_lists(texts: pa.ChunkedArray, bands: tuple[int, int]) -> pa.ListArray:
+    """A column with the keys of each text, for so many bands of so many rows; empty without shingles."""
+    which, keys = text_keys(texts, *bands)
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    lengths[which] = keys.shape[1]
+    offsets = pa.array(_offsets(lengths), pa.int32())
+    return pa.ListArray.from_arrays(offsets, keys.ravel())
+
+
 def candidates(keys: Hashes, order: Indices) -> tuple[Indices, Indices]:
     """Pairs of rows with equal keys; `order` ranks the documents, the same one with the same number.
 

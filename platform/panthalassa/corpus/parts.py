@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import ray.data
 
 from panthalassa.corpus.manifest import TOKENIZER, Index, Shard
-from panthalassa.corpus.reading import TASK
 from panthalassa.corpus.shards import Counts, count_targets, decode_shard, write
+from panthalassa.corpus.staging import TASK
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.storage import Storage
 

@@ -30,6 +30,12 @@ PLACEHOLDERS: Final = {
 
 GROUPS = 8  # with more, a number is looked at only as a whole, not for one among others
 
+_SPACE = " \u00a0\u202f"  # of any width, as French and German groups of digits have
+_SPACES = re.compile(f"([{_SPACE}])")
+_FILES = frozenset(
+    ["css", "gif", "gz", "html", "jpeg", "jpg", "js", "json", "png", "svg", "tgz", "webp", "zip"]
+)
+
 # RFC 5321: 64 characters before the @, labels of 63. The look-behind keeps the search linear.
 _EMAIL = re.compile(
     r"(?<![\w.+%-])[\w+%-][\w.+%-]{0,63}@"
@@ -38,17 +44,18 @@ _EMAIL = re.compile(
 _IBAN = re.compile(
     r"\b(?:"
     + "|".join(
-        rf"{country}\d\d(?: ?[A-Z0-9]){{{int(length) - 4}}}"
+        rf"{country}\d\d(?:[{_SPACE}]?[A-Z0-9]){{{int(length) - 4}}}"
         for country, length in read_pairs("iban_lengths.txt").items()
     )
     + r")\b",
     re.ASCII,
 )
-_CARD = re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)", re.ASCII)
+_CARD = re.compile(rf"(?<![\w.,-])\d(?:[{_SPACE}-]?\d){{12,18}}(?![\w-]|[.,]\d)", re.ASCII)
 _PHONE = re.compile(
     r"(?<![\w+.,/-])(?:"
-    r"(?:\+[1-9]|00[1-9]\d{0,2}[ ./-])(?:[ ./-]{0,2}\(?\d\)?){6,14}"  # international, E.164
-    r"|\([2-9]\d\d\) ?[2-9]\d\d[-. ]\d{4}|[2-9]\d\d([-.])[2-9]\d\d\1\d{4}"  # North America
+    rf"(?:\+[1-9]|00[1-9]\d{{0,2}}[{_SPACE}./–-])(?:[{_SPACE}./–-]{{0,2}}\(?\d\)?){{6,14}}"  # E.164
+    rf"|\([2-9]\d\d\)[{_SPACE}]?[2-9]\d\d[-.{_SPACE}]\d{{4}}"
+    r"|[2-9]\d\d([-.])[2-9]\d\d\1\d{4}"  # North America, too
     r")(?![\w-]|[.,]\d)",
     re.ASCII,
 )
@@ -59,7 +66,7 @@ _IPV6 = re.compile(r"(?<![\w:.])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w
 # Mastercard, Mir, UnionPay, Visa.
 _ISSUERS = re.compile(
     r"3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11}|6(?:011|4[4-9]\d|5\d\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}"
-    r"|(?:5[06-9]|6[37])\d{10,17}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
+    r"|(?:5[06-9]|6[37])\d{11,17}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
     r"|62\d{14,17}|4(?:\d{12}|\d{15}|\d{18})"
 )
 
@@ -101,20 +108,24 @@ def _replace(
     counts: Counter[str],
 ) -> str:
     def masked(match: re.Match[str]) -> str:
-        parts = match[0].split(" ") if match[0].count(" ") < GROUPS else [match[0]]
-        spans = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
+        parts = _SPACES.split(match[0])  # groups and, between them, spaces
+        if len(parts) > 2 * GROUPS:
+            parts = [match[0]]
+        spans = [(i, j) for i in range(0, len(parts), 2) for j in range(i + 1, len(parts) + 1, 2)]
         for start, stop in sorted(spans, key=lambda span: span[0] - span[1]):  # the longest first
-            if is_valid(" ".join(parts[start:stop])):
+            if is_valid("".join(parts[start:stop])):
                 counts[kind] += 1
-                return " ".join([*parts[:start], PLACEHOLDERS[kind], *parts[stop:]])
+                return "".join([*parts[:start], PLACEHOLDERS[kind], *parts[stop:]])
         return match[0]
 
     return pattern.sub(masked, text)
 
 
 def is_email(candidate: str) -> bool:
-    local = candidate.partition("@")[0]
-    return not local.endswith(".") and ".." not in local
+    """Not the name of a file, and not that of a repository."""
+    local, _, domain = candidate.partition("@")
+    is_file = domain.rpartition(".")[2].lower() in _FILES
+    return not (is_file or local == "git" or local.endswith(".") or ".." in local)
 
 
 def is_card(candidate: str) -> bool:
@@ -129,7 +140,7 @@ def is_card(candidate: str) -> bool:
 
 def is_iban(candidate: str) -> bool:
     """An account of a country in the register, of its length, that leaves 1 modulo 97."""
-    plain = candidate.replace(" ", "")
+    plain = _SPACES.sub("", candidate)
     if not _IBAN.fullmatch(plain):
         return False
     return int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
@@ -153,14 +164,14 @@ def is_public_ip(candidate: str) -> bool:
         return False
     if address.version == 4:  # 1.2.3.10 is more often the number of a section or a release
         is_likely = sum(len(octet) > 1 for octet in candidate.split(".")) > 1
-    else:  # so is ::1a part of a program
-        is_likely = len(candidate) > 6
+    else:  # so is ::1a part of a program, and 1:2:3 of a ratio
+        is_likely = len(candidate) > 6 and any(len(group) > 2 for group in candidate.split(":"))
     return is_likely and address.is_global
 
 
 # What has a sign of some kinds is looked at for them: the search for these is several times as slow.
 # A bank account has two digits behind two letters; other numbers have seven, near each other.
-_NUMBER = r"[0-9](?:(?<=[A-Z][A-Z][0-9])[0-9]|(?:[ ./()-]{0,4}[0-9]){6})"
+_NUMBER = r"[0-9](?:(?<=[A-Z][A-Z][0-9])[0-9]|(?:[ \u00a0\u202f./()–-]{0,4}[0-9]){6})"
 _KINDS: Final[list[tuple[re.Pattern[str], list[Kind]]]] = [
     (re.compile("@"), [("email", _EMAIL, is_email)]),
     (

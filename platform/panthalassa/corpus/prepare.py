@@ -1,8 +1,9 @@
 """Preparation: what the sources hold comes in, a corpus with its manifest goes out, or is found.
 
 The destination is looked at before any work: a finished corpus of the same input is returned at
-once, an unfinished one is gone on with, anything else is refused, and nothing is ever deleted. Then
-the stages of `pipeline` run, and the manifest, written last, is the commit. Preparing the same
+once, an unfinished one is gone on with, anything else is refused, and nothing of anybody else's is
+ever deleted. Then the stages run (reading, selection, tokenizer, encoding, writing), each of which
+keeps what it has done (`staging`), and the manifest, written last, is the commit. Preparing the same
 input twice, anywhere, gives the same bytes and so the same fingerprint.
 """
 
@@ -10,46 +11,43 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import get_args
 
+import ray
 import ray.data
 import ray.exceptions
 
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
-from panthalassa.corpus.decontaminate import Contamination, drop_contaminated, read_evaluations
+from panthalassa.corpus.decontaminate import Contamination, read_evaluations
 from panthalassa.corpus.documents import SourceFile
-from panthalassa.corpus.fertility import REFERENCE, counts_of, fertilities, worst_parity
+from panthalassa.corpus.fertility import counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
 from panthalassa.corpus.manifest import (
     CLAIM,
     MANIFEST,
     TOKENIZER,
     Manifest,
-    Shard,
     Split,
     read_manifest,
 )
 from panthalassa.corpus.parts import INDEX
-from panthalassa.corpus.pipeline import (
-    Census,
-    drop_near_duplicates,
-    take_census,
-    train_tokenizer,
-    write_shards,
-)
-from panthalassa.corpus.reading import buckets_of, check_problems, distinct_documents
+from panthalassa.corpus.pipeline import Kept, encode, train_tokenizer, write_shards
+from panthalassa.corpus.reading import Reader, bands_of, check_problems, partition
 from panthalassa.corpus.refine import Refiner, open_refiner
+from panthalassa.corpus.selection import Census, select
 from panthalassa.corpus.shards import unwritable, write
 from panthalassa.corpus.sources import content_sha256, find_files
+from panthalassa.corpus.staging import STAGING, Stage, clear
+from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
-RECIPE = 2
+RECIPE = 3
 """Counts up whenever the same input would give other shards."""
 
 LAPTOP = config.Cluster()
@@ -64,18 +62,22 @@ def prepare(
     """Make the corpus that `corpus` describes, or return it when it is already there.
 
     Ray is started, or joined as `cluster` says, only when there is something to do. `report` is
-    called with lines for people. Nothing is ever deleted, and only an unfinished preparation of the
-    same input is gone on with. Raises CorpusError for sources that can not be read, for a
-    destination that holds something else or can not be written, and for input that leaves nothing
-    to train on.
+    called with lines for people. Nothing is ever deleted but what the preparation itself has kept for
+    its own stages, and only an unfinished preparation of the same input is gone on with. Raises
+    CorpusError for sources that can not be read, for a destination that holds something else or can
+    not be written, and for input that leaves nothing to train on.
     """
     files = find_files(corpus.sources)
     storage = open_storage(corpus.directory)
     _refuse_overlap(files, storage)
     refine, contamination = open_refiner(corpus), read_evaluations(corpus)
+    for line in contamination.warnings() if contamination else ():
+        report(line)
     preparation = _preparation(corpus, files, contamination)
     if done := _already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
+        with suppress(OSError):  # it may be read-only now
+            clear(storage)
         return done
     _claim(storage, corpus, preparation)
     size = sum(file.size for file in files) / 1e6
@@ -93,37 +95,43 @@ def _prepare(
     preparation: str,
     report: Callable[[str], None],
 ) -> Manifest:
-    tally = Tally()
-    documents = distinct_documents(files, refine, tally)
-    if told := check_problems(tally, corpus.max_bad_share, files):
-        report(told)
-    if corpus.near_duplicates is not None:
-        documents = drop_near_duplicates(
-            documents, corpus.near_duplicates, buckets_of(files), tally
-        )
-    if contamination:
-        documents = drop_contaminated(documents, contamination, tally)
-    census = take_census(documents, corpus.held_out_share)
-    kept = census.documents.total()
-    report(
-        f"{kept} distinct documents in {len({g.split('/')[1] for g in census.documents})} domains, "
-        f"{tally.total('rule')} documents dropped by rules, {tally.total('duplicate')} duplicates "
-        f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, {census.held_out()} "
-        "documents held out"
+    partitions = partition(files)
+    made_from = _sha256(json.dumps([preparation, partitions]).encode())
+    documents, kept, counted, trained = (
+        Stage(storage, name, made_from) for name in ("documents", "kept", "counted", "trained")
     )
-    tokenizer = train_tokenizer(documents, census, corpus)
-    vocabulary = tokenizer.to_bytes()
+
+    def read_and_select() -> str:
+        tally = Tally()
+        shared = ray.put(contamination) if contamination else None  # once a node
+        for note in documents.run(partitions, Reader(refine, bands_of(corpus), shared), report):
+            tally.merge(note)
+        told = check_problems(tally, corpus, files)
+        census = select(documents, kept, len(partitions), corpus, tally)
+        told = "\n".join(filter(None, (told, _selected(tally, census))))
+        return json.dumps([told, tally.encode(), census.encode()])
+
+    told, tallied, encoded_census = json.loads(counted.keep_note(read_and_select))
+    tally, census = Tally(), Census.decode(encoded_census)
+    tally.merge(tallied)
+    report(told)
+    chosen = Kept(documents, kept, len(partitions), census.held_out_below)
+    vocabulary = trained.keep_note(
+        lambda: train_tokenizer(chosen, census, corpus).to_bytes().decode()
+    ).encode()
     write(storage, TOKENIZER, vocabulary)
+    tokenizer = Tokenizer.from_bytes(vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
-    written = write_shards(documents, census, vocabulary, corpus, storage)
-    funnel = make_report(files, tally, census, written.shards)
-    write(storage, REPORT, funnel.encode())
+    encoded = Stage(storage, "encoded", _sha256(made_from.encode() + vocabulary))
+    for _ in encoded.run(partitions, partial(encode, kept=chosen, vocabulary=vocabulary), report):
+        pass
+    written = write_shards(encoded, len(partitions), census, vocabulary, corpus, storage)
     manifest = Manifest(
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,
         eos=tokenizer.eos,
-        tokenizer_sha256=hashlib.sha256(vocabulary).hexdigest(),
+        tokenizer_sha256=_sha256(vocabulary),
         documents=dict(sorted(census.documents.items())),
         characters=dict(sorted(census.characters.items())),
         text_bytes=dict(sorted(census.text_bytes.items())),
@@ -131,39 +139,59 @@ def _prepare(
         preparation=preparation,
         shards=written.shards,
         index=written.index,
-        report_sha256=hashlib.sha256(funnel.encode()).hexdigest(),
     )
+    funnel = make_report(files, tally, census, manifest.tokens())
+    write(storage, REPORT, funnel.encode())
+    manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
     _commit(storage, manifest)
-    report(_tokens_of_text(manifest))
-    rows, tokens = sum(s.rows for s in manifest.shards), sum(s.tokens for s in manifest.shards)
-    report(
-        f"{len(manifest.shards)} shards of {rows} samples and {tokens} tokens, "
-        f"{100 * tokens / rows / corpus.sequence_length:.1f} % filled; unigram loss "
-        f"{manifest.unigram_loss:.3f}; fingerprint {manifest.fingerprint}"
-    )
-    for line in table(funnel):
+    clear(storage)
+    for line in _told(manifest, funnel):
         report(line)
     return manifest
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _selected(tally: Tally, census: Census) -> str:
+    kept, domains = census.documents.total(), {g.split("/")[1] for g in census.documents}
+    return (
+        f"{kept} distinct documents in {len(domains)} domains, "
+        f"{tally.total('rule')} documents dropped by rules, {tally.total('duplicate')} duplicates "
+        f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, "
+        f"{tally.total('contaminated')} of evaluations dropped, {census.held_out()} documents held out"
+    )
+
+
+def _told(manifest: Manifest, funnel: Report) -> Iterator[str]:
+    yield _tokens_of_text(manifest)
+    rows, tokens = sum(s.rows for s in manifest.shards), sum(s.tokens for s in manifest.shards)
+    yield (
+        f"{len(manifest.shards)} shards of {rows} samples and {tokens} tokens, "
+        f"{100 * tokens / rows / manifest.sequence_length:.1f} % filled; unigram loss "
+        f"{manifest.unigram_loss:.3f}; fingerprint {manifest.fingerprint}"
+    )
+    yield from table(funnel)
+
+
 def _tokens_of_text(manifest: Manifest) -> str:
     """How many tokens a character takes, and where it takes most beside English."""
-    counts = counts_of(manifest)
+    counts = counts_of(
+        manifest.tokens(), manifest.documents, manifest.characters, manifest.text_bytes
+    )
     tokens = sum(found.tokens for found in counts.values())
     characters = sum(found.characters for found in counts.values())
     told = f"{tokens / characters:.2f} tokens a character"
     if (worst := worst_parity(fertilities(counts))) and worst.parity:
-        told += f"; most in {worst.domain}, {worst.parity:.2f} times those of {REFERENCE}"
+        told += f"; most in {worst.domain}, {worst.parity:.2f} times those of English"
     return told
 
 
 def make_report(
-    files: list[SourceFile], tally: Tally, census: Census, shards: list[Shard]
+    files: list[SourceFile], tally: Tally, census: Census, tokens: dict[str, int]
 ) -> Report:
     """The record of a preparation whose tally has been taken."""
-    tokens: Counter[str] = Counter()
-    for shard in shards:
-        tokens[f"{shard.split}/{shard.domain}"] += shard.tokens
     for split in get_args(Split):
         for group in census.documents:
             if group.startswith(f"{split}/"):
@@ -173,7 +201,8 @@ def make_report(
         files=len(files),
         file_bytes=sum(file.size for file in files),
         entries=list(tally.entries()),
-        tokens=dict(sorted(tokens.items())),
+        tokens=tokens,
+        characters=dict(sorted(census.characters.items())),
     )
 
 
@@ -220,9 +249,7 @@ def _preparation(
         settings["language_model"] = open_storage("/").sha256(
             os.path.abspath(corpus.language_model)
         )
-    return hashlib.sha256(
-        json.dumps([RECIPE, settings, content], sort_keys=True).encode()
-    ).hexdigest()
+    return _sha256(json.dumps([RECIPE, settings, content], sort_keys=True).encode())
 
 
 def _already_prepared(storage: Storage, preparation: str) -> Manifest | None:
@@ -250,7 +277,9 @@ def _claim(storage: Storage, corpus: config.Corpus, preparation: str) -> None:
         if claimed != preparation:
             raise _occupied(storage, "an unfinished preparation of other sources or settings")
         return
-    if any(storage.exists(name) for name in (TOKENIZER, REPORT, INDEX, "train", "held_out")):
+    if any(
+        storage.exists(name) for name in (TOKENIZER, REPORT, INDEX, STAGING, "train", "held_out")
+    ):
         raise _occupied(storage, "files that are not of this preparation")
     claim = {"preparation": preparation, "corpus": corpus.model_dump(mode="json")}
     write(storage, CLAIM, (json.dumps(claim, indent=1) + "\n").encode())

@@ -1,113 +1,145 @@
-"""Reading: files come in, each text once goes out, with its provenance, and a tally of the rest.
+"""Reading: files come in, documents go out, refined, with their provenance, and a tally of the rest.
 
-The first stages of a preparation as Ray Data tasks: a task reads and refines files, and documents
-meet by their hash, so that the outcome depends neither on the order of tasks nor on where they run.
-A row is a document, or a tally of what a task saw, which the driver adds up. Texts stay in Ray's
-object store, which spills to disk.
+The first stage of a preparation. A partition is some files; of each run of documents it gives two
+tables, row by row the same documents: `texts` with the texts alone, and `about` with all that the
+next stages decide by, so that they need not read the texts.
 """
 
 import hashlib
-import math
-import zlib
+import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
+import ray
 
+from panthalassa import config
+from panthalassa.corpus.decontaminate import Contamination
 from panthalassa.corpus.documents import Document, Problem, SourceFile
-from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Step, Tally
+from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
+from panthalassa.corpus.minhash import choose_bands, key_lists
 from panthalassa.corpus.refine import Refiner
 from panthalassa.corpus.sources import read_documents
+from panthalassa.corpus.staging import Tables
 from panthalassa.errors import CorpusError
 
-TASK_BYTES = 64 << 20  # text that one task gathers
-YIELD_BYTES = 16 << 20  # text that a reading task hands on at once
-YIELD_ROWS = 65_536
-TASK: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
+PARTITION_BYTES = 64 << 20  # files that one task reads
+TABLE_BYTES = 16 << 20  # text of a table
+TABLE_ROWS = 65_536
+NAMED = 5  # files with records that can not be read
 
-# `position` is the first 8 bytes of the hash, as a fraction of 2**64; `place` is below `source`. A
-# row without a text is a `tally`.
-SCHEMA = pa.schema(
+# `place` is below `source`. Added to that are the `characters`, how the text `begins`, the `keys` of the
+# bands of near-duplicates (none in a text without words), and the file of an `evaluation` that the
+# document shares a passage with.
+READ = pa.schema(
     {
         "hash": pa.binary(),
-        "position": pa.uint64(),
         "domain": pa.string(),
         "text": pa.large_string(),
-        "bucket": pa.uint64(),
+        "bytes": pa.int64(),
         "source": pa.string(),
         "place": pa.string(),
         "url": pa.string(),
         "license": pa.string(),
-        "tally": pa.string(),
     }
 )
 
 
-def tasks_for(text_bytes: int) -> int:
-    """Tasks for so much text: small corpora pay for few worker processes, whose start is slow."""
-    return max(1, math.ceil(text_bytes / TASK_BYTES))
+def partition(files: list[SourceFile]) -> list[str]:
+    """The files by source and path, in runs of PARTITION_BYTES, or one file that is longer; as JSON."""
+    runs: list[list[SourceFile]] = []
+    size = 0
+    for file in sorted(files, key=lambda file: (file.source, file.path)):
+        if not runs or size + file.size > PARTITION_BYTES:
+            runs.append([])
+            size = 0
+        runs[-1].append(file)
+        size += file.size
+    return [json.dumps([asdict(file) for file in run]) for run in runs]
 
 
-def buckets_of(files: list[SourceFile]) -> int:
-    """The number of buckets that the documents are in, each of which has its task."""
-    return tasks_for(sum(file.size for file in files))
+@dataclass(frozen=True)
+class Reader:
+    """Reads a partition. `bands` has the number and the length of the bands whose keys are made."""
+
+    refine: Refiner
+    bands: tuple[int, int] | None
+    contamination: "ray.ObjectRef[Contamination] | None"
+
+    def __call__(self, number: int, partition: str) -> Tables:
+        tally = Tally()
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for document in self._documents(partition, tally):
+            rows.append(document)
+            size += document["bytes"]
+            if size > TABLE_BYTES or len(rows) >= TABLE_ROWS:
+                yield from self._tables(rows)
+                rows, size = [], 0
+        if rows:
+            yield from self._tables(rows)
+        return tally.encode()
+
+    def _documents(self, partition: str, tally: Tally) -> Iterator[dict[str, Any]]:
+        for fields in json.loads(partition):
+            file = SourceFile(**fields)
+            for found in read_documents(file):
+                if isinstance(found, Problem):
+                    example = Example(place=_place(file, found.place), reason=found.reason)
+                    name = _place(file, file.place)
+                    tally.add("unreadable", file.domain, found.records, rule=name, example=example)
+                elif document := _refined(found, file, self.refine, tally):
+                    yield _row(document, file)
+
+    def _tables(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, pa.Table]]:
+        table = pa.Table.from_pylist(rows, READ)
+        texts = table["text"]
+        keys: pa.Array = pa.nulls(len(table), pa.list_(pa.uint64()))
+        if self.bands:
+            keys = key_lists(texts, self.bands)
+        found: list[str | None] = [None] * len(table)
+        if self.contamination:
+            found = ray.get(self.contamination).find(texts)
+        about = (
+            table.drop_columns(["text"])
+            .append_column("characters", pc.utf8_length(texts))
+            .append_column("begins", pc.utf8_slice_codeunits(texts, 0, EXAMPLE_CHARACTERS))
+            .append_column("keys", keys)
+            .append_column("evaluation", pa.array(found, pa.string()))
+        )
+        yield "texts", table.select(["text"])
+        yield "about", about
 
 
-def distinct_documents(files: list[SourceFile], refine: Refiner, tally: Tally) -> ray.data.Dataset:
-    """Each text once, with the columns of SCHEMA but `tally`; kept by Ray.
-
-    A text of several domains goes to the one whose name sorts first, and in it to the source and
-    place that do.
-    """
-    tasks = buckets_of(files)
-    rows = [asdict(file) for file in files]
-    read = partial(_read, refine=refine, buckets=tasks, at_once=YIELD_BYTES)
-    everything: ray.data.Dataset = (
-        ray.data.from_items(rows, override_num_blocks=min(tasks, len(rows)))
-        .map_batches(read, batch_size=1, **TASK)
-        .groupby("bucket", num_partitions=tasks)
-        .map_groups(_deduplicate, **TASK)
-        .materialize()
-    )
-    add_up(everything.map_batches(_tallies, batch_size=None, **TASK), tally)
-    documents = everything.map_batches(_documents, batch_size=None, **TASK)
-    distinct: ray.data.Dataset = documents.materialize()
-    return distinct
+def bands_of(corpus: config.Corpus) -> tuple[int, int] | None:
+    """The bands by which near-duplicates are found, when they are looked for."""
+    return choose_bands(corpus.near_duplicates) if corpus.near_duplicates is not None else None
 
 
-def add_up(tallies: ray.data.Dataset, tally: Tally) -> None:
-    """Add the column `tally` of the rows."""
-    for row in tallies.iter_rows():
-        tally.merge(row["tally"])
+def check_problems(tally: Tally, corpus: config.Corpus, files: list[SourceFile]) -> str | None:
+    """What could not be read, counted and named by file; None when that is nothing.
 
-
-def check_problems(tally: Tally, max_bad_share: float, files: list[SourceFile]) -> str | None:
-    """What could not be read, counted and named; None when that is nothing.
-
-    Raises CorpusError when it is more than `max_bad_share` of the records, or all there is.
+    Raises CorpusError when it is more than `corpus.max_bad_share` of the records, or all there is.
     """
     read, lost = tally.total("read"), tally.total("unreadable")
     told = None
     if lost:
-        roots = {file.source: file.root for file in files}
-        named = [
-            f"{roots[example.place.partition('/')[0]]}/{example.place.partition('/')[2]}: "
-            f"{example.reason}"
-            for example in tally.examples("unreadable")
-        ]
+        places = {f"{file.source}/{file.path}": file.place for file in files}
+        damaged = [entry for entry in tally.entries() if entry.step == "unreadable"]
+        damaged.sort(key=lambda entry: -entry.count)
+        named = [_told(entry, places.get(entry.rule, "other files")) for entry in damaged[:NAMED]]
+        named += [f"and in {len(damaged) - NAMED} more files"] if len(damaged) > NAMED else []
         told = (
             f"{lost} of {read + lost} records ({100 * lost / (read + lost):.2g} %) can not be read: "
             + "; ".join(named)
         )
-        if lost > max_bad_share * (read + lost):
+        if lost > corpus.max_bad_share * (read + lost):
             raise CorpusError(
-                f"{told}. Correct the files, take them out of the folder, or raise "
-                f"corpus.max_bad_share above {max_bad_share:g}."
+                f"{told}. Correct the files or take them out of the folder, and remove "
+                f"{corpus.directory}, which keeps what was read of them; or raise "
+                f"corpus.max_bad_share above {corpus.max_bad_share:g}, and the same command goes on."
             )
     if not read:
         raise CorpusError("the files of corpus.sources hold no text. Add some that do.")
@@ -120,32 +152,13 @@ def check_problems(tally: Tally, max_bad_share: float, files: list[SourceFile]) 
     return told
 
 
-def _documents(batch: pa.Table) -> pa.Table:
-    return batch.filter(pc.is_valid(batch["text"])).drop_columns(["tally"])
-
-
-def _tallies(batch: pa.Table) -> pa.Table:
-    return batch.filter(pc.is_valid(batch["tally"])).select(["tally"])
-
-
-def _read(batch: pa.Table, refine: Refiner, buckets: int, at_once: int) -> Iterator[pa.Table]:
-    rows: list[dict[str, Any]] = []
-    size = 0
-    for fields in batch.to_pylist():
-        file, tally = SourceFile(**fields), Tally()
-        for found in read_documents(file):
-            if isinstance(found, Problem):
-                place = Example(place=_place(file, found.place), reason=found.reason)
-                tally.add("unreadable", file.domain, found.records, example=place)
-            elif document := _refined(found, file, refine, tally):
-                rows.append(_row(document, file, buckets))
-                size += len(rows[-1]["text"].encode())
-            if size > at_once or len(rows) >= YIELD_ROWS:
-                yield pa.Table.from_pylist(rows, SCHEMA)
-                rows, size = [], 0
-        bucket = zlib.crc32(file.place.encode(errors="replace")) % buckets
-        rows.append({"bucket": bucket, "tally": tally.encode()})
-    yield pa.Table.from_pylist(rows, SCHEMA)
+def _told(damaged: Entry, place: str) -> str:
+    """A file with what is wrong with the first record of it that can not be read."""
+    if not damaged.examples:
+        return f"{damaged.count} in {place}"
+    first = damaged.examples[0]
+    where = first.place.removeprefix(damaged.rule).lstrip(", ")
+    return f"{damaged.count} in {place} ({where}{': ' * bool(where)}{first.reason})"
 
 
 def _place(file: SourceFile, place: str) -> str:
@@ -175,44 +188,15 @@ def _refined(
     return refined.document
 
 
-def _row(document: Document, file: SourceFile, buckets: int) -> dict[str, Any]:
-    digest = hashlib.sha256(document.text.encode()).digest()
-    position = int.from_bytes(digest[:8])
-    provenance = document.provenance
+def _row(document: Document, file: SourceFile) -> dict[str, Any]:
+    provenance, encoded = document.provenance, document.text.encode()
     return {
-        "hash": digest,
-        "position": position,
+        "hash": hashlib.sha256(encoded).digest(),
         "domain": document.domain,
         "text": document.text,
-        "bucket": position % buckets,
+        "bytes": len(encoded),
         "source": file.source,
         "place": provenance.place.removeprefix(f"{file.root}/"),
         "url": provenance.url,
         "license": provenance.license,
     }
-
-
-def _deduplicate(bucket: pa.Table) -> pa.Table:
-    """The first document of each text, and one tally: of the duplicates, and those of the bucket."""
-    tally = Tally()
-    for encoded in bucket["tally"].drop_null().to_pylist():
-        tally.merge(encoded)
-    texts = bucket.filter(pc.is_valid(bucket["text"]))
-    order = [(name, "ascending") for name in ("hash", "domain", "source", "place")]
-    texts = texts.take(pc.sort_indices(texts, order))
-    hashes = np.array(texts["hash"].to_pylist(), dtype=object)
-    again = np.concatenate(([False], hashes[1:] == hashes[:-1]))[: len(hashes)]
-    count_dropped("duplicate", texts.filter(pa.array(again, pa.bool_())), tally)
-    kept = texts.filter(pa.array(~again, pa.bool_()))
-    note = {"bucket": bucket["bucket"][0].as_py(), "tally": tally.encode()}
-    return pa.concat_tables([kept, pa.Table.from_pylist([note], SCHEMA)])
-
-
-def count_dropped(step: Step, documents: pa.Table, tally: Tally, rule: str = "") -> None:
-    """Count documents that a step drops, by a rule where it has several."""
-    begins = pc.utf8_slice_codeunits(documents["text"], 0, EXAMPLE_CHARACTERS)
-    counted = documents.select(["domain", "source", "place"])
-    counted = counted.append_column("size", pc.binary_length(documents["text"]))
-    for row in counted.append_column("begins", begins).to_pylist():
-        example = Example(place=f"{row['source']}/{row['place']}", text=row["begins"])
-        tally.add(step, row["domain"], size=row["size"], rule=rule, example=example)

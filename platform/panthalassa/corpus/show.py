@@ -4,21 +4,32 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
+from panthalassa.corpus.fertility import Fertility, TextCounts, counts_of, fertilities
 from panthalassa.corpus.manifest import Manifest, Split
 
-HEADER = ("", "documents", "MB", "tokens", "share", "drawn", "tokens/byte", "held out", "tokens")
+HEADER = (
+    *("", "documents", "MB", "tokens", "share", "drawn"),
+    *("tokens/byte", "tokens/char", "parity", "held out", "its tokens"),
+)
 ABSENT = "–"
+ALL = "all"
 
 
 def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
     """Lines of a table: a header, the domains with the most tokens first, and their sum.
 
     drawn: the share of the samples that training draws of each domain. The first columns tell of the
-    train split, the last two of the documents that are held out; a token's bytes are those of UTF-8.
+    train split, then come fertility and parity (`corpus.fertility`) of both, and the last two tell of
+    the documents that are held out.
     """
     tokens = {split: Counter[str]() for split in get_args(Split)}
     for shard in manifest.shards:
         tokens[shard.split][shard.domain] += shard.tokens
+    counts = counts_of(
+        manifest.tokens(), manifest.documents, manifest.characters, manifest.text_bytes
+    )
+    counts[ALL] = TextCounts(*map(sum, zip(*counts.values(), strict=True)))
+    found = {row.domain: row for row in fertilities(counts)}
     domains = sorted(
         {group.partition("/")[2] for group in manifest.documents},
         key=lambda domain: (-tokens["train"][domain], domain),
@@ -42,14 +53,21 @@ def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
             f"{trained:,}",
             f"{trained / whole:.2%}" if whole else ABSENT,
             f"{drawn:.2%}",
-            f"{trained / text_bytes:.3f}" if text_bytes else ABSENT,
+            *_fertility(found.get(name)),
             f"{held_out:,}",
             f"{kept:,}",
         )
 
     rows = [row(domain, [domain], drawn.get(domain, 0.0)) for domain in domains]
-    rows.append(row("all", domains, sum(drawn.values())))
+    rows.append(row(ALL, domains, sum(drawn.values())))
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     for name, *cells in (HEADER, *rows):
         padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *padded])
+
+
+def _fertility(found: Fertility | None) -> tuple[str, str, str]:
+    if not found:
+        return ABSENT, ABSENT, ABSENT
+    parity = ABSENT if found.parity is None else f"{found.parity:.2f}"
+    return f"{found.per_byte:.3f}", f"{found.per_character:.3f}", parity

@@ -8,6 +8,7 @@ is there and not listed. Nothing is changed.
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,6 +64,14 @@ class Listed(NamedTuple):
     compare: Callable[[Path], dict[str, tuple[object, object]]]
 
 
+class Group(NamedTuple):
+    """What an index counts of `{split}/{domain}`."""
+
+    name: str
+    documents: int
+    bytes: int
+
+
 def verify(
     storage: Storage,
     advance: Callable[[int, int], None] = lambda done, all: None,
@@ -81,7 +90,8 @@ def verify(
     except OSError as error:
         raise CorpusError(f"{storage.uri} can not be read: {error}") from error
     problems += _of_tokenizer(storage, manifest)
-    listed = list(_listed(manifest))
+    counted: list[list[Group]] = []
+    listed = list(_listed(manifest, counted))
     owners = {file.sha256: file.path for file in listed}
     check = partial(_of_file, storage, sizes, owners)
     done = sizes.get(TOKENIZER, 0)
@@ -91,6 +101,7 @@ def verify(
             problems += [f"{file.path} {found}"] if found else []
             done += sizes.get(file.path, 0)
             advance(done, all)
+    problems += _of_totals(manifest, counted)
     known = {MANIFEST, TOKENIZER, CLAIM, PAGE, *(file.path for file in listed)}
     problems += [
         f"{path} is not listed: no run reads it. Remove it, or move it elsewhere."
@@ -100,12 +111,31 @@ def verify(
     return Verification(storage.uri, manifest.fingerprint, problems, 1 + len(listed), done, seconds)
 
 
-def _listed(manifest: Manifest) -> Iterator[Listed]:
-    """All files of a corpus but the manifest and the tokenizer."""
+def _of_totals(manifest: Manifest, counted: list[list[Group]]) -> Iterator[str]:
+    """What the manifest counts otherwise than the index does, when all of that could be read."""
+    if len(counted) < len(manifest.index) or not counted:
+        return
+    documents, text_bytes = Counter[str](), Counter[str]()
+    for group in (group for groups in counted for group in groups):
+        documents[group.name] += group.documents
+        text_bytes[group.name] += group.bytes
+    pairs = (documents, manifest.documents), (text_bytes, manifest.text_bytes)
+    for what, (found, listed) in zip(("documents", "text_bytes"), pairs, strict=True):
+        for name in sorted(found.keys() | listed.keys()):
+            if found[name] != listed.get(name, 0):
+                yield (
+                    f"{MANIFEST} says that {what} of {name} are {listed.get(name, 0)}, the index "
+                    f"{found[name]}. {MANIFEST_AGAIN}"
+                )
+
+
+def _listed(manifest: Manifest, counted: list[list[Group]]) -> Iterator[Listed]:
+    """All files of a corpus but the manifest and the tokenizer. What an index counts is added to
+    `counted` when it is compared."""
     for shard in manifest.shards:
         yield Listed(shard.path, shard.sha256, shard.size, partial(_of_shard, manifest, shard))
     for index in manifest.index:
-        yield Listed(index.path, index.sha256, index.size, partial(_of_index, index))
+        yield Listed(index.path, index.sha256, index.size, partial(_of_index, index, counted))
     if manifest.report_sha256:
         yield Listed(REPORT, manifest.report_sha256, None, lambda file: {})
 
@@ -131,7 +161,7 @@ def _of_manifest(storage: Storage, manifest: Manifest, fingerprint: str | None) 
             f"that of another corpus, or was changed. {MANIFEST_AGAIN}"
         )
     paths: set[str] = set()
-    for file in _listed(manifest):
+    for file in _listed(manifest, []):
         if file.path in paths:
             yield f"{file.path} is listed more than once. {MANIFEST_AGAIN}"
         paths.add(file.path)
@@ -221,5 +251,15 @@ def _of_shard(manifest: Manifest, shard: Shard, copy: Path) -> dict[str, tuple[o
     }
 
 
-def _of_index(index: Index, copy: Path) -> dict[str, tuple[object, object]]:
-    return {"documents": (pq.read_metadata(copy).num_rows, index.documents)}
+def _of_index(
+    index: Index, counted: list[list[Group]], copy: Path
+) -> dict[str, tuple[object, object]]:
+    table = pq.read_table(copy, columns=["split", "domain", "bytes"])
+    sums = table.group_by(["split", "domain"]).aggregate([("bytes", "count"), ("bytes", "sum")])
+    counted.append(
+        [
+            Group(f"{split}/{domain}", *sizes)
+            for split, domain, *sizes in zip(*map(pa.ChunkedArray.to_pylist, sums), strict=True)
+        ]
+    )
+    return {"documents": (len(table), index.documents)}

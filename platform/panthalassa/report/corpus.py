@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from panthalassa.corpus.fertility import Fertility, counts_of, fertilities
 from panthalassa.corpus.funnel import DROPS, REPORT, Entry, Example, Report, Step
 from panthalassa.corpus.manifest import PAGE, read_manifest
 from panthalassa.errors import CorpusError, PanthalassaError
@@ -24,7 +25,7 @@ from panthalassa.train.audit import MANIFESTS
 PATIENCE = 5.0
 """Seconds for which a run's report waits for the storage of its corpus."""
 NAMED = 3
-ENGLISH = ("en", "eng", "eng_Latn")
+DAMAGED = 100
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
@@ -76,8 +77,11 @@ class Language(NamedTuple):
     """The rule or step that dropped most of it."""
     kept: str
     tokens: int
-    fertility: str
-    """Tokens a byte of the train split."""
+    per_byte: str
+    """Tokens a byte of text; `per_character` in Unicode characters."""
+    per_character: str
+    parity: str
+    """Tokens a character beside those of English."""
 
 
 class Rule(NamedTuple):
@@ -90,6 +94,14 @@ class Rule(NamedTuple):
     examples: list[Example]
 
 
+class Damaged(NamedTuple):
+    """A file with records that can not be read, and what is wrong with the first."""
+
+    file: str
+    records: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a page tells of a corpus."""
@@ -100,7 +112,7 @@ class Shown:
     languages: list[Language]
     rules: list[Rule]
     masked: list[tuple[str, int]]
-    unreadable: list[Example]
+    unreadable: list[Damaged]
     kinds: list[Kind]
     """Those that occur, for a legend."""
     by_language: str
@@ -188,20 +200,25 @@ def shown(report: Report) -> Shown:
     sums = _Sums(report.entries)
     rules = [(step, rule) for step in DROPS for rule in report.rules(step) if rule]
     domains = sorted(report.domains(), key=lambda name: -sums.bytes("read", domain=name))
+    documents, text_bytes = report.kept()
+    counts = counts_of(report.tokens, documents, report.characters, text_bytes)
+    fertile = {row.domain: row for row in fertilities(counts)}
     return Shown(
-        cards=list(_cards(report, sums, domains)),
+        cards=list(_cards(report, sums, domains, fertile)),
         funnel=list(_funnel(report, sums)),
-        languages=[_language(report, sums, rules, name) for name in domains],
+        languages=[_language(report, sums, rules, name, fertile.get(name)) for name in domains],
         rules=[_rule(report, sums, domains, step, rule) for step, rule in rules],
         masked=[(kind, sums.documents("masked", kind)) for kind in report.rules("masked")],
-        unreadable=_examples(report, "unreadable", ""),
+        unreadable=_damaged(report),
         kinds=[kind for kind in KINDS if sums.bytes(kind.step)],
         by_language=packed(table(*_by_language(report, sums, domains))),
         by_rule=packed(table(*_by_rule(report))),
     )
 
 
-def _cards(report: Report, sums: _Sums, domains: list[str]) -> Iterator[tuple[str, str, str]]:
+def _cards(
+    report: Report, sums: _Sums, domains: list[str], fertile: dict[str, Fertility]
+) -> Iterator[tuple[str, str, str]]:
     read, lost = sums.documents("read"), sums.documents("unreadable")
     kept = sums.documents("train") + sums.documents("held_out")
     yield "files", f"{report.files:,}", f"{size(report.file_bytes)} as stored"
@@ -218,15 +235,9 @@ def _cards(report: Report, sums: _Sums, domains: list[str]) -> Iterator[tuple[st
     for group, count in report.tokens.items():
         tokens[group.partition("/")[0]] += count
     yield "tokens", number(tokens["train"]), f"and {number(tokens['held_out'])} held out"
-    fertile = {name: _fertility(report, sums, name) for name in domains}
-    known = {name: value for name, value in fertile.items() if value}
-    if known:
-        worst = max(known, key=lambda name: known[name])
-        english = next((known[name] for name in ENGLISH if name in known), None)
-        beside = (
-            f"{worst}; {known[worst] / english:.1f} times that of English" if english else worst
-        )
-        yield "most tokens a byte", f"{known[worst]:.2f}", beside
+    if worst := max(fertile.values(), key=lambda row: row.per_character, default=None):
+        beside = f"; {worst.parity:.1f} times that of English" if worst.parity else ""
+        yield "most tokens a character", f"{worst.per_character:.2f}", f"{worst.domain}{beside}"
 
 
 def _funnel(report: Report, sums: _Sums) -> Iterator[Loss]:
@@ -256,7 +267,13 @@ def _funnel(report: Report, sums: _Sums) -> Iterator[Loss]:
         yield Loss(kind.name, count, size(taken), share(taken, whole), bars, remark)
 
 
-def _language(report: Report, sums: _Sums, rules: list[tuple[Step, str]], name: str) -> Language:
+def _language(
+    report: Report,
+    sums: _Sums,
+    rules: list[tuple[Step, str]],
+    name: str,
+    fertility: Fertility | None,
+) -> Language:
     read, whole = sums.documents("read", domain=name), max(sums.bytes("read", domain=name), 1)
     pieces = [(kind.colour, sums.bytes(kind.step, domain=name)) for kind in KINDS]
     longest = max(whole, sum(max(piece, 0) for _, piece in pieces))
@@ -264,7 +281,6 @@ def _language(report: Report, sums: _Sums, rules: list[tuple[Step, str]], name: 
     reasons: list[tuple[Step, str]] = [*rules, ("duplicate", ""), ("near_duplicate", "")]
     step, rule = max(reasons, key=lambda reason: sums.documents(reason[0], reason[1], name))
     most = sums.documents(step, rule, name)
-    fertility = _fertility(report, sums, name)
     return Language(
         name,
         read,
@@ -274,13 +290,10 @@ def _language(report: Report, sums: _Sums, rules: list[tuple[Step, str]], name: 
         f"{rule or step.replace('_', '-')} {share(most, read)}" if most else "",
         size(sums.bytes("train", domain=name) + sums.bytes("held_out", domain=name)),
         report.tokens.get(f"train/{name}", 0),
-        f"{fertility:.3f}" if fertility else "–",
+        f"{fertility.per_byte:.3f}" if fertility else "–",
+        f"{fertility.per_character:.3f}" if fertility else "–",
+        f"{fertility.parity:.2f}" if fertility and fertility.parity else "–",
     )
-
-
-def _fertility(report: Report, sums: _Sums, name: str) -> float:
-    """Tokens a byte of the train split; 0 when it has none."""
-    return report.tokens.get(f"train/{name}", 0) / max(sums.bytes("train", domain=name), 1)
 
 
 def _rule(report: Report, sums: _Sums, domains: list[str], step: Step, rule: str) -> Rule:
@@ -298,6 +311,20 @@ def _rule(report: Report, sums: _Sums, domains: list[str], step: Step, rule: str
         ", ".join(f"{name} {shares[name]:.1%}" for name in worst[:NAMED]),
         _examples(report, step, rule),
     )
+
+
+def _damaged(report: Report) -> list[Damaged]:
+    """The files that lost most."""
+    found = [
+        Damaged(
+            entry.rule or f"other files of {entry.domain}",
+            entry.count,
+            "; ".join(f"{e.place.removeprefix(entry.rule)} {e.reason}" for e in entry.examples[:1]),
+        )
+        for entry in report.entries
+        if entry.step == "unreadable"
+    ]
+    return sorted(found, key=lambda row: (-row.records, row.file))[:DAMAGED]
 
 
 def _examples(report: Report, step: Step, rule: str) -> list[Example]:
