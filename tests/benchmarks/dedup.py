@@ -95,18 +95,23 @@ def _sets(text: str) -> set[tuple[str, ...]]:
     return {tuple(tokens[i : i + 5]) for i in range(max(1, len(tokens) - 4))}
 
 
-def ours(texts: list[str]) -> set[Pair]:
-    column = pa.chunked_array([pa.array(texts, pa.large_string())])
-    digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+def named(column: pa.ChunkedArray) -> pa.Table:
+    """What deduplication is given of texts, which are the rows of one partition."""
+    encoded = [text.encode() for text in column.to_pylist()]
+    digests = b"".join(hashlib.sha256(text).digest() for text in encoded)
     nodes = name_nodes(
-        [len(text.encode()) for text in texts],
-        np.frombuffer(digests, np.uint8).reshape(len(texts), -1),
+        [len(text) for text in encoded],
+        np.frombuffer(digests, np.uint8).reshape(len(encoded), -1),
         partition=0,
         first=0,
     )
     keys = key_lists(column, choose_bands(THRESHOLD))
-    names = pa.table({"name": name_column(nodes), "keys": keys})
-    edges = similar_pairs(names, THRESHOLD, lambda partition, rows: column.take(rows))
+    return pa.table({"name": name_column(nodes), "keys": keys})
+
+
+def ours(texts: list[str]) -> set[Pair]:
+    column = pa.chunked_array([pa.array(texts, pa.large_string())])
+    edges = similar_pairs(named(column), THRESHOLD, lambda partition, rows: column.take(rows))
     first, second = (places(nodes)[1].tolist() for nodes in edges)
     return {(min(p), max(p)) for p in zip(first, second, strict=True)}
 

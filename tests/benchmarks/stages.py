@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pycld2
 import tiktoken
 import tokenizers
+from dedup import THRESHOLD, named
 from fastwarc.warc import ArchiveIterator
 from ftfy import fix_text
 from rensa import RMinHash
@@ -32,12 +32,13 @@ from tokenizers import pre_tokenizers, trainers
 
 from panthalassa.corpus import decontaminate
 from panthalassa.corpus.clean import Page, drop_boilerplate, judge
-from panthalassa.corpus.dedup import mark
+from panthalassa.corpus.components import places
+from panthalassa.corpus.dedup import find_duplicates
 from panthalassa.corpus.documents import Record
 from panthalassa.corpus.formats.tables import read_json_lines
 from panthalassa.corpus.formats.warc import read_warc
 from panthalassa.corpus.language import SAMPLE, identify
-from panthalassa.corpus.minhash import PERMUTATIONS, SHINGLE, choose_bands, text_keys
+from panthalassa.corpus.minhash import PERMUTATIONS, SHINGLE
 from panthalassa.corpus.normalise import _ENCODING_ONLY, has_encoding_error, normalise
 from panthalassa.corpus.pack import pack
 from panthalassa.corpus.pii import mask_pii
@@ -45,7 +46,6 @@ from panthalassa.corpus.shards import count_targets, encode_shard
 from panthalassa.corpus.sources import find_files
 from panthalassa.corpus.tokenizer import SPECIAL, WORDS, Tokenizer
 
-THRESHOLD = 0.8
 EVALUATION_EVERY = 500  # documents, of which one is taken for an evaluation
 
 Texts = list[str]
@@ -204,22 +204,24 @@ def _deduplicate(stages: Stages, texts: Texts) -> Texts:
     )
     once = dict(zip(hashes, texts, strict=True))
     texts = list(once.values())
-    table = pa.table({"hash": list(once), "text": pa.array(texts, pa.large_string())})
-    bands, rows = choose_bands(THRESHOLD)
-    stages.take(
+    column = pa.chunked_array([pa.array(texts, pa.large_string())])
+    names = stages.take(
         "MinHash and its bands",
         size(texts),
-        lambda: text_keys(table["text"], bands, rows),
+        lambda: named(column),
         lambda: bare_minhash(texts),
         "rensa",
     )
-    marked = mark(table, THRESHOLD)
-    alone = marked.filter(pc.invert(marked["near_duplicate"]))
-    evaluations = alone["text"].to_pylist()[::EVALUATION_EVERY]
-    contamination = decontaminate.build([("evaluations", evaluations)])
-    stages.take("decontaminate", size(texts), lambda: contamination.find(table["text"]))
-    kept: Texts = alone["text"].to_pylist()
-    return kept
+    _, worse = stages.take(
+        "near-duplicates",
+        size(texts),
+        lambda: find_duplicates(names, THRESHOLD, lambda partition, rows: column.take(rows)),
+    )
+    dropped = {int(row) for row in places(worse)[1]}
+    alone = [text for row, text in enumerate(texts) if row not in dropped]
+    contamination = decontaminate.build([("evaluations", alone[::EVALUATION_EVERY])])
+    stages.take("decontaminate", size(texts), lambda: contamination.find(column))
+    return alone
 
 
 def bare_minhash(texts: Texts) -> None:
