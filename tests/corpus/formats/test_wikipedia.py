@@ -99,10 +99,28 @@ def test_a_dump_that_is_cut_off_says_so(read, cut: int) -> None:
     assert "cut off" in problem.reason
 
 
-def test_other_xml_is_a_problem(read) -> None:
-    documents, [problem] = read("a.xml", b"<html>\n<p>text</p>\n</html>\n")
+@pytest.mark.parametrize("rewrite", [("\n", ""), ("\n", "\r\n"), ("\n  <", " <")])
+def test_pages_are_found_wherever_lines_end(read, rewrite: tuple[str, str]) -> None:
+    data = dump(page("A", "Eins."), page("B", "Zwei.")).decode().replace(*rewrite)
+    documents, problems = read("a.xml", data.encode())
+    assert ([document.text for document in documents], problems) == (["Eins.", "Zwei."], [])
+    assert documents[1].provenance.url == "https://de.wikipedia.org/wiki/B"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<html>\n<p>text</p>\n</html>\n",
+        b"<rss><item>no dump</item></rss>",
+        b"<p>sea</p>\n" * 200_000,
+        dump(),
+    ],
+    ids=["html", "rss", "long", "no page"],
+)
+def test_other_xml_is_a_problem(read, data: bytes) -> None:
+    documents, [problem] = read("a.xml", data)
     assert documents == []
-    assert "</mediawiki>" in problem.reason
+    assert "no dump of MediaWiki" in problem.reason
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def read_warc(file: SourceFile) -> Iterator[Record | Problem]:
 
 @contextmanager
 def _stream(file: SourceFile) -> Iterator["Parts"]:
-    if file.path.endswith(".gz"):
+    if file.path.lower().endswith(".gz"):
         with seekable(file) as stream:
             yield Parts(gzip_members(stream))
     else:
