@@ -139,6 +139,11 @@ def test_other_xml_is_a_problem(read, data: bytes) -> None:
         ("[http://e.org the page] [http://e.org]", "the page"),
         ("<math>x^2</math>a<gallery>\nA.jpg\n</gallery>__NOTOC__", "a"),
         ("<nowiki>[[raw]]</nowiki>", "[[raw]]"),
+        ("-{zh-hans:海 洋;zh-hant:海洋}-很深", "海 洋很深"),
+        ("-{A|zh-cn:[[海]];zh-tw:洋}-和-{zh-cn;zh-tw|水}--{H|zh-cn:a;zh-tw:b}-", "海和水"),
+        ("-{T|zh-cn:a}--{R|:)}- -{x; y}-", ":) x; y"),
+        (";tide: water\n;see http://e.org now\n:more", "tide\nwater\nsee now\nmore"),
+        ("深い<ruby>海<rp>(</rp><rt>うみ</rt><rp>)</rp></ruby>", "深い海"),
     ],
 )
 def test_prose_is_what_a_reader_sees(wikitext: str, text: str) -> None:
