@@ -52,9 +52,13 @@ def test_how_characters_are_read_aloud_is_left_out() -> None:
         ("<div>" * 70 + "<p>sea</p>" * 200_000, "nested more than 64 deep"),
         ("<p " + " ".join(f"a{index}=1" for index in range(100_000)) + ">sea", "16000 attributes"),
         ("<p " + "".join(f"a{index}='1'" for index in range(100_000)) + ">sea", "16000 attributes"),
+        (
+            "<p>" + "".join(f"<b a{i}>" for i in range(1000)) + "</p><p>sea" * 2000,
+            "kinds of formatting",
+        ),
         ("<" * (16 << 20), "500000 tags"),
     ],
-    ids=["deep", "deep in two kinds", "broad and deep", "attributes", "glued", "<"],
+    ids=["deep", "two kinds", "broad and deep", "attributes", "glued", "formatting", "<"],
 )
 def test_a_page_that_would_take_long_is_refused(html: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -65,7 +69,7 @@ def test_a_page_that_would_take_long_is_refused(html: str, reason: str) -> None:
     "html",
     [
         "<div>" * 1000 + "sea",
-        "<b>sea <i>" * 50,
+        "<p><b><font size=1>sea" * 5000,
         f"<img alt='{'x ' * 50_000}'>sea",
         f"<script>{'x = y / 2; ' * 50_000}</script>sea",
         "sea<!--" + "x y " * 50_000,

@@ -1,7 +1,8 @@
 """A page of HTML comes in as bytes, its main text and its licence go out, by resiliparse.
 
-Parsing takes time quadratic in the attributes of a tag, extracting in the depth of the tree, and
-both take memory for each tag. A page must not stop a preparation, and a clock must not decide what
+Parsing takes time quadratic in the attributes of a tag, extracting in the depth of the tree; what a
+page does not close of its formatting is opened again in each paragraph, and each tag takes memory.
+A page must not stop a preparation, and a clock must not decide what
 a corpus holds: so a page is refused for what it is, before it would take long.
 """
 
@@ -15,12 +16,17 @@ TAGS = 500_000
 LONG_TAG = 8_000
 ATTRIBUTES = 16_000
 """Of tags of more than LONG_TAG characters, together."""
+TAGS_TIMES_FORMATTING = 2_000_000
 TAGS_TIMES_DEPTH = 10_000_000
 DEPTH = 64
 """Tags may always be nested so deep; deeper in a page of few tags."""
 
 TAG = re.compile("<[a-zA-Z]")
 BETWEEN_ATTRIBUTES = re.compile(r"""(?:"[^"]*"|'[^']*'|[\s/])+""")
+FORMATTING = re.compile(
+    r"<(?:b(?:ig)?|code|em|font|i|nobr|s(?:mall|trike|trong)?|tt|u)\b[^<>]*", re.I
+)
+FORMATTING_OR_END = re.compile(FORMATTING.pattern.replace("<", "<(/?)", 1), re.I)
 RUBY = re.compile(r"<r[tp]\b[^<>]*>[^<]*|</?(?:ruby|r[btp])\b[^<>]*>", re.I)
 """How characters are read aloud, inside of words, and the tags around both; the characters remain."""
 
@@ -36,6 +42,9 @@ def main_text(html: bytes, charset: str | None = None) -> tuple[str, str | None]
         raise ValueError(f"a page of more than {TAGS} tags")
     if _attributes(page) > ATTRIBUTES:
         raise ValueError(f"tags of more than {ATTRIBUTES} attributes")
+    formatting = TAGS_TIMES_FORMATTING // max(1, tags)
+    if formatting < tags // 4 and _formatting(page, formatting) > formatting:
+        raise ValueError(f"more than {formatting} kinds of formatting are open in a page of {tags}")
     tree = HTMLTree.parse(RUBY.sub("", page))
     document = tree.document
     if document is None:
@@ -58,8 +67,20 @@ def decoded(data: bytes, charset: str | None = None) -> str:
 
 def _attributes(page: str) -> int:
     """About how many attributes there are in tags of many."""
-    if len(page) < LONG_TAG:
+    if len(page) < 3 * ATTRIBUTES:
         return 0
     long = (part for part in page.split(">") if len(part) > LONG_TAG)
     begun = ((part, start.start()) for part in long if (start := TAG.search(part)))
     return sum(len(BETWEEN_ATTRIBUTES.findall(part, start)) for part, start in begun)
+
+
+def _formatting(page: str, enough: int) -> int:
+    """About how many different formatting tags are open at once; a parser reopens three of a kind."""
+    kinds = len(set(FORMATTING.findall(page)))
+    if kinds <= enough:
+        return kinds
+    now = most = 0
+    for tag in FORMATTING_OR_END.finditer(page):
+        now = max(0, now - 1) if tag[1] else now + 1
+        most = max(most, now)
+    return min(kinds, most)
