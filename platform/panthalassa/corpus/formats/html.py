@@ -38,13 +38,7 @@ def main_text(html: bytes, charset: str | None = None) -> tuple[str, str | None]
     """
     page = decoded(html, charset)
     tags = page.count("<")
-    if tags > TAGS:
-        raise ValueError(f"a page of more than {TAGS} tags")
-    if _attributes(page) > ATTRIBUTES:
-        raise ValueError(f"tags of more than {ATTRIBUTES} attributes")
-    formatting = TAGS_TIMES_FORMATTING // max(1, tags)
-    if formatting < tags // 4 and _formatting(page, formatting) > formatting:
-        raise ValueError(f"more than {formatting} kinds of formatting are open in a page of {tags}")
+    _refuse_to_parse(page, tags)
     tree = HTMLTree.parse(RUBY.sub("", page))
     document = tree.document
     if document is None:
@@ -63,6 +57,16 @@ def decoded(data: bytes, charset: str | None = None) -> str:
     """The text, by the label that HTTP gave it when it is one of the web's, else as it looks."""
     label = charset and map_encoding_to_html5(charset, fallback_utf8=False)
     return bytes_to_str(data, label or detect_encoding(data, from_html_meta=True) or "utf-8")
+
+
+def _refuse_to_parse(page: str, tags: int) -> None:
+    if tags > TAGS:
+        raise ValueError(f"a page of more than {TAGS} tags")
+    if _attributes(page) > ATTRIBUTES:
+        raise ValueError(f"tags of more than {ATTRIBUTES} attributes")
+    formatting = TAGS_TIMES_FORMATTING // max(1, tags)
+    if formatting < tags // 4 and _formatting(page, formatting) > formatting:
+        raise ValueError(f"more than {formatting} kinds of formatting are open in a page of {tags}")
 
 
 def _attributes(page: str) -> int:
