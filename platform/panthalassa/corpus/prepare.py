@@ -36,7 +36,7 @@ from panthalassa.corpus.manifest import (
     read_manifest,
 )
 from panthalassa.corpus.parts import INDEX
-from panthalassa.corpus.pipeline import Kept, encode, train_tokenizer, write_shards
+from panthalassa.corpus.pipeline import Kept, Written, encode, train_tokenizer, write_shards
 from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
 from panthalassa.corpus.refine import Refiner, open_refiner
 from panthalassa.corpus.selection import Census, select
@@ -130,7 +130,27 @@ def _prepare(
     for _ in encoded.run(partitions, partial(encode, kept=chosen, vocabulary=vocabulary), report):
         pass
     written = write_shards(encoded, len(partitions), census, vocabulary, corpus, storage)
-    manifest = Manifest(
+    manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation)
+    funnel = make_report(files, tally, census, manifest.tokens())
+    write(storage, REPORT, funnel.encode())
+    manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
+    _commit(storage, manifest)
+    clear(storage)
+    for line in _told(manifest, funnel):
+        report(line)
+    return manifest
+
+
+def _manifest(
+    corpus: config.Corpus,
+    census: Census,
+    tokenizer: Tokenizer,
+    vocabulary: bytes,
+    written: Written,
+    preparation: str,
+) -> Manifest:
+    """That of a corpus whose shards are written, but for its report."""
+    return Manifest(
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,
@@ -144,14 +164,6 @@ def _prepare(
         shards=written.shards,
         index=written.index,
     )
-    funnel = make_report(files, tally, census, manifest.tokens())
-    write(storage, REPORT, funnel.encode())
-    manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
-    _commit(storage, manifest)
-    clear(storage)
-    for line in _told(manifest, funnel):
-        report(line)
-    return manifest
 
 
 def _sha256(data: bytes) -> str:
