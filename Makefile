@@ -124,7 +124,7 @@ bench-languages: $(UDHR)
 	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/languages.py
 
 bench-corpus: $(UDHR)
-	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/corpus.py
+	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/corpus.py --folder .venv/manuals
 
 bench-tokenizer: $(UDHR)
 	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/tokenizer.py

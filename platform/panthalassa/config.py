@@ -65,7 +65,7 @@ class Corpus(Section):
     held_out_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the documents kept for evaluation, chosen by the hash of their text."""
     evaluation_files: list[Place] = Field(default_factory=list)
-    """Files (.txt, .jsonl, .parquet), or folders of them: a document that has thirteen words in a row
+    """Files (of the kinds of `sources`), or folders of them: a document that has thirteen words in a row
     from one of their texts is left out."""
     near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.8
     """Jaccard similarity of two texts' shingles from which only the longer one is kept, because repeated

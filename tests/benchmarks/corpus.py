@@ -6,8 +6,9 @@ On Debian's translated manuals and the Declaration of Human Rights (`manuals.py`
 prose as JSON lines. First every stage in one process, beside its bare library (`stages.py`). Then
 `panthalassa prepare` on the same files, in a process group of its own, with the CPU seconds of the
 command and of Ray's workers (which import the platform and move the documents, too) beside the sum of
-the bare libraries; Ray's own processes apart (`usage.py`). Then what 3.2 TB would take. `--memory`
-instead prepares 100 MB and 1 GB, recombined from the same paragraphs, and compares the peaks.
+the bare libraries; Ray's own processes apart (`usage.py`), and what a corpus of next to nothing takes.
+Then what 3.2 TB would take. `--memory` instead prepares 100 MB and 1 GB, recombined from the same
+paragraphs, and compares the peaks.
 """
 
 import os
@@ -24,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import datatrove_stages
+from datatrove_stages import compare
 from manuals import Paper, fetch, help_pages, web_pages, write
 from stages import Stages, measure
 from udhr import folder as udhr_folder
@@ -35,6 +36,7 @@ TARGET = 1.25
 GROWTH = 1.2
 VOCABULARY, LENGTH = 65_536, 1024
 FLAGSHIP = 3.2e6  # MB
+SMALL = 1  # MB of files: what is paid for a start
 CORES = (256, 1024)
 
 
@@ -73,38 +75,58 @@ def print_stages(console: Console, stages: Stages) -> None:
         name = f"{stage.name} (files)" if stage.unit == "files" else stage.name
         table.add_row(name, f"{stage.megabytes:.1f}", rate, bare, stage.libraries)
     console.print(table)
+    with_library = sum(stage.seconds for stage in stages.done if stage.bare)
     console.print(
-        f"all stages {stages.seconds:.1f} CPU seconds, their bare libraries {stages.bare:.1f}: "
+        f"stages that have a library: {with_library:.1f} CPU seconds, the bare libraries "
+        f"{stages.bare:.1f}: {with_library / stages.bare:.2f} times; all stages {stages.seconds:.1f}: "
         f"{stages.seconds / stages.bare:.2f} times (target {TARGET})"
     )
 
 
-def print_whole(console: Console, usage: Usage, stages: Stages) -> None:
-    cpu = usage.cpu
+def taken(usage: Usage) -> float:
+    """CPU seconds of the platform: the command and Ray's workers."""
+    return usage.cpu["command"] + usage.cpu["workers"]
+
+
+def print_whole(console: Console, usage: Usage, start: Usage, stages: Stages) -> None:
+    cpu, more = usage.cpu, taken(usage) - taken(start)
     console.print(*usage.lines, sep="\n", markup=False)
     console.print(
         f"prepare: {usage.seconds:.0f} s; CPU seconds: command {cpu['command']:.0f}, workers "
-        f"{cpu['workers']:.0f}, Ray's own processes {cpu['Ray']:.0f}"
+        f"{cpu['workers']:.0f}, Ray's own processes {cpu['Ray']:.0f}; of a corpus of {SMALL} MB "
+        f"{taken(start):.0f} and {start.cpu['Ray']:.0f}"
     )
-    taken = cpu["command"] + cpu["workers"]
     console.print(
-        f"{stages.text / taken:.2f} MB of text a CPU-second; {taken / stages.bare:.2f} times the bare "
-        f"libraries (target {TARGET}), {cpu.total() / stages.bare:.2f} with Ray's own processes"
+        f"{stages.text / taken(usage):.2f} MB of text a CPU-second; {taken(usage) / stages.bare:.2f} "
+        f"times the bare libraries (target {TARGET}); without what the small corpus takes, too, "
+        f"{more / stages.bare:.2f} times"
     )
 
 
-def print_projection(console: Console, stages: Stages, usage: Usage) -> None:
+def print_datatrove(console: Console, stages: Stages, usage: Usage, megabytes: float) -> None:
+    """With datatrove's rules and masking in the place of libraries that these stages do not have."""
+    if rates := compare(console, stages.kept, megabytes):
+        sizes = {stage.name: stage.megabytes for stage in stages.done}
+        bare = stages.bare + sizes["19 rules"] / rates["rules, words by white space"]
+        bare += sizes["mask personal data"] / rates["masking"]
+        console.print(
+            f"beside the libraries and those: all stages {stages.seconds / bare:.2f} times, prepare "
+            f"{taken(usage) / bare:.2f} times (target {TARGET})"
+        )
+
+
+def print_projection(console: Console, stages: Stages, usage: Usage, start: Usage) -> None:
     """Of 3.2 TB of text as it is read. Training the tokenizer takes a sample of 256 MB, once."""
     [training] = [stage for stage in stages.done if stage.name.startswith("train")]
     once = 256 / training.megabytes * training.seconds / 3600
     for name, seconds in (
-        ("stages", stages.seconds),
-        ("prepare", usage.cpu["command"] + usage.cpu["workers"]),
+        ("the stages", stages.seconds),
+        (f"prepare beyond {SMALL} MB", taken(usage) - taken(start)),
     ):
         hours = (seconds - training.seconds) / stages.text * FLAGSHIP / 3600
         spans = ", ".join(f"{hours / cores + once:.1f} h on {cores} cores" for cores in CORES)
         console.print(
-            f"3.2 TB by the rate of {name}: {hours:,.0f} core-hours, and {once:.2f} h of one core for "
+            f"3.2 TB at the rate of {name}: {hours:,.0f} core-hours, and {once:.2f} h of one core for "
             f"the tokenizer; {spans}, if all of them are busy"
         )
 
@@ -153,10 +175,13 @@ def main() -> int:
         stages = measure(sources, VOCABULARY, LENGTH)
         print_stages(console, stages)
         usage = prepare(sources, Path(place, "home"))
-        print_whole(console, usage, stages)
-        print_projection(console, stages, usage)
-        datatrove_stages.compare(console, stages.kept, given.datatrove)
-    return int(usage.cpu["command"] + usage.cpu["workers"] > TARGET * stages.bare)
+        small = Path(place, "small")
+        write(small, *papers(folder), SMALL * 10**6)
+        start = prepare(small, Path(place, "another"))
+        print_whole(console, usage, start, stages)
+        print_projection(console, stages, usage, start)
+        print_datatrove(console, stages, usage, given.datatrove)
+    return int(taken(usage) > TARGET * stages.bare)
 
 
 if __name__ == "__main__":

@@ -180,8 +180,8 @@ def _refine(stages: Stages, texts: Texts) -> Texts:
         lambda: [pycld2.detect(sample, isPlainText=True) for sample in samples],
         "pycld2",
     )
-    pages = [Page(text, found.code) for text, found in zip(texts, languages, strict=True)]
-    removals = take("19 rules", texts, lambda: [*map(judge, pages)])
+    codes = [found.code for found in languages]
+    removals = take("19 rules", texts, lambda: [*map(judge, map(Page, texts, codes))])
     kept = [text for text, removal in zip(texts, removals, strict=True) if removal is None]
     masked: Texts = take("mask personal data", kept, lambda: [*map(mask_pii, kept)])
     return masked

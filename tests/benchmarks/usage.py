@@ -18,6 +18,10 @@ import psutil
 
 FIFTH = 0.2
 MEMORY_EVERY = 5  # looks
+RAYS_OWN = tuple(
+    f"ray::{name}"
+    for name in ("Dashboard", "RuntimeEnv", "_Stats", "_Autoscaling", "IDLE_Spill", "IDLE_Restore")
+)
 
 
 @dataclass
@@ -39,7 +43,8 @@ def kind_of(process: psutil.Process, command: int) -> str:
     if process.pid == command:
         return "command"
     title = " ".join(process.cmdline())
-    return "workers" if title.startswith("ray::") or "default_worker.py" in title else "Ray"
+    works = title.startswith("ray::") and not title.startswith(RAYS_OWN)
+    return "workers" if works or "default_worker.py" in title else "Ray"
 
 
 def watch(arguments: list[str], home: Path, memory: bool = False) -> Usage:

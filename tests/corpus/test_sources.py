@@ -1,6 +1,8 @@
 """Sources are read; what of them can not be is a problem with its place, and nothing stops for it."""
 
+import gzip
 import json
+import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -15,6 +17,7 @@ from panthalassa.corpus.normalise import normalise
 from panthalassa.corpus.sources import (
     content_sha256,
     find_files,
+    list_files,
     path_safe,
     read_documents,
 )
@@ -55,6 +58,55 @@ def test_the_three_kinds_of_files_are_read_at_any_depth(tmp_path: Path) -> None:
         ("a", "third"),
         ("c", "fourth"),
     ]
+
+
+def test_endings_are_read_in_any_case_and_json_as_lines(tmp_path: Path) -> None:
+    names = ["1.TXT", "2.JSONL", "3.json", "4.ndjson", "5.Json.GZ", "6.TXT.Gz"]
+    for name in names:
+        data = (name if "txt" in name.lower() else json.dumps({"text": name})).encode()
+        put(tmp_path / name, gzip.compress(data) if name.lower().endswith("gz") else data)
+    assert [text for _, text in read(tmp_path)] == names
+
+
+def test_files_of_other_kinds_are_counted_by_their_ending(tmp_path: Path) -> None:
+    put(tmp_path / "one" / "a.txt", "text")
+    put(tmp_path / "two" / "b.txt", "text")
+    for name in ("one/a.csv", "two/B.CSV", "two/c.csv.gz", "one/LICENSE", "two/v1.0.tar"):
+        put(tmp_path / name, "x")
+    for name in (".hidden.csv", ".git/x.csv", "w-multistream-index.txt.bz2"):
+        put(tmp_path / "one" / name, "x")
+    listing = list_files([str(tmp_path / "one"), str(tmp_path / "two")])
+    assert [file.path for file in listing.files] == ["a.txt", "b.txt"]
+    assert listing.left_out == {".csv": 2, ".csv.gz": 1, "no ending": 1, ".tar": 1}
+
+
+def test_a_file_is_read_once_however_many_links_lead_there(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    put(tmp_path / "outside" / "b.txt", "linked from elsewhere")
+    put(tmp_path / "c.txt", "above the source")
+    put(root / "blobs" / "4f1e", "kept under a name without an ending")
+    put(root / "z" / "a.txt", "within")
+    for link, target in {
+        "z/again": "..",
+        "z/above": "../..",
+        "z/d.txt": "../blobs/4f1e",
+        "also.txt": "z/a.txt",
+        "more": "../outside",
+        "other": "../outside",
+    }.items():
+        (root / link).symlink_to(target)
+    assert sorted(text for _, text in read(root)) == [
+        "kept under a name without an ending",
+        "linked from elsewhere",
+        "within",
+    ]
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.txt", "text")
+    put(tmp_path / os.fsdecode(b"gr\xf6\xdfe.txt"), "text")
+    with pytest.raises(CorpusError, match=r"gr\\xf6\\xdfe\.txt' is not UTF-8\. Rename"):
+        find_files([str(tmp_path)])
 
 
 def test_a_language_column_names_the_domain_then_the_folder_then_the_source(

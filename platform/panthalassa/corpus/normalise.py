@@ -11,6 +11,8 @@ from typing import Final
 
 from ftfy import TextFixerConfig, fix_text
 
+from panthalassa.corpus.scripts import has_astral
+
 # The bytes 80 … BF of UTF-8 as Windows-1252, or Latin-1, shows them.
 _CONTINUATION = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
 # One set of characters at the front: so the search runs ahead to them several times as fast.
@@ -39,7 +41,6 @@ _LINE_BREAK = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _NOT_TEXT = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\ufeff\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
-_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 _NOT_TEXT_ASTRAL = re.compile(  # apart, for the search of so many single characters is slow
     f"[{''.join(chr(plane << 16 | last) for plane in range(1, 17) for last in (0xFFFE, 0xFFFF))}]+"
 )
@@ -77,7 +78,7 @@ def drop_not_text(text: str) -> str:
     """The text without controls, halves of surrogate pairs and noncharacters."""
     if _NOT_TEXT.search(text):
         text = _NOT_TEXT.sub("", text)
-    return _NOT_TEXT_ASTRAL.sub("", text) if _ASTRAL.search(text) else text
+    return _NOT_TEXT_ASTRAL.sub("", text) if has_astral(text) else text
 
 
 def has_encoding_error(text: str) -> bool:

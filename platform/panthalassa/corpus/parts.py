@@ -21,7 +21,7 @@ import ray.data
 
 from panthalassa.corpus.manifest import TOKENIZER, Index, Shard
 from panthalassa.corpus.shards import Counts, count_targets, decode_shard, write
-from panthalassa.corpus.staging import TASK
+from panthalassa.corpus.staging import COMPUTING
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.storage import Storage
 
@@ -101,7 +101,7 @@ def finished_parts(
     read = partial(_read_part, vocabulary=vocabulary, storage=storage)
     found: ray.data.Dataset = ray.data.from_items(
         written, override_num_blocks=min(tasks, len(written))
-    ).map_batches(read, batch_size=1, **TASK)
+    ).map_batches(read, batch_size=1, **COMPUTING)
     yield from found.iter_rows()
 
 

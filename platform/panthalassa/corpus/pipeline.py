@@ -26,7 +26,7 @@ from panthalassa.corpus.pack import pack
 from panthalassa.corpus.parts import INDEX, Part, finished_parts, result, write_index
 from panthalassa.corpus.selection import Census, groups_of
 from panthalassa.corpus.shards import count_targets, unigram_loss, write_shard
-from panthalassa.corpus.staging import TASK, Stage, Tables, numbered
+from panthalassa.corpus.staging import COMPUTING, Stage, Tables, numbered
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
@@ -58,7 +58,7 @@ def train_tokenizer(kept: Kept, census: Census, corpus: config.Corpus) -> Tokeni
     """Train on the train split, or on a sample of it, drawn by hash, when that is large."""
     shares = sample_shares(census.train_bytes(), TOKENIZER_BYTES, corpus.tokenizer_alpha)
     sample = partial(_sample, kept=kept, shares=shares)
-    texts = numbered(kept.partitions).map_batches(sample, batch_size=1, **TASK).iter_rows()
+    texts = numbered(kept.partitions).map_batches(sample, batch_size=1, **COMPUTING).iter_rows()
     return Tokenizer.train((row["text"] for row in texts), corpus.vocabulary_size)
 
 
@@ -132,9 +132,9 @@ def write_shards(
         write_part = partial(
             _write_part, parts=parts, vocabulary=vocabulary, corpus=corpus, storage=storage
         )
-        gathered = numbered(partitions).map_batches(gather, batch_size=1, **TASK)
+        gathered = numbered(partitions).map_batches(gather, batch_size=1, **COMPUTING)
         by_part = gathered.groupby(["group", "part"], num_partitions=tasks)
-        for row in by_part.map_groups(write_part, **TASK).iter_rows():
+        for row in by_part.map_groups(write_part, **COMPUTING).iter_rows():
             written.add(row)
     if written.documents != census.documents:
         raise CorpusError(

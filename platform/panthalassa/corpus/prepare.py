@@ -36,12 +36,12 @@ from panthalassa.corpus.manifest import (
     read_manifest,
 )
 from panthalassa.corpus.parts import INDEX
-from panthalassa.corpus.pipeline import Kept, encode, train_tokenizer, write_shards
-from panthalassa.corpus.reading import Reader, bands_of, check_problems, partition
+from panthalassa.corpus.pipeline import Kept, Written, encode, train_tokenizer, write_shards
+from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
 from panthalassa.corpus.refine import Refiner, open_refiner
 from panthalassa.corpus.selection import Census, select
 from panthalassa.corpus.shards import unwritable, write
-from panthalassa.corpus.sources import content_sha256, find_files
+from panthalassa.corpus.sources import content_sha256, list_files
 from panthalassa.corpus.staging import STAGING, Stage, clear
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import CorpusError
@@ -67,7 +67,8 @@ def prepare(
     CorpusError for sources that can not be read, for a destination that holds something else or can
     not be written, and for input that leaves nothing to train on.
     """
-    files = find_files(corpus.sources)
+    listing = list_files(corpus.sources)
+    files, left_out = listing.files, listing.left_out
     storage = open_storage(corpus.directory)
     _refuse_overlap(files, storage)
     refine, contamination = open_refiner(corpus), read_evaluations(corpus)
@@ -80,6 +81,9 @@ def prepare(
             clear(storage)
         return done
     _claim(storage, corpus, preparation)
+    if left_out:
+        endings = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(NAMED))
+        report(f"{left_out.total()} files of other kinds are left out: {endings}")
     size = sum(file.size for file in files) / 1e6
     report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
     with connected(cluster, debug), _mendable_errors():
@@ -126,7 +130,27 @@ def _prepare(
     for _ in encoded.run(partitions, partial(encode, kept=chosen, vocabulary=vocabulary), report):
         pass
     written = write_shards(encoded, len(partitions), census, vocabulary, corpus, storage)
-    manifest = Manifest(
+    manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation)
+    funnel = make_report(files, tally, census, manifest.tokens())
+    write(storage, REPORT, funnel.encode())
+    manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
+    _commit(storage, manifest)
+    clear(storage)
+    for line in _told(manifest, funnel):
+        report(line)
+    return manifest
+
+
+def _manifest(
+    corpus: config.Corpus,
+    census: Census,
+    tokenizer: Tokenizer,
+    vocabulary: bytes,
+    written: Written,
+    preparation: str,
+) -> Manifest:
+    """That of a corpus whose shards are written, but for its report."""
+    return Manifest(
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,
@@ -140,14 +164,6 @@ def _prepare(
         shards=written.shards,
         index=written.index,
     )
-    funnel = make_report(files, tally, census, manifest.tokens())
-    write(storage, REPORT, funnel.encode())
-    manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
-    _commit(storage, manifest)
-    clear(storage)
-    for line in _told(manifest, funnel):
-        report(line)
-    return manifest
 
 
 def _sha256(data: bytes) -> str:

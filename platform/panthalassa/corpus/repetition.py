@@ -5,8 +5,11 @@ integers, n-grams 64-bit hashes of them (a polynomial, each n from the one befor
 sizes of n-gram cost ten sorts. All shares are of characters unless they say otherwise.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +42,24 @@ class Words:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Words":
-        different = list(dict.fromkeys(words))
-        places = dict(zip(different, range(len(different)), strict=True))
+        places: defaultdict[str, int] = defaultdict(itertools.count().__next__)
         ids = np.fromiter(map(places.__getitem__, words), np.uint64, len(words))
+        different = list(places)
         lengths = np.fromiter(map(len, different), np.int64, len(different))
         return cls(different, ids, lengths[ids])
 
     def first(self, count: int) -> "Words":
         return Words(self.different, self.ids[:count], self.lengths[:count])
 
-    def count(self, condition: Callable[[str], bool]) -> int:
-        """How many words meet a condition, which is asked for each different one once."""
-        met = np.fromiter(map(condition, self.different), bool, len(self.different))
-        return int(np.count_nonzero(met[self.ids]))
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """[words + 1]: the characters before each word, and of all."""
+        return np.concatenate(([0], self.lengths.cumsum()))
+
+    def count(self, holds: Iterable[bool]) -> int:
+        """How many words are of the different ones for which it holds, in their order."""
+        chosen = np.fromiter(holds, bool, len(self.different))
+        return int(np.count_nonzero(chosen[self.ids]))
 
     def ngrams(self, sizes: Sequence[int]) -> Iterator[tuple[int, Hashes]]:
         """Each size (ascending) that fits, with the hash of the n-gram at every word."""
@@ -67,26 +75,26 @@ class Words:
     def top_share(self, size: int, hashes: Hashes) -> float:
         """The share of the n-gram that occurs most often, if more than once."""
         ranked = np.sort(hashes)
-        begins = np.append(True, ranked[1:] != ranked[:-1]).nonzero()[0]
-        counts = np.diff(begins, append=len(ranked))
+        new = np.concatenate(([True], ranked[1:] != ranked[:-1], [True])).nonzero()[0]
+        counts = new[1:] - new[:-1]
         most = int(counts.max())
         if most == 1:
             return 0.0
-        starts = np.isin(hashes, ranked[begins[counts == most]]).nonzero()[0]
-        ends = np.concatenate([[0], self.lengths.cumsum()])
-        longest = int((ends[starts + size] - ends[starts]).max())
-        return most * longest / max(1, int(self.lengths.sum()))
+        tops = ranked[new[:-1][counts == most]]
+        starts = (tops.take(tops.searchsorted(hashes), mode="clip") == hashes).nonzero()[0]
+        longest = int((self.ends[starts + size] - self.ends[starts]).max())
+        return most * longest / max(1, int(self.ends[-1]))
 
     def duplicate_share(self, size: int, hashes: Hashes) -> float:
         """The share inside n-grams that came before; what several of them cover counts once."""
         ranked = np.sort(hashes)
-        if not np.any(ranked[1:] == ranked[:-1]):
+        if not (ranked[1:] == ranked[:-1]).any():
             return 0.0
-        _, first = np.unique(hashes, return_index=True)
-        repeats = np.ones(len(hashes), dtype=bool)
-        repeats[first] = False
+        order = hashes.argsort(kind="stable")
+        repeats = np.zeros(len(hashes), dtype=bool)
+        repeats[order[1:]] = ranked[1:] == ranked[:-1]
         change = np.zeros(len(self.ids) + 1, dtype=np.int64)
         change[: len(hashes)] += repeats
         change[size : size + len(hashes)] -= repeats
         covered = change.cumsum()[:-1] > 0
-        return int(self.lengths[covered].sum()) / max(1, int(self.lengths.sum()))
+        return int(self.lengths[covered].sum()) / max(1, int(self.ends[-1]))

@@ -65,12 +65,22 @@ def _pattern() -> re.Pattern[str]:
 
 
 _NOT_SPACED = re.compile(f"[{_UNSPACED}{_SEPARATORS}]")
-_NOT_SPACED_ASTRAL = re.compile(f"[{_UNSPACED_ASTRAL}]")  # apart: together both are searched slowly
+_NOT_SPACED_ASTRAL = re.compile(f"[{_UNSPACED_ASTRAL}]")
+
+
+def has_astral(text: str) -> bool:
+    """Whether a character is beyond U+FFFF. Those are searched for apart, where there are any: a set
+    of characters that has some is searched for slowly."""
+    return len(text.encode("utf-16-le", "surrogatepass")) > 2 * len(text)
 
 
 def is_spaced(text: str) -> bool:
     """Whether white space alone delimits the words of the text."""
-    return text.isascii() or not (_NOT_SPACED.search(text) or _NOT_SPACED_ASTRAL.search(text))
+    if text.isascii():
+        return True
+    if _NOT_SPACED.search(text):
+        return False
+    return not (has_astral(text) and _NOT_SPACED_ASTRAL.search(text))
 
 
 def split_words(text: str) -> list[str]:
@@ -96,7 +106,7 @@ def dominant_script(text: str) -> str:
 
 def contains_letter(word: str) -> bool:
     """Whether a letter is in the word. Marks do not count: they never stand alone."""
-    return word.isalpha() or any(map(str.isalpha, word))
+    return word[:1].isalpha() or any(map(str.isalpha, word))
 
 
 @cache

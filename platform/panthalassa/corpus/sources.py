@@ -1,6 +1,6 @@
 """Sources: folders of files come in, documents go out, each with its domain and its provenance.
 
-`find_files` lists what there is without reading it; `read_documents` reads one file and can run on
+`list_files` tells what there is without reading it; `read_documents` reads one file and can run on
 any machine that sees it. What is wrong inside of a file is a Problem beside the documents, for the
 caller to count; a file that can not be had at all is a CorpusError, for a corpus that silently
 lacks a part of its sources is worse than none.
@@ -8,10 +8,12 @@ lacks a part of its sources is worse than none.
 
 import hashlib
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -27,7 +29,16 @@ from panthalassa.corpus.normalise import normalise
 from panthalassa.errors import CorpusError
 from panthalassa.storage import open_storage
 
-__all__ = ["Document", "Problem", "SourceFile", "content_sha256", "find_files", "read_documents"]
+__all__ = [
+    "Document",
+    "Listing",
+    "Problem",
+    "SourceFile",
+    "content_sha256",
+    "find_files",
+    "list_files",
+    "read_documents",
+]
 
 PYTHON_REFERENCE = "python-reference"
 """The source that every CPython carries: the topics of its language reference."""
@@ -36,70 +47,121 @@ Reader = Callable[[SourceFile], Iterator[Record | Problem]]
 
 PACKED = r"(\.(gz|zst|bz2))?$"
 READERS: list[tuple[re.Pattern[str], Reader]] = [
-    (re.compile(r"\.txt" + PACKED), read_text),
-    (re.compile(r"\.jsonl" + PACKED), read_json_lines),
-    (re.compile(r"\.parquet$"), read_parquet),
-    (re.compile(r"\.xml(-p\d+p\d+)?" + PACKED), read_wikipedia),
-    (re.compile(r"\.(warc|wet)" + PACKED), read_warc),
+    (re.compile(r"\.txt" + PACKED, re.I), read_text),
+    (re.compile(r"\.(jsonl|ndjson|json)" + PACKED, re.I), read_json_lines),
+    (re.compile(r"\.parquet$", re.I), read_parquet),
+    (re.compile(r"\.xml(-p\d+p\d+)?" + PACKED, re.I), read_wikipedia),
+    (re.compile(r"\.(warc|wet)" + PACKED, re.I), read_warc),
 ]
 NO_SOURCE = re.compile(r"-multistream-index\d*\.txt")
 """The index beside a Wikipedia dump, which is no text."""
-KINDS = ".txt, .jsonl, .parquet, .xml (a Wikipedia dump), .warc or .wet"
+KINDS = ".txt, .jsonl, .ndjson, .json, .parquet, .xml (a Wikipedia dump), .warc or .wet"
+ENDING = re.compile(r"(\.\w{1,8}(?=\.(gz|zst|bz2|xz)$))?\.[a-z0-9_-]{1,12}$", re.A)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of sources, and how many of which endings were left out for being of another kind."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def find_files(sources: list[str]) -> list[SourceFile]:
+    """The files of `list_files`."""
+    return list_files(sources).files
+
+
+def list_files(sources: list[str]) -> Listing:
     """Every file of every source, in the order of the sources and then of paths.
 
-    Files of other kinds, and those whose name or folder begins with a dot, are left out.
+    Files of other kinds are left out and counted, those whose name or folder begins with a dot are
+    no sources at all. A file to which several links lead is listed once.
     Raises CorpusError for a source that is missing, unreadable, or holds no text.
     """
     if not sources:
         raise CorpusError(
             f"corpus.sources is empty: list folders with {KINDS} files, or {PYTHON_REFERENCE}."
         )
-    files: list[SourceFile] = []
+    listing = Listing()
     roots: dict[str, str] = {}
     for source in sources:
-        for file in _files_of(source):
+        found = _listing(source)
+        listing.left_out.update(found.left_out)
+        for file in found.files:
             name, number = file.source, 1
             while roots.setdefault(name, file.root) != file.root:
                 number += 1
                 name = f"{file.source}-{number}"
-            files.append(replace(file, source=name))
-    return files
+            listing.files.append(replace(file, source=name))
+    return listing
 
 
-def _files_of(source: str) -> list[SourceFile]:
+def _listing(source: str) -> Listing:
     if source == PYTHON_REFERENCE:
         size = sum(len(text.encode()) for text in topics.values())
-        return [SourceFile(PYTHON_REFERENCE, "topics", size, "python", PYTHON_REFERENCE)]
+        return Listing([SourceFile(PYTHON_REFERENCE, "topics", size, "python", PYTHON_REFERENCE)])
     mend = "Correct the key corpus.sources."
     try:
         storage = open_storage(source)
-        found = storage.files()
+        found = _local_files(storage.root) if storage.is_local else storage.files()
     except FileNotFoundError:
         raise CorpusError(f"source {source} does not exist. {mend}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise CorpusError(f"source {source} is no readable folder: {error}. {mend}") from error
     name = PurePosixPath(storage.root).name
-    files = []
+    listing = Listing()
     for path, size in found:
-        hidden = path.startswith(".") or "/." in path
-        if _reader(path) and not hidden:
+        if path.startswith(".") or "/." in path or NO_SOURCE.search(path):
+            continue
+        if _reader(path) is None:
+            ending = ENDING.search(path.lower())
+            listing.left_out[ending[0] if ending else "no ending"] += 1
+        elif path != path.encode(errors="replace").decode():
+            raise CorpusError(
+                f"source {source}: the name {os.fsencode(path)!r} is not UTF-8. Rename the file, or "
+                "take it out of the folder."
+            )
+        else:
             folder, separator, _ = path.partition("/")
             domain = path_safe(folder if separator else name)
-            files.append(SourceFile(storage.uri, path, size, domain, name))
-    if not files:
+            listing.files.append(SourceFile(storage.uri, path, size, domain, name))
+    if not listing.files:
         raise CorpusError(
             f"source {source} holds no {KINDS} file. Add some, or correct the key corpus.sources."
         )
-    return files
+    return listing
+
+
+def _local_files(root: str) -> list[tuple[str, int]]:
+    """What `Storage.files` gives, but for hidden files; links may lead in circles, and names be any
+    bytes. Of several names that lead to one file, the first that tells its kind counts.
+
+    Raises OSError.
+    """
+    found: dict[tuple[str, bool], tuple[str, int]] = {}
+    seen = {str(folder) for folder in Path(os.path.realpath(root)).parents}
+    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = os.path.join(folder, name)
+            target = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, name)
+            size = os.path.getsize(path) if os.path.exists(path) else 0
+            found.setdefault((target, _reader(name) is None), (os.path.relpath(path, root), size))
+    return sorted(found.values())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _reader(path: str) -> Reader | None:
     name = PurePosixPath(path).name
-    if NO_SOURCE.search(name):
-        return None
     return next((reader for kind, reader in READERS if kind.search(name)), None)
 
 

@@ -5,6 +5,7 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,39 @@ def test_a_rotten_row_group_costs_its_rows_alone(read) -> None:
     assert documents[-1].provenance.place.endswith(", row 300")
     assert problem.place.endswith(", rows 101 to 200")
     assert problem.records == 100
+
+
+@pytest.mark.parametrize("name", ["text", "language"])
+def test_a_parquet_file_with_a_column_twice_is_one_problem(read, name: str) -> None:
+    table = pa.table([pa.array(["x", "y"])] * 3, names=["text", name, name])
+    documents, [problem] = read("a.parquet", parquet(table))
+    assert (documents, problem.records) == ([], 2)
+    assert "more than one column" in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "dates"),
+    [
+        ("url", pa.array([10**15, None], pa.timestamp("s"))),
+        ("license", pa.array([2**31 - 1, None], pa.date32())),
+    ],
+)
+def test_a_date_that_python_does_not_have_costs_its_row_alone(read, name: str, dates) -> None:
+    documents, [problem] = read("a.parquet", parquet(pa.table({"text": ["a", "b"], name: dates})))
+    assert [document.text for document in documents] == ["b"]
+    assert problem.place.endswith(", row 1")
+
+
+def test_the_mark_of_an_encoding_is_no_part_of_json(read) -> None:
+    lines = "\ufeff" + '{"text": "a"}\n{"text": "b"}'
+    documents, problems = read("a.jsonl", lines.encode())
+    assert ([document.text for document in documents], problems) == (["a", "b"], [])
+
+
+def test_one_value_over_many_lines_is_one_problem(read) -> None:
+    documents, [problem] = read("a.json", json.dumps([{"text": "a"}] * 9, indent=2).encode())
+    assert documents == []
+    assert "expected an object a line" in problem.reason
 
 
 def test_a_truncated_parquet_file_is_one_problem(read) -> None:

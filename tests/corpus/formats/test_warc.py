@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panthalassa.corpus.formats.warc import Parts, main_text
+from panthalassa.corpus.formats.warc import REASON, Parts
 
 PAGE = (
     "<html><head><title>T</title></head><body><nav><a href='/'>Home</a></nav><main><article>"
@@ -122,6 +122,20 @@ def test_a_rotten_or_torn_gzip_member_costs_its_record_alone(read, torn: bool) -
     assert [problem.place.rpartition(", ")[2] for problem in problems] == ["record 3"]
 
 
+def test_a_wrong_length_before_a_torn_end_costs_two_records(read) -> None:
+    records = [*RECORDS, record(5)]
+    records[1] = record(1, length=99_999)
+    documents, problems = read("a.warc.gz", b"".join(map(gzip.compress, records))[:-20])
+    assert urls(documents) == [0, 2, 3, 4]
+    assert [problem.place.rpartition(", ")[2] for problem in problems] == ["record 2", "record 6"]
+
+
+def test_a_problem_does_not_quote_the_page(read) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n"
+    _, [problem] = read("a.warc", record(0, chunked + b"<p>the sea </p>" * 100))
+    assert len(problem.reason) < REASON + 30
+
+
 @pytest.mark.parametrize(("name", "pack"), PACKINGS.items())
 def test_the_last_record_is_not_given_when_it_is_torn(read, name: str, pack) -> None:
     pages = [PAGE.format(random.Random(index).randbytes(999).hex()) for index in range(5)]
@@ -131,20 +145,24 @@ def test_the_last_record_is_not_given_when_it_is_torn(read, name: str, pack) -> 
     assert len(problems) == 1
 
 
+def test_a_page_that_would_take_hours_costs_itself_alone(read) -> None:
+    deep = record(1, http(b"<div>" * 100_000 + b"sea"))
+    documents, [problem] = read("a.warc", record(0) + deep + record(2))
+    assert urls(documents) == [0, 2]
+    assert "record 2: can not be parsed: tags are nested more than" in str(problem)
+
+
+def test_a_plain_text_under_an_unknown_label_is_read(read) -> None:
+    plain = http("η θάλασσα".encode(), mime="text/plain; charset=none")
+    [document], [] = read("a.warc", record(0, plain))
+    assert document.text == "η θάλασσα"
+
+
 def test_a_record_that_is_too_large_is_passed_over(read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panthalassa.corpus.formats.warc.RECORD_BYTES", 2000)
     data = record(0) + record(1, http(b"x" * 5000)) + record(2)
     documents, problems = read("a.warc", data)
     assert (urls(documents), problems) == ([0, 2], [])
-
-
-@pytest.mark.parametrize("charset", ["windows-1251", "utf-8"])
-@pytest.mark.parametrize("where", ["http", "meta"])
-def test_a_page_is_decoded_as_it_says(charset: str, where: str) -> None:
-    text = "Море глубокое, и волны в нём идут одна за другой весь день."
-    meta = f"<meta charset='{charset}'>" if where == "meta" else ""
-    html = f"<html><head>{meta}</head><body><main><p>{text}</p></main></body></html>"
-    assert main_text(html.encode(charset), charset if where == "http" else None)[0] == text
 
 
 def test_the_licence_of_a_page_is_kept(read) -> None:
@@ -153,12 +171,6 @@ def test_the_licence_of_a_page_is_kept(read) -> None:
     documents, [] = read("a.warc", record(0, http(page)) + record(1))
     licenses = [document.provenance.license for document in documents]
     assert licenses == ["https://creativecommons.org/licenses/by/4.0/", None]
-
-
-@given(st.binary(max_size=2000))
-def test_no_page_brings_the_extraction_down(html: bytes) -> None:
-    text, _ = main_text(html)
-    assert isinstance(text, str)
 
 
 @given(st.lists(st.binary(max_size=20)), st.integers(1, 30))

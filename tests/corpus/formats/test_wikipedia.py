@@ -99,10 +99,28 @@ def test_a_dump_that_is_cut_off_says_so(read, cut: int) -> None:
     assert "cut off" in problem.reason
 
 
-def test_other_xml_is_a_problem(read) -> None:
-    documents, [problem] = read("a.xml", b"<html>\n<p>text</p>\n</html>\n")
+@pytest.mark.parametrize("rewrite", [("\n", ""), ("\n", "\r\n"), ("\n  <", " <")])
+def test_pages_are_found_wherever_lines_end(read, rewrite: tuple[str, str]) -> None:
+    data = dump(page("A", "Eins."), page("B", "Zwei.")).decode().replace(*rewrite)
+    documents, problems = read("a.xml", data.encode())
+    assert ([document.text for document in documents], problems) == (["Eins.", "Zwei."], [])
+    assert documents[1].provenance.url == "https://de.wikipedia.org/wiki/B"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<html>\n<p>text</p>\n</html>\n",
+        b"<rss><item>no dump</item></rss>",
+        b"<p>sea</p>\n" * 200_000,
+        dump(),
+    ],
+    ids=["html", "rss", "long", "no page"],
+)
+def test_other_xml_is_a_problem(read, data: bytes) -> None:
+    documents, [problem] = read("a.xml", data)
     assert documents == []
-    assert "</mediawiki>" in problem.reason
+    assert "no dump of MediaWiki" in problem.reason
 
 
 @pytest.mark.parametrize(
@@ -121,6 +139,11 @@ def test_other_xml_is_a_problem(read) -> None:
         ("[http://e.org the page] [http://e.org]", "the page"),
         ("<math>x^2</math>a<gallery>\nA.jpg\n</gallery>__NOTOC__", "a"),
         ("<nowiki>[[raw]]</nowiki>", "[[raw]]"),
+        ("-{zh-hans:海 洋;zh-hant:海洋}-很深", "海 洋很深"),
+        ("-{A|zh-cn:[[海]];zh-tw:洋}-和-{zh-cn;zh-tw|水}--{H|zh-cn:a;zh-tw:b}-", "海和水"),
+        ("-{T|zh-cn:a}--{R|:)}- -{x; y}-", ":) x; y"),
+        (";tide: water\n;see http://e.org now\n:more", "tide\nwater\nsee now\nmore"),
+        ("深い<ruby>海<rp>(</rp><rt>うみ</rt><rp>)</rp></ruby>", "深い海"),
     ],
 )
 def test_prose_is_what_a_reader_sees(wikitext: str, text: str) -> None:

@@ -111,7 +111,7 @@ def unpacked(file: SourceFile) -> Iterator[Stream]:
 
     Raises CorpusError; reading raises an OSError when the compressed stream is torn or rotten.
     """
-    codec = CODECS.get(PurePosixPath(file.path).suffix)
+    codec = CODECS.get(PurePosixPath(file.path).suffix.lower())
     with seekable(file) as stream:
         if codec is None or not stream.peek(1):
             yield stream

@@ -28,6 +28,9 @@ def read_json_lines(file: SourceFile) -> Iterator[Record | Problem]:
     with unpacked(file) as stream:
         for number, (line, whole) in enumerate(lines(stream), start=1):
             place = f"{file.place}, line {number}"
+            if number == 1 and line.strip() in (b"[", b"{"):
+                yield Problem(place, "one value over many lines, expected an object a line")
+                return
             if not whole:
                 yield Problem(place, f"longer than {DOCUMENT_BYTES >> 20} MiB")
             elif line.strip():
@@ -36,7 +39,7 @@ def read_json_lines(file: SourceFile) -> Iterator[Record | Problem]:
 
 def _json_record(place: str, line: bytes) -> Record | Problem:
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode("utf-8-sig"))  # a file may begin with the mark of its encoding
     except UnicodeDecodeError as error:
         return Problem(place, not_utf8(error))
     except (ValueError, RecursionError) as error:
@@ -72,13 +75,12 @@ def _opened(file: SourceFile, stream: Any) -> pq.ParquetFile | Problem:
         parquet = pq.ParquetFile(stream, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         return Problem(file.place, f"no readable Parquet file: {error}")
-    names = parquet.schema_arrow.names
+    names, rows = parquet.schema_arrow.names, max(1, parquet.metadata.num_rows)
     if "text" not in names:
-        return Problem(
-            file.place,
-            f"there is no column `text` among {', '.join(names)}",
-            max(1, parquet.metadata.num_rows),
-        )
+        return Problem(file.place, f"there is no column `text` among {', '.join(names)}", rows)
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            return Problem(file.place, f"there is more than one column `{name}`", rows)
     return parquet
 
 
@@ -102,4 +104,6 @@ def _parquet_record(place: str, batch: pa.RecordBatch, index: int) -> Record | P
         row = {name: batch[name][index].as_py() for name in batch.schema.names}
     except UnicodeDecodeError as error:
         return Problem(place, not_utf8(error))
+    except (ValueError, OverflowError) as error:  # a date that Python does not have
+        return Problem(place, f"can not be read: {error}")
     return _record(place, {**row, "text": "" if row["text"] is None else row["text"]})

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastwarc.warc import WarcRecord, WarcRecordType
-from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-from resiliparse.parse.html import HTMLTree
 
 from panthalassa.corpus.documents import Problem, Record, SourceFile, not_utf8
+from panthalassa.corpus.formats.html import decoded, main_text
 from panthalassa.corpus.formats.stream import (
     PIECE_BYTES,
     Damaged,
@@ -30,6 +28,9 @@ HEADER_BYTES = 64 << 10
 START = b"WARC/1."
 LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d{1,18})[ \t]*\r?$", re.I | re.M)
 KIND = re.compile(rb"^WARC-Type:[ \t]*(?:response|resource|conversion)[ \t]*\r?$", re.I | re.M)
+WRONG_LENGTH = "torn, or its Content-Length is wrong"
+REASON = 80
+"""Characters of what a library says, which may quote the page."""
 HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -51,7 +52,7 @@ def read_warc(file: SourceFile) -> Iterator[Record | Problem]:
 
 @contextmanager
 def _stream(file: SourceFile) -> Iterator["Parts"]:
-    if file.path.endswith(".gz"):
+    if file.path.lower().endswith(".gz"):
         with seekable(file) as stream:
             yield Parts(gzip_members(stream))
     else:
@@ -65,17 +66,27 @@ class Parts:
     def __init__(self, given: Iterator[bytes | Damaged]) -> None:
         self._given = given
         self._buffer = bytearray()
+        self._damage: Damaged | None = None
+        """That which comes behind the buffer, when it is known."""
 
     def _more(self) -> bool:
-        piece = next(self._given, None)
+        piece = self._damage or next(self._given, None)
         if isinstance(piece, Damaged):
-            self._buffer.clear()  # it belongs to the record that is lost
+            self._damage = piece
             raise piece
         self._buffer += piece or b""
         return piece is not None
 
+    def skip(self, mark: bytes) -> bool:
+        """Go to the `mark` that stands before the damage, or else behind the damage."""
+        start = self._buffer.find(mark)
+        if start < 0:
+            self._damage = None
+        del self._buffer[: start if start >= 0 else None]
+        return start >= 0
+
     def read(self, size: int) -> bytes:
-        """So many bytes, fewer at the end. Raises Damaged, behind which reading goes on."""
+        """So many bytes, fewer at the end. Raises Damaged, and goes on behind it after a `skip`."""
         while len(self._buffer) < size and self._more():
             pass
         data = bytes(self._buffer[:size])
@@ -111,7 +122,7 @@ def _records(parts: Parts) -> Iterator[bytes | str]:
         try:
             record = _cut(parts)
         except Damaged as error:
-            yield f"damaged: {error}"
+            yield WRONG_LENGTH if parts.skip(START) else f"damaged: {error}"
             continue
         except Broken as error:
             yield str(error)
@@ -119,7 +130,7 @@ def _records(parts: Parts) -> Iterator[bytes | str]:
                 if not parts.seek(START):
                     return
             except Damaged:  # between here and the next record: one loss
-                continue
+                parts.skip(START)
             continue
         if record is None:
             return
@@ -145,12 +156,11 @@ def _cut(parts: Parts) -> bytes | None:
     if size > RECORD_BYTES:
         _skip(parts, size)
         return b""
-    block = parts.read(size)
-    end = parts.read(4)
-    if len(block) < size or end not in (b"\r\n\r\n", b"\r\n", b""):
-        parts.give_back(block + end)  # a length that is too great swallows what follows
-        raise Broken("torn, or its Content-Length is wrong")
-    return START + header + block if wanted else b""
+    block = parts.read(size + 4)
+    if len(block) < size or block[size:] not in (b"\r\n\r\n", b"\r\n", b""):
+        parts.give_back(block)  # a length that is too great swallows what follows
+        raise Broken(WRONG_LENGTH)
+    return START + header + block[:size] if wanted else b""
 
 
 def _skip(parts: Parts, size: int) -> None:
@@ -166,11 +176,11 @@ def _text(place: str, data: bytes) -> Record | Problem | None:
     except UnicodeDecodeError as error:
         return Problem(place, not_utf8(error))
     except (ValueError, OSError, LookupError) as error:
-        return Problem(place, f"can not be parsed: {error}")
+        return Problem(place, f"can not be parsed: {str(error)[:REASON]}")
     except BaseException as error:  # a panic of the libraries' Rust is no Exception
         if type(error).__name__ != "PanicException":
             raise
-        return Problem(place, f"can not be parsed: {error}")
+        return Problem(place, f"can not be parsed: {str(error)[:REASON]}")
 
 
 def _parsed(place: str, data: bytes) -> Record | None:
@@ -188,23 +198,8 @@ def _parsed(place: str, data: bytes) -> Record | None:
         mime, charset = record.http_content_type or "", record.http_charset
     mime = mime.partition(";")[0].strip().lower()
     if mime == "text/plain":
-        body = record.reader.read()
-        return Record(
-            place, bytes_to_str(body, charset or detect_encoding(body) or "utf-8"), url=url
-        )
+        return Record(place, decoded(record.reader.read(), charset), url=url)
     if mime not in HTML:
         return None
     text, terms = main_text(record.reader.read(), charset)
     return Record(place, text, url=url, license=terms)
-
-
-def main_text(html: bytes, charset: str | None = None) -> tuple[str, str | None]:
-    """The main text of a page, by resiliparse's heuristics, and its `rel=license`."""
-    encoding = charset or detect_encoding(html, from_html_meta=True) or "utf-8"
-    tree = HTMLTree.parse(bytes_to_str(html, encoding))
-    text = extract_plain_text(
-        tree, preserve_formatting=True, main_content=True, alt_texts=False, comments=False
-    )
-    document = tree.document
-    marked = document.query_selector('[rel~="license"][href]') if document else None
-    return text, marked.getattr("href") if marked else None

@@ -1,7 +1,7 @@
 """Wikipedia's XML dumps: the articles come out as prose, with their URL, language and licence.
 
-A page is cut out of the dump between the lines `<page>` and `</page>` (inside of it both are
-escaped) and parsed alone, so that a broken one costs no other. Redirects and all namespaces but
+A page is cut out of the dump between `<page>` and `</page>` (inside of it both are escaped) and
+parsed alone, so that a broken one costs no other. Redirects and all namespaces but
 that of articles are left out.
 """
 
@@ -18,6 +18,7 @@ from panthalassa.corpus.formats.wikitext import HIDDEN_NAMESPACES, prose
 ARTICLES = "0"
 FILE, CATEGORY = "6", "14"
 HEAD_BYTES = 1 << 20
+PAGE_ENDS = re.compile(rb"(?=<page>)|(?<=</page>)")
 LICENSE = "CC BY-SA"
 LICENSED = ("wikipedia.org", "wiktionary.org", "wikibooks.org", "wikisource.org", "wikivoyage.org")
 
@@ -35,7 +36,7 @@ class Site:
 def read_wikipedia(file: SourceFile) -> Iterator[Record | Problem]:
     with unpacked(file) as stream:
         site = Site()
-        for number, part in _parts(lines(stream)):
+        for number, part in _parts(_cut(lines(stream))):
             place = f"{file.place}, line {number}"
             if isinstance(part, str):
                 yield Problem(place, part)
@@ -45,30 +46,43 @@ def read_wikipedia(file: SourceFile) -> Iterator[Record | Problem]:
                 yield record
 
 
-def _parts(numbered: Iterator[tuple[bytes, bool]]) -> Iterator[tuple[int, bytes | str]]:
+def _cut(whole_lines: Iterator[tuple[bytes, bool]]) -> Iterator[tuple[int, bytes, bool]]:
+    """The lines with their numbers; those in which a page begins or ends come in pieces."""
+    for number, (line, whole) in enumerate(whole_lines, start=1):
+        pieces = PAGE_ENDS.split(line) if b"page>" in line else [line]
+        for piece in pieces:
+            if piece:
+                yield number, piece, whole
+
+
+def _parts(pieces: Iterator[tuple[int, bytes, bool]]) -> Iterator[tuple[int, bytes | str]]:
     """The head of a dump, and its pages, each with its first line's number; a str says what is
     wrong there."""
     part: list[bytes] | None = []  # None: between pages
-    start, size, last, number = 1, 0, b"", 0
-    for number, (line, whole) in enumerate(numbered, start=1):
+    start, size, last, number, in_head = 1, 0, b"", 0, True
+    for number, line, whole in pieces:
         mark = line.strip()
         last = mark or last
-        if mark == b"<page>":
+        if mark.startswith(b"<page>"):
             if part is not None:
-                yield start, "the page has no end" if start > 1 else b"".join(part)
-            part, start, size = [], number, 0
+                yield start, b"".join(part) if in_head else "the page has no end"
+            part, start, size, in_head = [], number, 0, False
         if part is None:
             continue
         part.append(line.lstrip() if not part else line)
         size += len(line)
-        if not whole or size > (DOCUMENT_BYTES if start > 1 else HEAD_BYTES):
-            yield start, f"longer than {size >> 20} MiB, or no dump of MediaWiki"
+        if in_head and size > HEAD_BYTES:
+            break
+        if not whole or size > DOCUMENT_BYTES:
+            yield start, f"the page is longer than {size >> 20} MiB"
             part = None
-        elif mark == b"</page>":
+        elif mark.endswith(b"</page>"):
             yield start, b"".join(part)
             part = None
-    if number and last != b"</mediawiki>":
-        yield number, "the dump is cut off: its last line is not </mediawiki>"
+    if in_head and number:
+        yield number, "no dump of MediaWiki, or cut off before its first <page>"
+    elif number and last != b"</mediawiki>":
+        yield number, "the dump is cut off: it does not end with </mediawiki>"
 
 
 def site_of(head: str) -> Site:

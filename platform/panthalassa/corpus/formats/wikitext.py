@@ -1,7 +1,7 @@
 """Wikitext comes in, prose goes out: mwparserfromhell parses, and what is no prose is left out.
 
-Left out are templates, tables, references, files, categories, formulas and comments; of a link
-remains its text, of a heading its title.
+Left out are templates, tables, references, files, categories, formulas, readings (ruby) and
+comments; of a link remains its text, of a heading its title, of variants of a script the first.
 """
 
 import re
@@ -15,10 +15,17 @@ from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text,
 HIDDEN_NAMESPACES = frozenset({"file", "image", "category", "media"})
 LEFT_OUT = frozenset(
     {"ref", "references", "table", "tr", "td", "th", "math", "chem", "ce", "hiero", "score"}
+    | {"rt", "rp"}
     | {"syntaxhighlight", "source", "style", "templatestyles", "includeonly", "noinclude"}
 )
 BREAKS = frozenset({"br", "hr", "p", "div"})
 
+DEFINITION = re.compile(r"^(;[^\n:{}<>\[\]]*):(?!//)", re.M)
+"""A term whose definition stands on the same line."""
+VARIANTS = re.compile(r"-\{(?:([^{}|]*)\|)?([^{}]*)\}-")
+VARIANT = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)?\s*:([^;]*)")
+UNSEEN = frozenset("HTN-")
+"""Flags of variants that only make a rule, or the page's title."""
 MAGIC_WORD = re.compile(r"__[^\W_]+__")
 EMPTY_PARENTHESES = re.compile(r"\s*[(（][\s,;:，；、]*[)）]")
 OPENED_BY_A_MARK = re.compile(r"([(（])[\s,;，；、]+")
@@ -33,10 +40,11 @@ def prose(wikitext: str, hidden: Collection[str] = HIDDEN_NAMESPACES) -> str:
     Raises ValueError, or RecursionError, for what the parser can not take.
     """
     try:
-        code = mwparserfromhell.parse(wikitext)
+        code = mwparserfromhell.parse(DEFINITION.sub(r"\1\n:", wikitext))
     except mwparserfromhell.parser.ParserError as error:
         raise ValueError(str(error)) from error
-    text = MAGIC_WORD.sub("", "".join(_visible(code, hidden)))
+    text = VARIANTS.sub(_variant, "".join(_visible(code, hidden)))
+    text = MAGIC_WORD.sub("", text)
     text = OPENED_BY_A_MARK.sub(r"\1", EMPTY_PARENTHESES.sub("", text))
     text = AROUND_LINE_ENDS.sub("\n", SPACES.sub(" ", text))
     return BLANK_LINES.sub("\n\n", text).strip()
@@ -67,6 +75,14 @@ def _visible_in_tag(tag: Tag, hidden: Collection[str]) -> Iterator[str]:
     if name in BREAKS:
         yield "\n"
     yield from _visible(tag.contents, hidden)
+
+
+def _variant(written: re.Match[str]) -> str:
+    flags, text = written.groups("")
+    if UNSEEN.intersection(flags.split(";")):
+        return ""
+    first = VARIANT.match(text)
+    return first[1].strip() if first else text
 
 
 def _is_hidden(title: str, hidden: Collection[str]) -> bool:
