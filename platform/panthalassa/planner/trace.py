@@ -189,17 +189,22 @@ def main() -> None:
     torch.set_num_threads(1)
     gc.freeze()
     numbered = list(enumerate(map(Job.load, json.loads((folder / "jobs.json").read_text()))))
+    asker = os.getppid()
     for _, jobs in groupby(numbered[first::stride], key=lambda entry: entry[1].mesh):
+        if os.getppid() != asker:
+            sys.exit("who asked for the traces is gone")
         _in_a_fork(folder, list(jobs))
 
 
 def _in_a_fork(folder: Path, jobs: list[tuple[int, Job]]) -> None:
     """Do jobs of one mesh. Torch remembers groups by names, which come again with other sizes on
     the next mesh; so that has a process that knows nothing yet but the imports."""
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         try:
             for number, job in jobs:
+                if os.getppid() != parent:
+                    os._exit(1)
                 (folder / f"{number}.npz").write_bytes(record(job).dump())
             os._exit(0)
         except BaseException:
