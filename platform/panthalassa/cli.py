@@ -67,6 +67,7 @@ def prepare(
         from panthalassa.config_file import load_preparation
         from panthalassa.corpus.manifest import PAGE
         from panthalassa.corpus.prepare import prepare
+        from panthalassa.errors import CorpusError
         from panthalassa.report.corpus import write_page
         from panthalassa.storage import open_storage
 
@@ -74,7 +75,10 @@ def prepare(
         show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
         storage = open_storage(sections.corpus.directory)
-        show(f"{storage.uri}/{PAGE}" if storage.exists(PAGE) else write_page(storage))
+        try:
+            show(f"{storage.uri}/{PAGE}" if storage.exists(PAGE) else write_page(storage))
+        except CorpusError as error:  # as on a disk that is read-only by now
+            show(f"the corpus has no page: {error}")
 
     _run(command, debug)
 

@@ -9,6 +9,7 @@ from preparations import files_of, run
 
 from panthalassa.config import Corpus
 from panthalassa.corpus.manifest import Manifest
+from panthalassa.corpus.prepare import _claim as claim
 from panthalassa.corpus.prepare import prepare
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
@@ -105,12 +106,34 @@ def test_a_destination_that_can_not_be_written_is_named_before_the_work(
         run(make_config(tmp_path / "file" / "corpus", sources))
 
 
-def test_a_task_that_can_not_write_its_shard_says_where(
-    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+@pytest.mark.parametrize("place", ["train", "staging/documents", "staging/kept", "staging/encoded"])
+def test_a_task_that_can_not_write_says_where(
+    prepared: tuple[Manifest, Storage],
+    sources: Path,
+    tmp_path: Path,
+    make_config: Config,
+    place: str,
 ) -> None:
     _, storage = prepared
     (tmp_path / "corpus").mkdir()
     shutil.copy(Path(storage.root) / "preparation.json", tmp_path / "corpus")
-    (tmp_path / "corpus" / "train").write_text("in the way")
-    with pytest.raises(CorpusError, match=r"train/.*\.parquet can not be written: .*Free space"):
+    (tmp_path / "corpus" / place).parent.mkdir(exist_ok=True)
+    (tmp_path / "corpus" / place).write_text("in the way")
+    with pytest.raises(CorpusError, match=rf"{place}/.*\.parquet can not be written: .*Free space"):
         run(make_config(tmp_path / "corpus", sources))
+
+
+def test_a_source_that_changes_while_it_is_read_makes_no_corpus(
+    sources: Path, tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(sources, tmp_path / "raw")
+    changing = tmp_path / "raw" / "en" / "007.txt"
+
+    def claim_and_change(*arguments: object) -> None:
+        claim(*arguments)
+        changing.write_text("other words")
+
+    monkeypatch.setattr("panthalassa.corpus.prepare._claim", claim_and_change)
+    with pytest.raises(CorpusError, match=r"007\.txt has changed since the preparation began"):
+        run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+    assert not (tmp_path / "corpus" / "manifest.json").exists()

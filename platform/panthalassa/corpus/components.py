@@ -2,11 +2,10 @@
 
 A node is a document's name, whose bytes sort as the documents do: the best one first; at its end it
 has the place of the text. So the least node of a component is the document to keep, and finding the
-components finds it. `stars` does that
-for edges that fit into one task. Edges that do not are rewritten by `large_star` and `small_star`
-in turn, each of which needs only the edges of one node at a time, until every component is a star
-around its least node; no edge is ever added. Source: Kiveris, Lattanzi, Mirrokni, Rastogi and
-Vassilvitskii, Connected components in MapReduce and beyond, 2014.
+components finds it. `stars` does that for edges that fit into one task. Edges that do not are
+rewritten by `large_star` and `small_star` in turn, each of which needs only the edges of one node at a
+time, until every component is a star around its least node; no edge is ever added. Source: Kiveris,
+Lattanzi, Mirrokni, Rastogi and Vassilvitskii, Connected components in MapReduce and beyond, 2014.
 """
 
 from typing import Any

@@ -74,7 +74,9 @@ def prepare(
     refine, contamination = open_refiner(corpus), read_evaluations(corpus)
     for line in contamination.warnings() if contamination else ():
         report(line)
-    preparation = _preparation(corpus, files, contamination)
+    with ThreadPoolExecutor(8) as pool:
+        hashes = list(pool.map(content_sha256, files))
+    preparation = _preparation(corpus, files, hashes, contamination)
     if done := _already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         with suppress(OSError):  # it may be read-only now
@@ -87,19 +89,22 @@ def prepare(
     size = sum(file.size for file in files) / 1e6
     report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
     with connected(cluster, debug), _mendable_errors():
-        return _prepare(corpus, files, refine, contamination, storage, preparation, report)
+        partitions = partition(files, hashes)
+        return _prepare(
+            corpus, files, partitions, refine, contamination, storage, preparation, report
+        )
 
 
 def _prepare(
     corpus: config.Corpus,
     files: list[SourceFile],
+    partitions: list[str],
     refine: Refiner,
     contamination: Contamination | None,
     storage: Storage,
     preparation: str,
     report: Callable[[str], None],
 ) -> Manifest:
-    partitions = partition(files)
     made_from = _sha256(json.dumps([preparation, partitions]).encode())
     documents, kept, counted, trained = (
         Stage(storage, name, made_from) for name in ("documents", "kept", "counted", "trained")
@@ -135,7 +140,8 @@ def _prepare(
     write(storage, REPORT, funnel.encode())
     manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
     _commit(storage, manifest)
-    clear(storage)
+    with suppress(OSError):  # the same command removes what is left
+        clear(storage)
     for line in _told(manifest, funnel):
         report(line)
     return manifest
@@ -245,18 +251,19 @@ def _refuse_overlap(files: list[SourceFile], storage: Storage) -> None:
 
 
 def _preparation(
-    corpus: config.Corpus, files: list[SourceFile], contamination: Contamination | None
+    corpus: config.Corpus,
+    files: list[SourceFile],
+    hashes: list[str],
+    contamination: Contamination | None,
 ) -> str:
     """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept.
 
     max_bad_share decides only whether there is one. A language model and evaluations count by content.
     """
-    with ThreadPoolExecutor(8) as pool:
-        hashes = pool.map(content_sha256, files)
-        content = sorted(
-            [file.source, file.domain, file.path, file.size, digest]
-            for file, digest in zip(files, hashes, strict=True)
-        )
+    content = sorted(
+        [file.source, file.domain, file.path, file.size, digest]
+        for file, digest in zip(files, hashes, strict=True)
+    )
     settings = corpus.model_dump(
         exclude={"directory", "sources", "max_bad_share", "evaluation_files"}
     )
@@ -285,20 +292,23 @@ def _already_prepared(storage: Storage, preparation: str) -> Manifest | None:
 
 def _claim(storage: Storage, corpus: config.Corpus, preparation: str) -> None:
     """Mark the destination before the work, which also shows early that it can be written."""
-    if storage.exists(CLAIM):
+    others = (TOKENIZER, REPORT, INDEX, STAGING, "train", "held_out")
+    if not storage.exists(CLAIM) and any(storage.exists(name) for name in others):
+        raise _occupied(storage, "files that are not of this preparation")
+    claim = {"preparation": preparation, "corpus": corpus.model_dump(mode="json")}
+    try:
+        storage.create(CLAIM, (json.dumps(claim, indent=1) + "\n").encode())
+    except FileExistsError:
         try:
             claimed = json.loads(storage.read(CLAIM))["preparation"]
         except (OSError, ValueError, KeyError, TypeError):
             claimed = None
         if claimed != preparation:
-            raise _occupied(storage, "an unfinished preparation of other sources or settings")
-        return
-    if any(
-        storage.exists(name) for name in (TOKENIZER, REPORT, INDEX, STAGING, "train", "held_out")
-    ):
-        raise _occupied(storage, "files that are not of this preparation")
-    claim = {"preparation": preparation, "corpus": corpus.model_dump(mode="json")}
-    write(storage, CLAIM, (json.dumps(claim, indent=1) + "\n").encode())
+            raise _occupied(
+                storage, "an unfinished preparation of other sources or settings"
+            ) from None
+    except OSError as error:
+        raise unwritable(storage, CLAIM, error) from error
 
 
 def _occupied(storage: Storage, what: str) -> CorpusError:

@@ -21,7 +21,7 @@ from panthalassa.corpus.documents import Document, Problem, SourceFile
 from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
 from panthalassa.corpus.minhash import choose_bands, key_lists
 from panthalassa.corpus.refine import Refiner
-from panthalassa.corpus.sources import read_documents
+from panthalassa.corpus.sources import content_sha256, read_documents
 from panthalassa.corpus.staging import Tables
 from panthalassa.errors import CorpusError
 
@@ -47,17 +47,19 @@ READ = pa.schema(
 )
 
 
-def partition(files: list[SourceFile]) -> list[str]:
-    """The files by source and path, in runs of PARTITION_BYTES, or one file that is longer; as JSON."""
-    runs: list[list[SourceFile]] = []
+def partition(files: list[SourceFile], hashes: list[str]) -> list[str]:
+    """The files by source and path with their SHA-256, in runs of PARTITION_BYTES, or one file that is
+    longer; as JSON."""
+    runs: list[list[tuple[SourceFile, str]]] = []
     size = 0
-    for file in sorted(files, key=lambda file: (file.source, file.path)):
+    pairs = zip(files, hashes, strict=True)
+    for file, sha256 in sorted(pairs, key=lambda pair: (pair[0].source, pair[0].path)):
         if not runs or size + file.size > PARTITION_BYTES:
             runs.append([])
             size = 0
-        runs[-1].append(file)
+        runs[-1].append((file, sha256))
         size += file.size
-    return [json.dumps([asdict(file) for file in run]) for run in runs]
+    return [json.dumps([[asdict(file), sha256] for file, sha256 in run]) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Reader:
         return tally.encode()
 
     def _documents(self, partition: str, tally: Tally) -> Iterator[dict[str, Any]]:
-        for fields in json.loads(partition):
+        for fields, sha256 in json.loads(partition):
             file = SourceFile(**fields)
             for found in read_documents(file):
                 if isinstance(found, Problem):
@@ -92,6 +94,11 @@ class Reader:
                     tally.add("unreadable", file.domain, found.records, rule=name, example=example)
                 elif document := _refined(found, file, self.refine, tally):
                     yield _row(document, file)
+            if content_sha256(file) != sha256:
+                raise CorpusError(
+                    f"{file.place} has changed since the preparation began. Put back what it was, or "
+                    "prepare the sources as they are now into an empty folder."
+                )
 
     def _tables(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, pa.Table]]:
         table = pa.Table.from_pylist(rows, READ)

@@ -129,8 +129,10 @@ class Stage:
         """What stands behind a note; None when there is none, or it is rotten or another's."""
         try:
             digest, _, encoded = self.storage.read(self._note(number)).partition(b"\n")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._spoilt(self._note(number), f"can not be read ({error})") from error
         if hashlib.sha256(encoded).hexdigest().encode() != digest:
             return None
         body: dict[str, Any] = json.loads(encoded)
@@ -149,9 +151,12 @@ class Stage:
         )
 
 
-def _keep_one(batch: pa.Table, stage: Stage, work: Callable[[int, str], Tables]) -> pa.Table:
+def _keep_one(
+    batch: pa.Table, stage: Stage, work: Callable[[int, str], Tables]
+) -> Iterator[pa.Table]:
+    """A generator, because Ray Data (2.60) passes on the errors of these alone as they are."""
     number, partition = batch["number"][0].as_py(), batch["partition"][0].as_py()
-    return pa.table({"note": [stage.keep(number, partial(work, number, partition))]})
+    yield pa.table({"note": [stage.keep(number, partial(work, number, partition))]})
 
 
 def numbered(partitions: int) -> ray.data.Dataset:
