@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import get_args
 
-import ray
 import ray.data
 import ray.exceptions
 
@@ -112,8 +111,8 @@ def _prepare(
 
     def read_and_select() -> str:
         tally = Tally()
-        shared = ray.put(contamination) if contamination else None  # once a node
-        for note in documents.run(partitions, Reader(refine, bands_of(corpus), shared), report):
+        reader = Reader(refine, bands_of(corpus), contamination)
+        for note in documents.run(partitions, reader, report):
             tally.merge(note)
         told = check_problems(tally, corpus, files)
         census = select(documents, kept, len(partitions), corpus, tally)

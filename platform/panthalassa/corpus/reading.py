@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from panthalassa import config
 from panthalassa.corpus.decontaminate import Contamination
@@ -64,11 +63,15 @@ def partition(files: list[SourceFile], hashes: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a partition. `bands` has the number and the length of the bands whose keys are made."""
+    """Reads a partition. `bands` has the number and the length of the bands whose keys are made.
+
+    Ray Data sends it to a node once, where all tasks share the arrays in it. A reference to an object of
+    Ray's would stay in every process that has run it: Ray never ends such a process, nor uses it again.
+    """
 
     refine: Refiner
     bands: tuple[int, int] | None
-    contamination: "ray.ObjectRef[Contamination] | None"
+    contamination: Contamination | None
 
     def __call__(self, number: int, partition: str) -> Tables:
         tally = Tally()
@@ -108,7 +111,7 @@ class Reader:
             keys = key_lists(texts, self.bands)
         found: list[str | None] = [None] * len(table)
         if self.contamination:
-            found = ray.get(self.contamination).find(texts)
+            found = self.contamination.find(texts)
         about = (
             table.drop_columns(["text"])
             .append_column("characters", pc.utf8_length(texts))
