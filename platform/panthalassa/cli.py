@@ -65,20 +65,14 @@ def prepare(
 
     def command(console: Console) -> None:
         from panthalassa.config_file import load_preparation
-        from panthalassa.corpus.manifest import PAGE
         from panthalassa.corpus.prepare import prepare
-        from panthalassa.errors import CorpusError
-        from panthalassa.report.corpus import write_page
+        from panthalassa.report.corpus import find_page
         from panthalassa.storage import open_storage
 
         sections = load_preparation(source, overrides or [])
         show = partial(console.print, soft_wrap=True, markup=False)
         prepare(sections.corpus, show, sections.cluster, debug)
-        storage = open_storage(sections.corpus.directory)
-        try:
-            show(f"{storage.uri}/{PAGE}" if storage.exists(PAGE) else write_page(storage))
-        except CorpusError as error:  # as on a disk that is read-only by now
-            show(f"the corpus has no page: {error}")
+        show(find_page(open_storage(sections.corpus.directory)))
 
     _run(command, debug)
 

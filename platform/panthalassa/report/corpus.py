@@ -139,6 +139,14 @@ class _Sums:
         return self._bytes[step, rule, domain]
 
 
+def find_page(corpus: Storage) -> str:
+    """Where the page of a corpus is, which is written if it is not there yet, or why there is none."""
+    try:
+        return f"{corpus.uri}/{PAGE}" if corpus.exists(PAGE) else write_page(corpus)
+    except CorpusError as error:  # as on a disk that is read-only by now
+        return f"the corpus has no page: {error}"
+
+
 def write_page(corpus: Storage) -> str:
     """Write the page of a corpus beside its manifest, and tell where.
 
