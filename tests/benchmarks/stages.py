@@ -250,7 +250,9 @@ def _encode(stages: Stages, texts: Texts, vocabulary: int, length: int) -> None:
         lambda: [np.array(bare.encode_ordinary(text), np.int32) for text in texts],
         "tiktoken",
     )
-    packed = stages.take("pack", amount, lambda: pack(documents, length, tokenizer.pad).shuffled(0))
+    packed = stages.take(
+        "pack", amount, lambda: pack(documents, length, tokenizer.pad).shuffled(0).filled()
+    )
     flat = pa.array(packed.tokens.reshape(-1), pa.int32())
     rows = pa.table({"tokens": pa.FixedSizeListArray.from_arrays(flat, length)})
 

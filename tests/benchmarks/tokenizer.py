@@ -129,7 +129,7 @@ def print_rest(console: Console, texts: list[str], tokenizer: Tokenizer, size: i
     documents = [tokenizer.encode_document(text) for text in texts]
     tokens = sum(map(len, documents))
     start = time.process_time()
-    packed = pack(documents, LENGTH, Tokenizer.pad)
+    packed = pack(documents, LENGTH, Tokenizer.pad).filled()
     seconds = time.process_time() - start
     console.print(
         f"packing: {100 * tokens / packed.tokens.size:.2f} % of {len(packed.tokens)} rows of {LENGTH} "

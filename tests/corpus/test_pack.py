@@ -38,7 +38,7 @@ def test_every_piece_of_every_document_is_in_exactly_one_row(
     lengths: list[int], sequence_length: int
 ) -> None:
     documents = documents_of(lengths)
-    packed = pack(documents, sequence_length, PAD)
+    packed = pack(documents, sequence_length, PAD).filled()
     expected = [
         tuple(document[start : start + sequence_length].tolist())
         for document in documents
@@ -61,7 +61,7 @@ def test_only_what_is_longer_than_a_row_is_cut_and_the_rest_of_it_is_marked(
 ) -> None:
     """By offset and length, each document is put together again, whatever the order of the rows."""
     documents = documents_of(lengths)
-    packed = pack(documents, sequence_length, PAD).shuffled(7)
+    packed = pack(documents, sequence_length, PAD).shuffled(7).filled()
     pieces = pieces_of(packed)
     offsets = [offset for row in packed.offsets for offset in row]
     assert [len(row) for row in packed.offsets] == [len(row) for row in packed.lengths]
@@ -89,21 +89,36 @@ def test_a_piece_goes_where_it_leaves_the_least_space() -> None:
 def test_shuffling_keeps_rows_with_their_lengths(lengths: list[int], seed: int) -> None:
     packed = pack(documents_of(lengths), 32, PAD)
     shuffled = packed.shuffled(seed)
-    assert Counter(pieces_of(shuffled)) == Counter(pieces_of(packed))
+    assert Counter(pieces_of(shuffled.filled())) == Counter(pieces_of(packed.filled()))
 
 
 def test_the_order_is_fixed_by_the_seed_and_another_seed_gives_another() -> None:
     packed = pack(documents_of([32] * 100), 32, PAD)
-    first = packed.shuffled(1).tokens[:, 0].tolist()
-    assert first == packed.shuffled(1).tokens[:, 0].tolist()
-    assert first != packed.shuffled(2).tokens[:, 0].tolist()
-    assert first != packed.tokens[:, 0].tolist()
+    first = packed.shuffled(1).filled().tokens[:, 0].tolist()
+    assert first == packed.shuffled(1).filled().tokens[:, 0].tolist()
+    assert first != packed.shuffled(2).filled().tokens[:, 0].tolist()
+    assert first != packed.filled().tokens[:, 0].tolist()
 
 
 def test_the_order_of_a_seed_never_changes_between_versions() -> None:
     packed = pack(documents_of([4] * 8), 4, PAD)
-    order = ((packed.shuffled(7).tokens[:, 0] - 10) // 4).tolist()
+    order = ((packed.shuffled(7).filled().tokens[:, 0] - 10) // 4).tolist()
     assert order == [6, 3, 4, 0, 2, 7, 5, 1]
+
+
+@given(st.lists(st.integers(1, 70), max_size=60), st.integers(1, 20))
+def test_rows_are_laid_out_some_at_a_time_as_they_are_at_once(
+    lengths: list[int], at_once: int
+) -> None:
+    packing = pack(documents_of(lengths), 16, PAD).shuffled(3)
+    whole = packing.filled()
+    for start in range(0, len(packing), at_once):
+        some, expected = (
+            packing.filled(start, start + at_once),
+            whole.slice(start, start + at_once),
+        )
+        assert some.tokens.tolist() == expected.tokens.tolist()
+        assert (some.lengths, some.offsets) == (expected.lengths, expected.offsets)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +134,7 @@ def documents() -> list[np.ndarray]:
 def test_99_in_100_positions_are_used_by_real_documents(
     documents: list[np.ndarray], sequence_length: int
 ) -> None:
-    packed = pack(documents, sequence_length, PAD)
+    packed = pack(documents, sequence_length, PAD).filled()
     assert sum(map(sum, packed.lengths)) >= 0.99 * packed.tokens.size
 
 
@@ -131,5 +146,5 @@ def test_99_in_100_positions_are_used_by_lengths_as_the_web_has_them(
     """Log-normal ones, of which many or few are longer than a row."""
     draw = np.random.default_rng(0).lognormal(np.log(median), deviation, 2000)
     lengths = np.maximum(draw.astype(int), 3).tolist()
-    packed = pack(documents_of(lengths), sequence_length, PAD)
+    packed = pack(documents_of(lengths), sequence_length, PAD).filled()
     assert sum(lengths) >= 0.99 * packed.tokens.size

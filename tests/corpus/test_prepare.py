@@ -113,7 +113,7 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     monkeypatch.setattr(reading, "PARTITION_BYTES", 12_000)
     monkeypatch.setattr(staging, "TOLD", 2)
     monkeypatch.setattr(reading, "TABLE_BYTES", 1_000)
-    monkeypatch.setattr(dedup, "TASK_BYTES", 20_000)
+    monkeypatch.setattr(dedup, "TASK_BYTES", 10_000)
     monkeypatch.setattr(pipeline, "PART_BYTES", 12_000)
     settings = {"rows_per_shard": 8}
     lines: list[str] = []

@@ -26,7 +26,7 @@ from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
 DOCUMENTS = [np.array([0, *range(5, 5 + n), 1], dtype=np.int32) for n in (3, 20, 9, 1, 1, 14)]
-PACKED = pack(DOCUMENTS, 8, pad=2)
+PACKED = pack(DOCUMENTS, 8, pad=2).filled()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_shard_gives_back_its_rows_and_its_record_is_true(stored: tuple[Storag
 
 
 def test_the_same_rows_have_the_same_bytes() -> None:
-    again = pack(DOCUMENTS, 8, pad=2)
+    again = pack(DOCUMENTS, 8, pad=2).filled()
     assert encode_shard(PACKED, 3) == encode_shard(again, 3)
 
 

@@ -52,7 +52,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, rows in zip((FIRST, SECOND, HELD_OUT), ROWS.values(), strict=True):
         split: Split = "train" if path.startswith("train") else "held_out"
         documents = [chance.integers(3, 260, LENGTH - 5).astype(np.int32) for _ in range(rows)]
-        packed = pack(documents, LENGTH, tokenizer.pad)
+        packed = pack(documents, LENGTH, tokenizer.pad).filled()
         shards.append(write_shard(storage, path, split, path.split("/")[1], packed, 16))
     (folder / INDEX).parent.mkdir()
     groups = [group.split("/") for group, rows in ROWS.items() for _ in range(rows)]

@@ -31,9 +31,19 @@ from panthalassa.corpus.components import (
     small_star,
     stars,
 )
-from panthalassa.corpus.minhash import SKETCH, Indices, Ragged, candidates, jaccard, sketches
+from panthalassa.corpus.minhash import (
+    SKETCH,
+    Hashes,
+    Indices,
+    Ragged,
+    candidates,
+    jaccard,
+    join,
+    sketches,
+)
 from panthalassa.corpus.staging import TASK, filled
 
+KEY_BYTES = 8
 TASK_BYTES = 64 << 20  # names and keys that meet in one task
 EDGES_AT_ONCE = 1 << 20  # that one task joins to components: 64 MiB of names
 PAIRS_AT_ONCE = 1 << 12  # that are compared at once: at most 32 MiB of sketches
@@ -43,7 +53,7 @@ Texts = Callable[[int, Indices], pa.ChunkedArray]
 
 
 def find_duplicates(names: pa.Table, threshold: float | None, texts: Texts) -> tuple[Nodes, Nodes]:
-    """`find_duplicates_apart` of documents whose names and keys fit into memory: copies, and worse."""
+    """`find_duplicates_apart` of documents whose keys fit into one task: copies, and worse."""
     marked = _mark_copies(names)
     copies = names_of(marked["name"].filter(marked["copy"]))
     if threshold is None:
@@ -54,12 +64,18 @@ def find_duplicates(names: pa.Table, threshold: float | None, texts: Texts) -> t
 
 def similar_pairs(names: pa.Table, threshold: float, texts: Texts) -> Edges:
     """The pairs of documents that are found and as similar as the threshold, each once, the better one
-    last."""
-    pairs = _once(_pair(_keyed(names, buckets=1), buckets=1))
-    if not len(pairs):
-        return names_of(pairs["a"]), names_of(pairs["b"])
-    edges = _verify(pa.concat_tables(_answer(pairs, texts, parts=1)), threshold)
-    return names_of(edges["u"]), names_of(edges["v"])
+    last. The documents are in the order of their names."""
+    nodes, (keys, owners) = names_of(names["name"]), _keys_of(names)
+    first, second = candidates(keys, owners)
+    pairs = np.unique(owners[first] * len(nodes) + owners[second])
+    better, worse = np.divmod(pairs, max(1, len(nodes)))
+    asked, codes = np.unique(np.concatenate((better, worse)), return_inverse=True)
+    read = list(_read_sketches(nodes[asked], texts))
+    place = np.argsort(np.concatenate([codes[:0], *(some for some, _ in read)]))
+    sketch = join([part for _, part in read])
+    first, second = np.split(place[codes], 2)
+    similar = _similar(sketch, first, second, threshold)
+    return nodes[worse[similar]], nodes[better[similar]]
 
 
 def find_duplicates_apart(
@@ -95,9 +111,15 @@ def find_duplicates_apart(
     return copies.union(worse)
 
 
+def fit_one_task(documents: int, bands: int) -> bool:
+    """Whether `find_duplicates` has the memory for so many documents."""
+    return documents * max(1, bands) * KEY_BYTES <= TASK_BYTES
+
+
 def buckets_of(documents: int, bands: int) -> int:
-    """Tasks among which so many documents are divided with their keys."""
-    return max(1, math.ceil(documents * max(1, bands) * (8 + NODE_BYTES) / TASK_BYTES))
+    """Tasks among which so many documents are divided with their keys, each of which takes its name
+    along."""
+    return max(1, math.ceil(documents * max(1, bands) * (KEY_BYTES + NODE_BYTES) / TASK_BYTES))
 
 
 # Copies.
@@ -136,11 +158,16 @@ def _distinct(batch: pa.Table) -> pa.Table:
 
 
 def _keyed(batch: pa.Table, buckets: int) -> pa.Table:
-    lengths = pc.fill_null(pc.list_value_length(batch["keys"]), 0).to_numpy()
-    keys = pc.list_flatten(batch["keys"]).to_numpy()
-    nodes = np.repeat(names_of(batch["name"]), lengths)
-    table = {"bucket": keys % np.uint64(buckets), "key": keys, "node": name_column(nodes)}
-    return filled(pa.table(table))
+    keys, owners = _keys_of(batch)
+    nodes = name_column(names_of(batch["name"])[owners])
+    return filled(pa.table({"bucket": keys % np.uint64(buckets), "key": keys, "node": nodes}))
+
+
+def _keys_of(names: pa.Table) -> tuple[Hashes, Indices]:
+    """All keys [n], and the rows [n] that have them."""
+    lengths = pc.fill_null(pc.list_value_length(names["keys"]), 0).to_numpy()
+    keys = pc.list_flatten(names["keys"]).to_numpy()
+    return keys, np.repeat(np.arange(len(names)), lengths)
 
 
 def _pair(group: pa.Table, buckets: int) -> pa.Table:
@@ -168,16 +195,20 @@ def _once(group: pa.Table) -> pa.Table:
 
 def _answer(wanted: pa.Table, texts: Texts, parts: int) -> Iterator[pa.Table]:
     """The sketches of the documents that are wanted, each with its pair, in the bucket of that."""
-    partitions, rows = places(names_of(wanted["document"]))
+    a, b = names_of(wanted["a"]), names_of(wanted["b"])
+    for rows, sketch in _read_sketches(names_of(wanted["document"]), texts):
+        yield _answers(a[rows], b[rows], sketch, parts)
+
+
+def _read_sketches(nodes: Nodes, texts: Texts) -> Iterator[tuple[Indices, Ragged]]:
+    """The sketches of documents, some at a time, partition by partition, and which of them."""
+    partitions, rows = places(nodes)
     order = np.lexsort((rows, partitions))
     for held in np.split(order, np.flatnonzero(np.diff(partitions[order])) + 1):
         for start in range(0, len(held), PAIRS_AT_ONCE):
             some = held[start : start + PAIRS_AT_ONCE]
             distinct, codes = np.unique(rows[some], return_inverse=True)
-            sketch = sketches(texts(int(partitions[some[0]]), distinct)).take(codes)
-            yield _answers(
-                names_of(wanted["a"].take(some)), names_of(wanted["b"].take(some)), sketch, parts
-            )
+            yield some, sketches(texts(int(partitions[some[0]]), distinct)).take(codes)
 
 
 def _answers(a: Nodes, b: Nodes, sketch: Ragged, parts: int) -> pa.Table:

@@ -8,7 +8,7 @@ bands with 1 - (1 - s^rows)^bands. Sources: Broder, On the resemblance and conta
 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def candidates(keys: Hashes, order: Indices) -> tuple[Indices, Indices]:
 
 def sketches(texts: pa.ChunkedArray) -> Ragged:
     """For each text the SKETCH least of its shingles' hashes (32 bits), ascending."""
-    values, counts = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
+    found = []
     for start, stop in slices(texts):
         sets = shingles(texts[start:stop].combine_chunks())
         keys = (sets.values >> np.uint64(32)).astype(np.uint32)
@@ -206,10 +206,15 @@ def sketches(texts: pa.ChunkedArray) -> Ragged:
         rank = np.arange(len(distinct.values)) - np.repeat(
             distinct.offsets[:-1], distinct.lengths()
         )
-        least = distinct.keep(rank < SKETCH)
-        values.append(least.values)
-        counts.append(least.lengths())
-    return Ragged(np.concatenate(values), _offsets(np.concatenate(counts)))
+        found.append(distinct.keep(rank < SKETCH))
+    return join(found)
+
+
+def join(sketches: Sequence[Ragged]) -> Ragged:
+    """All lists of sketches, one after the other."""
+    values = np.concatenate([np.zeros(0, np.uint32), *(part.values for part in sketches)])
+    counts = [np.zeros(0, np.int64), *(part.lengths() for part in sketches)]
+    return Ragged(values, _offsets(np.concatenate(counts)))
 
 
 def jaccard(first: Ragged, second: Ragged) -> NDArray[np.float64]:

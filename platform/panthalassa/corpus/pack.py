@@ -14,7 +14,7 @@ as it happens to be, or next to nothing but texts of more than half a row, of wh
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,21 +32,44 @@ class Packed:
     lengths: list[list[int]]
     offsets: list[list[int]]
 
-    def shuffled(self, seed: int) -> "Packed":
-        """The same rows in an order fixed by `seed` (0 ≤ seed < 2**128) alone."""
-        # The raw stream of a bit generator is the one that NumPy never changes (NEP 19).
-        order = np.argsort(np.random.PCG64(seed).random_raw(len(self.tokens)), kind="stable")
-        return Packed(
-            self.tokens[order],
-            [self.lengths[row] for row in order],
-            [self.offsets[row] for row in order],
-        )
-
     def slice(self, start: int, stop: int) -> "Packed":
         return Packed(self.tokens[start:stop], self.lengths[start:stop], self.offsets[start:stop])
 
 
-def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packed:
+@dataclass(frozen=True)
+class Packing:
+    """Which of the `pieces`, tokens with their offset, lie in each of the `rows`: the tokens stay where
+    they are until `filled` lays some rows out."""
+
+    pieces: Sequence[tuple[Tokens, int]]
+    rows: Sequence[Sequence[int]]
+    sequence_length: int
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shuffled(self, seed: int) -> "Packing":
+        """The same rows in an order fixed by `seed` (0 ≤ seed < 2**128) alone."""
+        # The raw stream of a bit generator is the one that NumPy never changes (NEP 19).
+        order = np.argsort(np.random.PCG64(seed).random_raw(len(self)), kind="stable")
+        return replace(self, rows=[self.rows[row] for row in order])
+
+    def filled(self, start: int = 0, stop: int | None = None) -> Packed:
+        """The rows from `start` to before `stop`, or to the end."""
+        chosen = [[self.pieces[member] for member in row] for row in self.rows[start:stop]]
+        tokens = np.full((len(chosen), self.sequence_length), self.pad, dtype=np.int32)
+        for row, members in zip(tokens, chosen, strict=True):
+            filled = np.concatenate([piece for piece, _ in members])
+            row[: len(filled)] = filled
+        return Packed(
+            tokens,
+            [[len(piece) for piece, _ in members] for members in chosen],
+            [[offset for _, offset in members] for members in chosen],
+        )
+
+
+def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packing:
     """Lay documents (token ids, delimiters included) into rows of `sequence_length`."""
     pieces = [
         (document[start : start + sequence_length], start)
@@ -54,15 +77,7 @@ def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packed:
         for start in range(0, len(document), sequence_length)
     ]
     rows = best_fit([len(piece) for piece, _ in pieces], sequence_length)
-    tokens = np.full((len(rows), sequence_length), pad, dtype=np.int32)
-    for row, members in zip(tokens, rows, strict=True):
-        filled = np.concatenate([pieces[member][0] for member in members])
-        row[: len(filled)] = filled
-    return Packed(
-        tokens,
-        [[len(pieces[member][0]) for member in members] for members in rows],
-        [[pieces[member][1] for member in members] for members in rows],
-    )
+    return Packing(pieces, rows, sequence_length, pad)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,22 +1,26 @@
 """The last stages of a preparation: documents that are kept come in, written shards go out.
 
-A tokenizer is trained on a sample of them; each partition is encoded; and what belongs to a part of a
-domain's split meets in one task, which packs it and writes its shards. The hash of a document's text
-gives it its split and its part. The driver holds names and counts; texts pass through it only as the
-sample that the tokenizer is trained on.
+A tokenizer is trained on a sample of them; each partition is encoded, and keeps its documents by the
+task that will write them; and each of those tasks reads its own from all partitions, packs them part by
+part and writes the shards. The hash of a document's text gives it its split and its part. The driver
+holds names and counts; texts pass through it only as the sample that the tokenizer is trained on.
 """
 
 import hashlib
 import math
 from bisect import insort
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from heapq import heappop, heappush
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from panthalassa import config
 from panthalassa.corpus.balance import sample_shares
@@ -26,8 +30,8 @@ from panthalassa.corpus.pack import pack
 from panthalassa.corpus.parts import INDEX, Part, finished_parts, result, write_index
 from panthalassa.corpus.selection import Census, groups_of
 from panthalassa.corpus.shards import count_targets, unigram_loss, write_shard
-from panthalassa.corpus.staging import COMPUTING, Stage, Tables, numbered
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.staging import COMPUTING, MOST_TASKS, Stage, Tables, numbered
+from panthalassa.corpus.tokenizer import Tokenizer, Tokens
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
 
@@ -71,21 +75,74 @@ def _sample(batch: pa.Table, kept: Kept, shares: dict[str, float]) -> Iterator[p
         yield table.select(["text"]).filter(pa.array(drawn))
 
 
-def encode(number: int, partition: str, kept: Kept, vocabulary: bytes) -> Tables:
-    """The documents of a partition as `bos ids eos`, in place of their texts."""
+@dataclass(frozen=True)
+class Division:
+    """How many `parts` each `{split}/{domain}` has, and the `task` that writes each part. Tasks get
+    about the same text, PART_BYTES or little more."""
+
+    parts: dict[str, int]
+    task: dict[Part, int]
+
+    @classmethod
+    def of(cls, text_bytes: Counter[str]) -> "Division":
+        """From the bytes of each group's text."""
+        share = max(PART_BYTES, text_bytes.total() / MOST_TASKS)
+        parts = {group: _tasks(size / share) for group, size in text_bytes.items()}
+        sizes = {
+            (group, part): text_bytes[group] / count
+            for group, count in parts.items()
+            for part in range(count)
+        }
+        loads = [(0.0, number) for number in range(_tasks(text_bytes.total() / share))]
+        task = {}
+        for part in sorted(sizes, key=lambda part: (-sizes[part], part)):
+            load, task[part] = heappop(loads)
+            heappush(loads, (load + sizes[part], task[part]))
+        return cls(parts, task)
+
+    @property
+    def tasks(self) -> int:
+        return max(self.task.values()) + 1
+
+    def part_of(self, group: str, position: int) -> Part:
+        return group, position % self.parts[group]
+
+
+def _tasks(shares: float) -> int:
+    """Few for a small corpus, because worker processes are slow to start."""
+    return max(1, math.ceil(shares))
+
+
+def encode(
+    number: int, partition: str, kept: Kept, vocabulary: bytes, division: Division
+) -> Tables:
+    """The documents of a partition as `bos ids eos`, in place of their texts: a table for each task."""
     tokenizer = _tokenizer(vocabulary)
+    by_task: defaultdict[int, list[pa.Table]] = defaultdict(list)
     for table in kept.tables(number):
         ids = [tokenizer.encode_document(text) for text in table["text"].to_pylist()]
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
-        groups = groups_of(table["domain"], table["position"].to_numpy(), kept.held_out_below)
-        yield (
-            "ids",
-            table.drop_columns(["text", "begins", "keys", "evaluation"])
-            .append_column("group", groups)
-            .append_column("ids", pa.LargeListArray.from_arrays(offsets, flat)),
+        positions = table["position"].to_numpy()
+        groups = groups_of(table["domain"], positions, kept.held_out_below).to_pylist()
+        parts = [*map(division.part_of, groups, positions.tolist())]
+        encoded = (
+            table.select(["hash", "bytes", "source", "place", "url", "license"])
+            .append_column("group", pa.array(groups, pa.string()))
+            .append_column("part", pa.array([part for _, part in parts], pa.int64()))
+            .append_column("ids", pa.LargeListArray.from_arrays(offsets, flat))
         )
+        tasks = np.array([division.task[part] for part in parts], dtype=np.int64)
+        for task in np.unique(tasks).tolist():
+            by_task[task].append(encoded.filter(pa.array(tasks == task)))
+    for task, tables in by_task.items():
+        yield _of_task(task), pa.concat_tables(tables)
     return ""
+
+
+def _of_task(task: int) -> str:
+    """The kind of the tables that a task reads."""
+    return f"ids-{task:05d}"
 
 
 class Written:
@@ -116,25 +173,21 @@ class Written:
 def write_shards(
     encoded: Stage,
     partitions: int,
+    division: Division,
     census: Census,
     vocabulary: bytes,
     corpus: config.Corpus,
     storage: Storage,
 ) -> Written:
     """Gather, pack and write what is not there yet, part by part."""
-    parts = {group: _tasks(size) for group, size in census.text_bytes.items()}
-    tasks = _tasks(census.text_bytes.total())
     written = Written(Tokenizer.from_bytes(vocabulary).vocabulary_size)
-    for row in finished_parts(parts, vocabulary, tasks, storage):
+    for row in finished_parts(division.parts, vocabulary, division.tasks, storage):
         written.add(row)
     if written.documents != census.documents:
-        gather = partial(_gather, encoded=encoded, parts=parts, finished=frozenset(written.parts))
-        write_part = partial(
-            _write_part, parts=parts, vocabulary=vocabulary, corpus=corpus, storage=storage
-        )
-        gathered = numbered(partitions).map_batches(gather, batch_size=1, **COMPUTING)
-        by_part = gathered.groupby(["group", "part"], num_partitions=tasks)
-        for row in by_part.map_groups(write_part, **COMPUTING).iter_rows():
+        finished = frozenset(written.parts)
+        writer = _Writer(encoded, partitions, division.parts, finished, vocabulary, corpus, storage)
+        tasks = numbered(division.tasks).map_batches(writer.write, batch_size=1, **COMPUTING)
+        for row in tasks.iter_rows():
             written.add(row)
     if written.documents != census.documents:
         raise CorpusError(
@@ -144,52 +197,60 @@ def write_shards(
     return written
 
 
-def _tasks(text_bytes: int) -> int:
-    """Parts of so much text: few for a small corpus, because worker processes are slow to start."""
-    return max(1, math.ceil(text_bytes / PART_BYTES))
-
-
 @lru_cache(maxsize=1)
 def _tokenizer(vocabulary: bytes) -> Tokenizer:
     return Tokenizer.from_bytes(vocabulary)
 
 
-def _gather(
-    batch: pa.Table, encoded: Stage, parts: dict[str, int], finished: frozenset[Part]
-) -> Iterator[pa.Table]:
-    """The documents of a partition, each with the part of its group where it belongs."""
-    for table in encoded.tables(batch["number"][0].as_py(), "ids"):
-        pairs = zip(table["position"].to_pylist(), table["group"].to_pylist(), strict=True)
-        part = [(group, position % parts[group]) for position, group in pairs]
-        numbers = pa.array([number for _, number in part], pa.int64())
-        wanted = pa.array([which not in finished for which in part], pa.bool_())
-        yield table.append_column("part", numbers).filter(wanted)
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the parts of a task that are not finished. `parts` has how many each group has."""
 
+    encoded: Stage
+    partitions: int
+    parts: dict[str, int]
+    finished: frozenset[Part]
+    vocabulary: bytes
+    corpus: config.Corpus
+    storage: Storage
 
-def _write_part(
-    table: pa.Table,
-    parts: dict[str, int],
-    vocabulary: bytes,
-    corpus: config.Corpus,
-    storage: Storage,
-) -> pa.Table:
-    """Pack one part of a domain's split and write its shards; Ray hands over each part whole.
+    def write(self, batch: pa.Table) -> Iterator[pa.Table]:
+        kind = _of_task(batch["number"][0].as_py())
+        read = partial(self.encoded.tables, kind=kind)
+        table = pa.concat_tables(one for n in range(self.partitions) for one in read(n))
+        ids = [document.values.to_numpy() for chunk in table["ids"].chunks for document in chunk]
+        keys = [(key, "ascending") for key in ("group", "part", "hash")]
+        order = pc.sort_indices(table, keys).to_pylist()
+        index = table.drop_columns(["ids"]).take(order)
+        owners = zip(index["group"].to_pylist(), index["part"].to_pylist(), strict=True)
+        for part, rows in groupby(enumerate(owners), key=itemgetter(1)):
+            if part not in self.finished:
+                places = [row for row, _ in rows]
+                documents = index.slice(places[0], len(places))
+                yield self._write_part(part, documents, [ids[order[row]] for row in places])
 
-    A part's rows are shuffled in itself. That is as good as over the domain: its hash gives a document
-    its part, so each part is a random draw of the domain, and no order of the sources is left in it.
-    """
-    group, part = table["group"][0].as_py(), table["part"][0].as_py()
-    split, domain = group.split("/")
-    tokenizer = _tokenizer(vocabulary)
-    table = table.sort_by("hash")
-    documents = [scalar.values.to_numpy() for scalar in table["ids"].combine_chunks()]
-    seed = int.from_bytes(hashlib.sha256(f"{group}/{part}".encode()).digest()[:16])
-    packed = pack(documents, corpus.sequence_length, tokenizer.pad).shuffled(seed)
-    shards = []
-    for index, start in enumerate(range(0, len(packed.tokens), corpus.rows_per_shard)):
-        # Parts count in step, so that their names never meet.
-        path = f"{group}/{part + index * parts[group]:05d}.parquet"
-        rows = packed.slice(start, start + corpus.rows_per_shard)
-        shards.append(write_shard(storage, path, split, domain, rows, corpus.rows_per_group))
-    record = write_index(storage, group, part, table, shards, vocabulary)
-    return result(group, part, shards, record, count_targets(packed, tokenizer.vocabulary_size))
+    def _write_part(self, which: Part, documents: pa.Table, tokens: list[Tokens]) -> pa.Table:
+        """Pack one part of a domain's split, and write its shards and its index.
+
+        A part's rows are shuffled in itself. That is as good as over the domain: its hash gives a
+        document its part, so each part is a random draw of the domain, and no order of the sources is
+        left in it.
+        """
+        group, part = which
+        split: Split = "train" if group.startswith("train/") else "held_out"
+        domain = group.partition("/")[2]
+        corpus, tokenizer = self.corpus, _tokenizer(self.vocabulary)
+        seed = int.from_bytes(hashlib.sha256(f"{group}/{part}".encode()).digest()[:16])
+        packing = pack(tokens, corpus.sequence_length, tokenizer.pad).shuffled(seed)
+        targets = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+        shards = []
+        for index, start in enumerate(range(0, len(packing), corpus.rows_per_shard)):
+            # Parts count in step, so that their names never meet.
+            path = f"{group}/{part + index * self.parts[group]:05d}.parquet"
+            rows = packing.filled(start, start + corpus.rows_per_shard)
+            shards.append(
+                write_shard(self.storage, path, split, domain, rows, corpus.rows_per_group)
+            )
+            targets += count_targets(rows, len(targets))
+        record = write_index(self.storage, group, part, documents, shards, self.vocabulary)
+        return result(group, part, shards, record, targets)

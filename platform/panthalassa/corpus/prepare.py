@@ -35,7 +35,14 @@ from panthalassa.corpus.manifest import (
     read_manifest,
 )
 from panthalassa.corpus.parts import INDEX
-from panthalassa.corpus.pipeline import Kept, Written, encode, train_tokenizer, write_shards
+from panthalassa.corpus.pipeline import (
+    Division,
+    Kept,
+    Written,
+    encode,
+    train_tokenizer,
+    write_shards,
+)
 from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
 from panthalassa.corpus.refine import Refiner, open_refiner
 from panthalassa.corpus.selection import Census, select
@@ -130,10 +137,13 @@ def _prepare(
     write(storage, TOKENIZER, vocabulary)
     tokenizer = Tokenizer.from_bytes(vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
-    encoded = Stage(storage, "encoded", _sha256(made_from.encode() + vocabulary))
-    for _ in encoded.run(partitions, partial(encode, kept=chosen, vocabulary=vocabulary), report):
+    division = Division.of(census.text_bytes)
+    divided = f"{division.tasks} {division.parts}".encode()
+    encoded = Stage(storage, "encoded", _sha256(made_from.encode() + divided + vocabulary))
+    work = partial(encode, kept=chosen, vocabulary=vocabulary, division=division)
+    for _ in encoded.run(partitions, work, report):
         pass
-    written = write_shards(encoded, len(partitions), census, vocabulary, corpus, storage)
+    written = write_shards(encoded, len(partitions), division, census, vocabulary, corpus, storage)
     manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation)
     funnel = make_report(files, tally, census, manifest.tokens())
     write(storage, REPORT, funnel.encode())

@@ -21,7 +21,7 @@ from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
 from panthalassa.corpus.minhash import choose_bands, key_lists
 from panthalassa.corpus.refine import Refiner
 from panthalassa.corpus.sources import content_sha256, read_documents
-from panthalassa.corpus.staging import Tables
+from panthalassa.corpus.staging import MOST_TASKS, Tables
 from panthalassa.errors import CorpusError
 
 PARTITION_BYTES = 64 << 20  # files that one task reads
@@ -47,13 +47,14 @@ READ = pa.schema(
 
 
 def partition(files: list[SourceFile], hashes: list[str]) -> list[str]:
-    """The files by source and path with their SHA-256, in runs of PARTITION_BYTES, or one file that is
-    longer; as JSON."""
+    """The files by source and path with their SHA-256, in runs of PARTITION_BYTES, or more where that
+    would make more than MOST_TASKS, or one file that is longer; as JSON."""
+    most = max(PARTITION_BYTES, sum(file.size for file in files) / MOST_TASKS)
     runs: list[list[tuple[SourceFile, str]]] = []
     size = 0
     pairs = zip(files, hashes, strict=True)
     for file, sha256 in sorted(pairs, key=lambda pair: (pair[0].source, pair[0].path)):
-        if not runs or size + file.size > PARTITION_BYTES:
+        if not runs or size + file.size > most:
             runs.append([])
             size = 0
         runs[-1].append((file, sha256))

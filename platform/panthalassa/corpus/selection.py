@@ -33,6 +33,7 @@ from panthalassa.corpus.dedup import (
     buckets_of,
     find_duplicates,
     find_duplicates_apart,
+    fit_one_task,
     name_column,
     names_of,
 )
@@ -95,11 +96,14 @@ def select(
     """
     bands = bands_of(corpus)
     read = tally.total("read") - tally.total("rule")
-    buckets = buckets_of(read, bands[0] if bands else 0)
+    size = read, bands[0] if bands else 0
     below = int(corpus.held_out_share * 2**64)
     settle = partial(_settle, documents=documents, kept=kept, held_out_below=below)
-    find = _select_in_one_task if buckets == 1 else _select_apart
-    rows = find(documents, partitions, corpus.near_duplicates, buckets, settle)
+    if fit_one_task(*size):
+        rows = _select_in_one_task(documents, partitions, corpus.near_duplicates, settle)
+    else:
+        buckets = buckets_of(*size)
+        rows = _select_apart(documents, partitions, corpus.near_duplicates, settle, buckets)
     return _add_up((row["note"] for row in rows.iter_rows()), below, tally)
 
 
@@ -107,7 +111,6 @@ def _select_in_one_task(
     documents: Stage,
     partitions: int,
     threshold: float | None,
-    buckets: int,
     settle: Callable[[int, Nodes, Nodes], str],
 ) -> ray.data.Dataset:
     def all_of_them(batch: pa.Table) -> Iterator[pa.Table]:
@@ -128,8 +131,8 @@ def _select_apart(
     documents: Stage,
     partitions: int,
     threshold: float | None,
-    buckets: int,
     settle: Callable[[int, Nodes, Nodes], str],
+    buckets: int,
 ) -> ray.data.Dataset:
     names = numbered(partitions).map_batches(
         partial(_names, documents=documents), batch_size=1, **TASK
