@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from preparations import files_of, run
 
 from panthalassa.config import Corpus
@@ -129,6 +131,20 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     every_document_is_there_once(manifest, storage, sources)
     again, _ = run(make_config(tmp_path / "b", sources, **settings))
     assert again.fingerprint == manifest.fingerprint
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 500), min_size=1))
+def test_each_part_has_one_task_and_no_task_much_more_than_another(sizes: dict[str, int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "PART_BYTES", 30)
+        division = pipeline.Division.of(Counter(sizes))
+    parts = {(group, part) for group, count in division.parts.items() for part in range(count)}
+    assert division.task.keys() == parts
+    assert set(division.task.values()) == set(range(division.tasks))
+    text = Counter[int]()
+    for (group, _), task in division.task.items():
+        text[task] += sizes[group] / division.parts[group]
+    assert max(text.values()) <= 2 * 30
 
 
 def test_the_shards_do_not_depend_on_how_the_texts_lie_in_files(
@@ -298,7 +314,11 @@ def test_a_bad_line_is_named_through_ray_without_its_noise(
 
 
 def test_bad_records_below_the_share_are_left_out_counted_and_named(
-    prepared: tuple[Manifest, Storage], sources: Path, tmp_path: Path, make_config: Config
+    prepared: tuple[Manifest, Storage],
+    sources: Path,
+    tmp_path: Path,
+    make_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, _ = prepared
     raw = tmp_path / sources.name
@@ -309,7 +329,14 @@ def test_bad_records_below_the_share_are_left_out_counted_and_named(
     with pytest.raises(CorpusError, match=r"5 of 95 records \(5\.3 %\) can not be read"):
         run(corpus)
     lines: list[str] = []
-    again = prepare(corpus.model_copy(update={"max_bad_share": 0.06}), lines.append)
+    more = corpus.model_copy(update={"max_bad_share": 0.06})
+    with monkeypatch.context() as patch:
+        patch.setattr("panthalassa.corpus.prepare.write_shards", lambda *args: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            run(more)
+    with pytest.raises(CorpusError, match="5 of 95 records"):  # also when what was read is kept
+        run(corpus)
+    again = prepare(more, lines.append)
     [told] = [line for line in lines if "can not be read" in line]
     assert "5 of 95 records" in told
     assert f"4 in {raw}/en/bad.jsonl (line 1: not JSON" in told

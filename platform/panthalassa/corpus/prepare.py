@@ -121,15 +121,16 @@ def _prepare(
         reader = Reader(refine, bands_of(corpus), contamination)
         for note in documents.run(partitions, reader, report):
             tally.merge(note)
-        told = check_problems(tally, corpus, files)
+        check_problems(tally, corpus, files)
         census = select(documents, kept, len(partitions), corpus, tally)
-        told = "\n".join(filter(None, (told, _selected(tally, census))))
-        return json.dumps([told, tally.encode(), census.encode()])
+        return json.dumps([tally.encode(), census.encode()])
 
-    told, tallied, encoded_census = json.loads(counted.keep_note(read_and_select))
+    tallied, encoded_census = json.loads(counted.keep_note(read_and_select))
     tally, census = Tally(), Census.decode(encoded_census)
     tally.merge(tallied)
-    report(told)
+    if problems := check_problems(tally, corpus, files):
+        report(problems)
+    report(_selected(tally, census))
     chosen = Kept(documents, kept, len(partitions), census.held_out_below)
     vocabulary = trained.keep_note(
         lambda: train_tokenizer(chosen, census, corpus).to_bytes().decode()
