@@ -202,3 +202,7 @@ def test_a_preparation_drops_and_counts_them_by_file(
     assert counted["tests/b.txt"].bytes == len(texts[2])
     places = [example.place for example in counted["tests/a.txt"].examples]
     assert places == ["web/en/all.jsonl, line 1", "web/en/all.jsonl, line 4"]
+    settings["evaluation_files"] = [str(tmp_path / "web")]
+    (tmp_path / "web" / "en" / "all.jsonl").write_text(lines.splitlines()[0] + "\n")
+    with pytest.raises(CorpusError, match=r"all documents share passages with corpus\.evaluation"):
+        prepare(make_config(tmp_path / "other", tmp_path / "web", **settings), told.append)

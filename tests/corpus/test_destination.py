@@ -102,8 +102,9 @@ def test_a_destination_that_can_not_be_written_is_named_before_the_work(
 ) -> None:
     monkeypatch.setattr("panthalassa.corpus.prepare.select", pytest.fail)
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CorpusError, match=r"corpus\.directory"):
-        run(make_config(tmp_path / "file" / "corpus", sources))
+    for place in (tmp_path / "file", tmp_path / "file" / "corpus"):
+        with pytest.raises(CorpusError, match=r"corpus\.directory .*file.* is no folder\. Choose"):
+            run(make_config(place, sources))
 
 
 @pytest.mark.parametrize("place", ["train", "staging/documents", "staging/kept", "staging/encoded"])

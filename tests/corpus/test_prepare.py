@@ -104,6 +104,7 @@ def test_two_preparations_of_the_same_input_are_equal_to_the_last_byte(
     moved = tmp_path / "elsewhere" / sources.name
     shutil.copytree(sources, moved)
     monkeypatch.setattr(reading, "TABLE_ROWS", 7)
+    monkeypatch.setattr(pipeline, "HELD_BYTES", 1)
     again, other = run(make_config(tmp_path / "corpus", moved))
     assert again.fingerprint == manifest.fingerprint
     assert files_of(other) == files_of(storage)
@@ -131,6 +132,20 @@ def test_many_tasks_lose_nothing_and_give_the_same_corpus_each_time(
     every_document_is_there_once(manifest, storage, sources)
     again, _ = run(make_config(tmp_path / "b", sources, **settings))
     assert again.fingerprint == manifest.fingerprint
+
+
+def test_long_documents_may_leave_parts_and_tasks_without_any(
+    tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document's hash chooses its part, and one that is longer than a part leaves others empty."""
+    monkeypatch.setattr(pipeline, "PART_BYTES", 2_000)
+    (tmp_path / "raw").mkdir()
+    texts = [" ".join(f"{i}x{j}" for j in range(2_000 if i == 0 else 50)) for i in range(5)]
+    for number, text in enumerate(texts):
+        (tmp_path / "raw" / f"{number}.txt").write_text(text)
+    manifest, storage = run(make_config(tmp_path / "corpus", tmp_path / "raw"))
+    assert len(manifest.index) <= 5 < pipeline.Division.of(Counter(manifest.text_bytes)).tasks
+    every_document_is_there_once(manifest, storage, tmp_path / "raw")
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 500), min_size=1))

@@ -219,9 +219,12 @@ def test_parts_whose_files_are_not_what_they_were_are_written_again(
     shutil.copytree(folder, corpus)
     (corpus / "manifest.json").unlink()
     (corpus / whole.shards[3].path).unlink()
-    for rotten in (corpus / whole.shards[5].path, corpus / whole.index[7].path):
-        rotten.write_bytes(rotten.read_bytes()[:-9] + b"!" * 9)
+    rotten = [whole.shards[5].path, *(index.path for index in whole.index[7:14])]
+    for number, path in enumerate(rotten):
+        content = bytearray((corpus / path).read_bytes())
+        content[-9 - number * (len(content) // 10) : len(content)] = b"!" * 9
+        (corpus / path).write_bytes(content)
     kept = {path: path.stat().st_ino for path in index_of(corpus)}
     assert prepare(make_config(corpus, raw), lambda line: None) == whole
     assert everything(corpus) == everything(folder)
-    assert sum(path.stat().st_ino != inode for path, inode in kept.items()) == 3
+    assert sum(path.stat().st_ino != inode for path, inode in kept.items()) == 9

@@ -5,7 +5,8 @@ The one idea: texts stay where they are. A document's name says how good it is a
 shuffled and give candidates of near-duplicates; only the sketches of candidates are read from their
 texts and shuffled to be compared; and edges between similar ones are joined to components. What has to
 meet goes by a number that follows from its content, so that neither the order of tasks nor their
-number decides anything. The driver holds counts, never rows.
+number decides anything. The driver holds counts, never rows. Where all names and keys fit into one task
+(`fit_one_task`), `find_duplicates` does the same there, without a shuffle.
 """
 
 import math
@@ -38,7 +39,6 @@ from panthalassa.corpus.minhash import (
     Ragged,
     candidates,
     jaccard,
-    join,
     sketches,
 )
 from panthalassa.corpus.staging import TASK, filled
@@ -64,17 +64,17 @@ def find_duplicates(names: pa.Table, threshold: float | None, texts: Texts) -> t
 
 def similar_pairs(names: pa.Table, threshold: float, texts: Texts) -> Edges:
     """The pairs of documents that are found and as similar as the threshold, each once, the better one
-    last. The documents are in the order of their names."""
+    last. `names` has to be in the order of the names."""
     nodes, (keys, owners) = names_of(names["name"]), _keys_of(names)
     first, second = candidates(keys, owners)
     pairs = np.unique(owners[first] * len(nodes) + owners[second])
     better, worse = np.divmod(pairs, max(1, len(nodes)))
     asked, codes = np.unique(np.concatenate((better, worse)), return_inverse=True)
-    read = list(_read_sketches(nodes[asked], texts))
+    read = list(_read_sketches(nodes[asked], texts))  # in another order, that of their places
     place = np.argsort(np.concatenate([codes[:0], *(some for some, _ in read)]))
-    sketch = join([part for _, part in read])
-    first, second = np.split(place[codes], 2)
-    similar = _similar(sketch, first, second, threshold)
+    sketch = Ragged.join([part for _, part in read])
+    better_place, worse_place = np.split(place[codes], 2)
+    similar = _similar(sketch, better_place, worse_place, threshold)
     return nodes[worse[similar]], nodes[better[similar]]
 
 

@@ -46,6 +46,13 @@ class Ragged:
     values: Any  # [hashes], unsigned
     offsets: Indices  # [lists + 1]
 
+    @classmethod
+    def join(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """The lists of all parts, of 32 bits a hash."""
+        values = np.concatenate([np.zeros(0, np.uint32), *(part.values for part in parts)])
+        lengths = [np.zeros(0, np.int64), *(part.lengths() for part in parts)]
+        return cls(values, _offsets(np.concatenate(lengths)))
+
     def lengths(self) -> Indices:
         return np.diff(self.offsets)
 
@@ -207,14 +214,7 @@ def sketches(texts: pa.ChunkedArray) -> Ragged:
             distinct.offsets[:-1], distinct.lengths()
         )
         found.append(distinct.keep(rank < SKETCH))
-    return join(found)
-
-
-def join(sketches: Sequence[Ragged]) -> Ragged:
-    """All lists of sketches, one after the other."""
-    values = np.concatenate([np.zeros(0, np.uint32), *(part.values for part in sketches)])
-    counts = [np.zeros(0, np.int64), *(part.lengths() for part in sketches)]
-    return Ragged(values, _offsets(np.concatenate(counts)))
+    return Ragged.join(found)
 
 
 def jaccard(first: Ragged, second: Ragged) -> NDArray[np.float64]:

@@ -27,6 +27,8 @@ from panthalassa.storage import Storage
 
 INDEX = "documents"
 SHARDS = "shards"
+INDEXED = ["hash", "source", "place", "url", "license", "bytes"]
+"""Of a document, beside its domain and split."""
 Part = tuple[str, int]
 """`{split}/{domain}` and a number."""
 
@@ -45,8 +47,7 @@ def write_index(
 ) -> Index:
     """Write the index of a part whose shards are written. Raises CorpusError when that fails."""
     split, domain = group.split("/")
-    columns = ["hash", "source", "place", "url", "license", "bytes"]
-    table = documents.select(columns)
+    table = documents.select(INDEXED)
     table = table.add_column(1, "domain", pa.array([domain] * len(table)).dictionary_encode())
     table = table.add_column(2, "split", pa.array([split] * len(table)).dictionary_encode())
     records = json.dumps([shard.model_dump() for shard in shards])
@@ -109,20 +110,30 @@ def _read_part(batch: pa.Table, vocabulary: bytes, storage: Storage) -> Iterator
     """The result of a part as its files tell it; nothing when one is missing, rotten or another's."""
     group, part = batch["group"][0].as_py(), batch["part"][0].as_py()
     path = index_path(group, part)
-    size = Tokenizer.from_bytes(vocabulary).vocabulary_size
-    targets = np.zeros(size, dtype=np.int64)
+    targets = np.zeros(Tokenizer.from_bytes(vocabulary).vocabulary_size, dtype=np.int64)
     try:
         data = storage.read(path)
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        metadata = table.schema.metadata
-        if metadata[TOKENIZER.encode()].decode() != hashlib.sha256(vocabulary).hexdigest():
+        if (index := _read_index(data, vocabulary)) is None:
             return
-        shards = [Shard(**record) for record in json.loads(metadata[SHARDS.encode()])]
+        documents, shards = index
         for shard in shards:
             content = storage.read(shard.path, shard.sha256)
             if hashlib.sha256(content).hexdigest() != shard.sha256:
                 return
-            targets += count_targets(decode_shard(content), size)
-    except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
+            targets += count_targets(decode_shard(content), len(targets))
+    except FileNotFoundError:
         return
-    yield result(group, part, shards, _record(path, data, len(table)), targets)
+    yield result(group, part, shards, _record(path, data, documents), targets)
+
+
+def _read_index(data: bytes, vocabulary: bytes) -> tuple[int, list[Shard]] | None:
+    """How many documents an index has, and its shards; None for what is none of this vocabulary."""
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        metadata = table.schema.metadata
+        if metadata[TOKENIZER.encode()].decode() != hashlib.sha256(vocabulary).hexdigest():
+            return None
+        return len(table), [Shard(**record) for record in json.loads(metadata[SHARDS.encode()])]
+    # pyarrow says OSError of bytes that are no Parquet, too
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None

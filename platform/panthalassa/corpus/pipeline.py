@@ -7,6 +7,7 @@ holds names and counts; texts pass through it only as the sample that the tokeni
 """
 
 import hashlib
+import json
 import math
 from bisect import insort
 from collections import Counter, defaultdict
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from heapq import heappop, heappush
 from itertools import groupby
-from operator import itemgetter
 from typing import Any, get_args
 
 import numpy as np
@@ -27,7 +27,7 @@ from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.components import digests_of, positions_of
 from panthalassa.corpus.manifest import Index, Shard, Split
 from panthalassa.corpus.pack import pack
-from panthalassa.corpus.parts import INDEX, Part, finished_parts, result, write_index
+from panthalassa.corpus.parts import INDEX, INDEXED, Part, finished_parts, result, write_index
 from panthalassa.corpus.selection import Census, groups_of
 from panthalassa.corpus.shards import count_targets, unigram_loss, write_shard
 from panthalassa.corpus.staging import COMPUTING, MOST_TASKS, Stage, Tables, numbered
@@ -37,6 +37,7 @@ from panthalassa.storage import Storage
 
 TOKENIZER_BYTES = 256 << 20  # text that the tokenizer is trained on
 PART_BYTES = 64 << 20  # text of a part
+HELD_BYTES = 64 << 20  # tokens that encoding holds
 
 
 @dataclass(frozen=True)
@@ -77,67 +78,87 @@ def _sample(batch: pa.Table, kept: Kept, shares: dict[str, float]) -> Iterator[p
 
 @dataclass(frozen=True)
 class Division:
-    """How many `parts` each `{split}/{domain}` has, and the `task` that writes each part. Tasks get
-    about the same text, PART_BYTES or little more."""
+    """How many `parts` each `{split}/{domain}` has, and which of the `tasks` writes each part. A
+    document's hash chooses among the parts of its group, so that of a few long documents a part may
+    get none; of many, parts of a group are about equal, and so are tasks."""
 
     parts: dict[str, int]
+    tasks: int
     task: dict[Part, int]
 
     @classmethod
     def of(cls, text_bytes: Counter[str]) -> "Division":
-        """From the bytes of each group's text."""
-        share = max(PART_BYTES, text_bytes.total() / MOST_TASKS)
-        parts = {group: _tasks(size / share) for group, size in text_bytes.items()}
+        """From the bytes of each group's text: PART_BYTES a part and a task at most, or more where
+        there would be more than MOST_TASKS. A small corpus has few of both, because worker processes
+        are slow to start."""
+        most = max(PART_BYTES, text_bytes.total() / MOST_TASKS)
+        parts = {group: math.ceil(size / most) or 1 for group, size in text_bytes.items()}
         sizes = {
             (group, part): text_bytes[group] / count
             for group, count in parts.items()
             for part in range(count)
         }
-        loads = [(0.0, number) for number in range(_tasks(text_bytes.total() / share))]
+        tasks = math.ceil(text_bytes.total() / most) or 1
+        loads = [(0.0, number) for number in range(tasks)]
         task = {}
         for part in sorted(sizes, key=lambda part: (-sizes[part], part)):
             load, task[part] = heappop(loads)
             heappush(loads, (load + sizes[part], task[part]))
-        return cls(parts, task)
+        return cls(parts, tasks, task)
 
     @property
-    def tasks(self) -> int:
-        return max(self.task.values()) + 1
-
-    def part_of(self, group: str, position: int) -> Part:
-        return group, position % self.parts[group]
-
-
-def _tasks(shares: float) -> int:
-    """Few for a small corpus, because worker processes are slow to start."""
-    return max(1, math.ceil(shares))
+    def digest(self) -> str:
+        """Says whether two divisions give the same documents to the same tasks."""
+        told = json.dumps([self.tasks, self.parts], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def encode(
     number: int, partition: str, kept: Kept, vocabulary: bytes, division: Division
 ) -> Tables:
-    """The documents of a partition as `bos ids eos`, in place of their texts: a table for each task."""
-    tokenizer = _tokenizer(vocabulary)
-    by_task: defaultdict[int, list[pa.Table]] = defaultdict(list)
+    """The documents of a partition as `bos ids eos`, in place of their texts; tables by the task that
+    reads them, written whenever they hold HELD_BYTES."""
+    held: defaultdict[int, list[pa.Table]] = defaultdict(list)
+    size = 0
     for table in kept.tables(number):
-        ids = [tokenizer.encode_document(text) for text in table["text"].to_pylist()]
-        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
-        positions = table["position"].to_numpy()
-        groups = groups_of(table["domain"], positions, kept.held_out_below).to_pylist()
-        parts = [*map(division.part_of, groups, positions.tolist())]
-        encoded = (
-            table.select(["hash", "bytes", "source", "place", "url", "license"])
-            .append_column("group", pa.array(groups, pa.string()))
-            .append_column("part", pa.array([part for _, part in parts], pa.int64()))
-            .append_column("ids", pa.LargeListArray.from_arrays(offsets, flat))
-        )
-        tasks = np.array([division.task[part] for part in parts], dtype=np.int64)
-        for task in np.unique(tasks).tolist():
-            by_task[task].append(encoded.filter(pa.array(tasks == task)))
-    for task, tables in by_task.items():
-        yield _of_task(task), pa.concat_tables(tables)
+        for task, encoded in _by_task(_encoded(table, kept, vocabulary, division), division):
+            held[task].append(encoded)
+            size += encoded.nbytes
+        if size > HELD_BYTES:
+            yield from _joined(held)
+            held.clear()
+            size = 0
+    yield from _joined(held)
     return ""
+
+
+def _encoded(table: pa.Table, kept: Kept, vocabulary: bytes, division: Division) -> pa.Table:
+    tokenizer = _tokenizer(vocabulary)
+    ids = [tokenizer.encode_document(text) for text in table["text"].to_pylist()]
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
+    positions = table["position"].to_numpy()
+    groups = groups_of(table["domain"], positions, kept.held_out_below).to_pylist()
+    pairs = zip(positions.tolist(), groups, strict=True)
+    parts = [position % division.parts[group] for position, group in pairs]
+    return (
+        table.select(INDEXED)
+        .append_column("group", pa.array(groups, pa.string()))
+        .append_column("part", pa.array(parts, pa.int64()))
+        .append_column("ids", pa.LargeListArray.from_arrays(offsets, flat))
+    )
+
+
+def _by_task(encoded: pa.Table, division: Division) -> Iterator[tuple[int, pa.Table]]:
+    owners = zip(encoded["group"].to_pylist(), encoded["part"].to_pylist(), strict=True)
+    tasks = np.array([division.task[part] for part in owners], dtype=np.int64)
+    for task in np.unique(tasks).tolist():
+        yield task, encoded.filter(pa.array(tasks == task))
+
+
+def _joined(held: dict[int, list[pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
+    for task, tables in held.items():
+        yield _of_task(task), pa.concat_tables(tables)
 
 
 def _of_task(task: int) -> str:
@@ -184,8 +205,9 @@ def write_shards(
     for row in finished_parts(division.parts, vocabulary, division.tasks, storage):
         written.add(row)
     if written.documents != census.documents:
-        finished = frozenset(written.parts)
-        writer = _Writer(encoded, partitions, division.parts, finished, vocabulary, corpus, storage)
+        writer = _Writer(
+            encoded, partitions, division, frozenset(written.parts), vocabulary, corpus, storage
+        )
         tasks = numbered(division.tasks).map_batches(writer.write, batch_size=1, **COMPUTING)
         for row in tasks.iter_rows():
             written.add(row)
@@ -204,11 +226,11 @@ def _tokenizer(vocabulary: bytes) -> Tokenizer:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes the parts of a task that are not finished. `parts` has how many each group has."""
+    """Writes the parts of a task that are not finished."""
 
     encoded: Stage
     partitions: int
-    parts: dict[str, int]
+    division: Division
     finished: frozenset[Part]
     vocabulary: bytes
     corpus: config.Corpus
@@ -217,17 +239,25 @@ class _Writer:
     def write(self, batch: pa.Table) -> Iterator[pa.Table]:
         kind = _of_task(batch["number"][0].as_py())
         read = partial(self.encoded.tables, kind=kind)
-        table = pa.concat_tables(one for n in range(self.partitions) for one in read(n))
-        ids = [document.values.to_numpy() for chunk in table["ids"].chunks for document in chunk]
-        keys = [(key, "ascending") for key in ("group", "part", "hash")]
-        order = pc.sort_indices(table, keys).to_pylist()
-        index = table.drop_columns(["ids"]).take(order)
-        owners = zip(index["group"].to_pylist(), index["part"].to_pylist(), strict=True)
-        for part, rows in groupby(enumerate(owners), key=itemgetter(1)):
+        tables = [table for n in range(self.partitions) for table in read(n)]
+        if not tables:
+            return
+        encoded = pa.concat_tables(tables)
+        # The ids are views of these tables, and never sorted themselves: they are most of the memory.
+        ids = [document.values.to_numpy() for chunk in encoded["ids"].chunks for document in chunk]
+        by_part = [(key, "ascending") for key in ("group", "part", "hash")]
+        order = pc.sort_indices(encoded, by_part).to_pylist()
+        documents = encoded.drop_columns(["ids"]).take(order)
+        tokens = [ids[row] for row in order]
+        parts = zip(documents["group"].to_pylist(), documents["part"].to_pylist(), strict=True)
+        start = 0
+        for part, rows in groupby(parts):
+            stop = start + len(list(rows))
             if part not in self.finished:
-                places = [row for row, _ in rows]
-                documents = index.slice(places[0], len(places))
-                yield self._write_part(part, documents, [ids[order[row]] for row in places])
+                yield self._write_part(
+                    part, documents.slice(start, stop - start), tokens[start:stop]
+                )
+            start = stop
 
     def _write_part(self, which: Part, documents: pa.Table, tokens: list[Tokens]) -> pa.Table:
         """Pack one part of a domain's split, and write its shards and its index.
@@ -246,7 +276,7 @@ class _Writer:
         shards = []
         for index, start in enumerate(range(0, len(packing), corpus.rows_per_shard)):
             # Parts count in step, so that their names never meet.
-            path = f"{group}/{part + index * self.parts[group]:05d}.parquet"
+            path = f"{group}/{part + index * self.division.parts[group]:05d}.parquet"
             rows = packing.filled(start, start + corpus.rows_per_shard)
             shards.append(
                 write_shard(self.storage, path, split, domain, rows, corpus.rows_per_group)

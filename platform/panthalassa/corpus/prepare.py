@@ -53,7 +53,7 @@ from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
-RECIPE = 3
+RECIPE = 4
 """Counts up whenever the same input would give other shards."""
 
 LAPTOP = config.Cluster()
@@ -121,7 +121,7 @@ def _prepare(
         reader = Reader(refine, bands_of(corpus), contamination)
         for note in documents.run(partitions, reader, report):
             tally.merge(note)
-        check_problems(tally, corpus, files)
+        check_problems(tally, corpus, files)  # before more is done with them
         census = select(documents, kept, len(partitions), corpus, tally)
         return json.dumps([tally.encode(), census.encode()])
 
@@ -139,8 +139,9 @@ def _prepare(
     tokenizer = Tokenizer.from_bytes(vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
     division = Division.of(census.text_bytes)
-    divided = f"{division.tasks} {division.parts}".encode()
-    encoded = Stage(storage, "encoded", _sha256(made_from.encode() + divided + vocabulary))
+    encoded = Stage(
+        storage, "encoded", _sha256(f"{made_from}{division.digest}".encode() + vocabulary)
+    )
     work = partial(encode, kept=chosen, vocabulary=vocabulary, division=division)
     for _ in encoded.run(partitions, work, report):
         pass
@@ -317,6 +318,10 @@ def _claim(storage: Storage, corpus: config.Corpus, preparation: str) -> None:
             raise _occupied(
                 storage, "an unfinished preparation of other sources or settings"
             ) from None
+    except NotADirectoryError:
+        raise CorpusError(
+            f"corpus.directory {storage.uri} is no folder. Choose another, or remove what is there."
+        ) from None
     except OSError as error:
         raise unwritable(storage, CLAIM, error) from error
 

@@ -96,13 +96,13 @@ def select(
     """
     bands = bands_of(corpus)
     read = tally.total("read") - tally.total("rule")
-    size = read, bands[0] if bands else 0
+    keys = bands[0] if bands else 0
     below = int(corpus.held_out_share * 2**64)
     settle = partial(_settle, documents=documents, kept=kept, held_out_below=below)
-    if fit_one_task(*size):
+    if fit_one_task(read, keys):
         rows = _select_in_one_task(documents, partitions, corpus.near_duplicates, settle)
     else:
-        buckets = buckets_of(*size)
+        buckets = buckets_of(read, keys)
         rows = _select_apart(documents, partitions, corpus.near_duplicates, settle, buckets)
     return _add_up((row["note"] for row in rows.iter_rows()), below, tally)
 
@@ -267,6 +267,11 @@ def _add_up(notes: Iterable[str], held_out_below: int, tally: Tally) -> Census:
             counter[f"train/{domain}"] -= figure
             counter[f"held_out/{domain}"] += figure
         census = Census(position + 1, *(+counter for counter in counts))
+    if not census.documents:
+        raise CorpusError(
+            "nothing is left of the sources: all documents share passages with corpus.evaluation_files. "
+            "Add others to corpus.sources, or correct that key."
+        )
     if census.held_out() == census.documents.total():
         raise CorpusError(
             "nothing is left of the sources to train on: all distinct documents that are kept, "

@@ -28,7 +28,8 @@ TASK: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
 """Of Ray tasks that mostly wait."""
 COMPUTING: dict[str, Any] = {**TASK, "num_cpus": 1}
 MOST_TASKS = 3000
-"""Of a stage: what passes from each to each of the next one is nine million tables at most."""
+"""Of a stage. Encoding leaves a table for each of its tasks and each that writes: so they are nine
+million at most."""
 TOLD = 10
 """Times that a stage of so many partitions and more tells how far it is."""
 
