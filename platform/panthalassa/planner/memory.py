@@ -115,15 +115,17 @@ def footprints(
     layouts: Iterable[Layout],
     cache: TraceCache | None = None,
     processes: int | None = None,
+    gpus: int | None = None,
 ) -> dict[Layout, Footprint]:
     """The footprint of every layout, in their order.
 
     cache: where traces are kept; the user's folder if not given. processes: that trace at a time,
-    one a CPU if not given. A rank is the first one, whose shards are the largest. Raises
-    RuntimeError when a tracing process fails.
+    one a CPU if not given. gpus: whose ranks are traced, and the layouts of other numbers follow
+    from them; a layout's own if not given. A rank is the first one, whose shards are the largest.
+    Raises RuntimeError when a tracing process fails.
     """
     cache = cache or TraceCache()
-    jobs = {layout: traces(workload, layout) for layout in layouts}
+    jobs = {layout: traces(workload, layout, gpus) for layout in layouts}
     wanted = dict.fromkeys(job for grid in jobs.values() for row in grid for job in row)
     recordings = {job: recording for job in wanted if (recording := cache.read(job))}
     missing = [job for job in wanted if job not in recordings]
@@ -186,18 +188,20 @@ def _run(folder: Path, processes: int) -> None:
             process.wait()
 
 
-def traces(workload: Workload, layout: Layout) -> list[list[Job]]:
-    """The traces that a layout follows from: by micro-batch, by layers."""
+def traces(workload: Workload, layout: Layout, gpus: int | None = None) -> list[list[Job]]:
+    """The traces, of `gpus` ranks or as many as it has, that a layout follows from: by
+    micro-batch, by layers."""
     model, n = workload.model, layout.micro_batches(workload.global_batch)
     layers = TRACED_LAYERS if model.layers > max(TRACED_LAYERS) else (model.layers,)
     # A shard that is the whole is another program: FSDP gathers nothing then.
     replicas = layout.replicas if layout.shards == 1 else 1
+    others = (gpus or 0) // layout.tp
     base = Job(
         model=model,
         sequence_length=workload.sequence_length,
         loss_chunk=workload.loss_chunk,
         precision=workload.precision,
-        dp=layout.dp,
+        dp=others if others > 1 and layout.shards > 1 else layout.dp,
         tp=layout.tp,
         replicas=replicas,
         micro_batch=1,
