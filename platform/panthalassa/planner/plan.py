@@ -82,13 +82,28 @@ def make_plan(
     ConfigError when no layout fits, with the smallest cluster on which one would.
     """
     workload, assumed = Workload.of(config), assumed or Assumed()
-    reliability = assumed.reliability
     ranking = rank(workload, place, config.parallel.compile, factors, assumed.reserve, progress)
     best = ranking[0]
     if not best.fits:
         raise ConfigError(_fits_nowhere(workload, place, best, assumed, progress))
+    tokens = tokens or config.train.steps * workload.global_batch * workload.sequence_length
+    return planned(workload, place, ranking, tokens, assumed, fitted)
+
+
+def planned(
+    workload: Workload,
+    place: Cluster,
+    ranking: list[Candidate],
+    tokens: float,
+    assumed: Assumed,
+    fitted: str,
+) -> Plan:
+    """The plan that follows from a ranking, of which the best fits.
+
+    Raises ConfigError when the cluster fails too often to train anything.
+    """
+    reliability, best = assumed.reliability, ranking[0]
     a_step = workload.global_batch * workload.sequence_length
-    tokens = tokens or config.train.steps * a_step
     compute_days = tokens / a_step * best.speed.step_seconds / DAY
     goodput = expected(reliability, place.gpus)
     if not goodput.productive:

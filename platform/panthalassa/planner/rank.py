@@ -91,14 +91,18 @@ def rank(
     known: Factors | None = None,
     reserve: Reserve | None = None,
     progress: Progress | None = None,
+    traced: int | None = None,
 ) -> list[Candidate]:
     """All feasible layouts: those that fit, the fastest first, then the others, the leanest first.
 
     compiled: whether blocks run under torch.compile where they can. known: factors of the speed,
-    those of published runs if not given. Raises ConfigError when there is no layout, and for fp32 on
-    a GPU, of which nothing is known.
+    those of published runs if not given. traced: another number of GPUs, whose traces serve; a
+    layout that shards nothing is left out then, because it is another program. Raises ConfigError
+    when there is no layout, and for fp32 on a GPU, of which nothing is known.
     """
     layouts = feasible(workload, place.gpus, place.gpus_per_node)
+    if traced is not None:
+        layouts = [layout for layout in layouts if layout.shards > 1] or layouts
     known, usable = known or factors(), (reserve or Reserve()).usable(place.gpu)
     if workload.precision == "fp32" and place.gpu.generation != "cpu":
         raise ConfigError(
@@ -106,7 +110,7 @@ def rank(
             "parallel.precision=bf16"
         )
     found = []
-    for layout, need in footprints(workload, layouts, progress=progress).items():
+    for layout, need in footprints(workload, layouts, progress=progress, gpus=traced).items():
         # torch.compile and full checkpointing exclude each other: config.Parallel
         fused = compiled and layout.activation_checkpointing != "full"
         takes = speed(counted(workload, layout, place.gpus_per_node, fused), place, known)
@@ -167,8 +171,13 @@ def verdict(candidates: Sequence[Candidate], workload: Workload, place: Cluster)
     if why:
         return f"TP {widest} is impossible: {why}"
     wide, narrow = (
-        next(one for one in candidates if (one.layout.tp == widest) is at) for at in (True, False)
+        next((one for one in candidates if (one.layout.tp == widest) is at), None)
+        for at in (True, False)
     )
+    if wide is None:
+        return f"TP {widest} shards nothing on {place.gpus} GPUs, and was not looked at"
+    if narrow is None:
+        return f"only TP {widest} is possible: {obstacle(workload, place.gpus, place.gpus_per_node, 1)}"
     if not wide.fits:
         return f"TP {widest} fits in no layout; its leanest {wide.worse_than(best)}"
     if wide is best and not narrow.fits:
