@@ -47,8 +47,12 @@ class Plan:
     days: tuple[Days, ...]
     footprint: power.Bill
     assumed: Assumed
+    compiled: bool
+    """Whether blocks run under torch.compile where they can."""
+    factors: Factors | None
+    """Of the speed; None: those of published runs."""
     fitted: str
-    """What the factors of the speed are fitted to."""
+    """What they are fitted to."""
 
     @property
     def best(self) -> Candidate:
@@ -87,7 +91,8 @@ def make_plan(
     if not best.fits:
         raise ConfigError(_fits_nowhere(workload, place, best, assumed, progress))
     tokens = tokens or config.train.steps * workload.global_batch * workload.sequence_length
-    return planned(workload, place, ranking, tokens, assumed, fitted)
+    compiled = config.parallel.compile
+    return planned(workload, place, ranking, tokens, assumed, compiled, factors, fitted)
 
 
 def planned(
@@ -96,9 +101,11 @@ def planned(
     ranking: list[Candidate],
     tokens: float,
     assumed: Assumed,
+    compiled: bool,
+    factors: Factors | None,
     fitted: str,
 ) -> Plan:
-    """The plan that follows from a ranking, of which the best fits.
+    """The plan that follows from a ranking, whose best fits.
 
     Raises ConfigError when the cluster fails too often to train anything.
     """
@@ -124,6 +131,8 @@ def planned(
         days=tuple(_days(compute_days, place, assumed)),
         footprint=power.footprint(best.speed, place, gpu_hours, assumed.power),
         assumed=assumed,
+        compiled=compiled,
+        factors=factors,
         fitted=fitted,
     )
 

@@ -1,0 +1,88 @@
+"""Strong scaling: a plan comes in, the plans of the same run on other numbers of GPUs go out.
+
+The global batch stays, so that all of them train the same model. The one idea: what a rank needs on
+another number of GPUs follows from the traces for the asked one, with smaller or larger shards. So
+all layouts are ranked for each number, and hardly anything is traced for it.
+"""
+
+from dataclasses import dataclass, replace
+
+from panthalassa.errors import ConfigError
+from panthalassa.planner import hardware
+from panthalassa.planner.hardware import Cluster
+from panthalassa.planner.memory import Progress
+from panthalassa.planner.plan import Plan, planned
+from panthalassa.planner.rank import rank
+
+BEYOND = 4
+"""Times the asked GPUs, up to which others are planned."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A run on powers of two of GPUs, and on the asked number."""
+
+    plans: list[Plan]
+    """The fewest GPUs first: the smallest power of two on which the run fits."""
+    below: str
+    """Why there are none on fewer GPUs."""
+    above: str
+    """Why there are none on more."""
+
+    @property
+    def best_rate(self) -> float:
+        """The highest tokens/s/GPU of all."""
+        return max(plan.best.rate for plan in self.plans)
+
+
+def scale(asked: Plan, progress: Progress | None = None) -> Scaling:
+    """Plan the run of `asked` on fewer GPUs, down to where it fits no more, and on more."""
+    gpus = asked.cluster.gpus
+    powers = [1 << exponent for exponent in range((BEYOND * gpus).bit_length())]
+    plans, below = [asked], "there are none"
+    for number in (power for power in reversed(powers) if power < gpus):
+        try:
+            plans.insert(0, _on(number, asked, progress))
+        except ConfigError as error:
+            below = str(error)
+            break
+    above = f"{BEYOND} times the asked number is where this page ends"
+    for number in (power for power in powers if power > gpus):
+        try:
+            plans.append(_on(number, asked, progress))
+        except ConfigError as error:
+            above = str(error)
+            break
+    return Scaling(plans, below, above)
+
+
+def _on(gpus: int, asked: Plan, progress: Progress | None) -> Plan:
+    """Raises ConfigError when nothing fits there, or no layout is possible."""
+    place, known, assumed = _cluster(gpus, asked.cluster), asked.factors, asked.assumed
+    traced = asked.cluster.gpus
+    ranking = rank(
+        asked.workload, place, asked.compiled, known, assumed.reserve, progress, traced
+    )
+    if not ranking[0].fits:
+        peak, usable = ranking[0].footprint.peak / 1e9, ranking[0].usable / 1e9
+        raise ConfigError(
+            f"on {gpus}, the leanest layout needs {peak:.1f} GB of the {usable:.1f} that tensors may take"
+        )
+    return planned(
+        asked.workload,
+        place,
+        ranking,
+        asked.tokens,
+        assumed,
+        asked.compiled,
+        known,
+        asked.fitted,
+    )
+
+
+def _cluster(gpus: int, asked: Cluster) -> Cluster:
+    """As many of the same GPUs, in nodes of the same kind, the first of which is filled first."""
+    if asked.gpu.generation == "cpu":  # each a rank of one machine
+        return replace(asked, gpus=gpus, gpus_per_node=gpus)
+    usual = hardware.cluster(asked.gpu, gpus)
+    return replace(usual, network=asked.network, node_watts=asked.node_watts)

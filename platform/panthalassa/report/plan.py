@@ -1,0 +1,207 @@
+"""The page of a plan: what a run takes on numbers of GPUs, what its layouts need, and what that assumes.
+
+A plan comes in, one HTML file goes out, made as the report of a run is (`report.page`).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from panthalassa.errors import ConfigError
+from panthalassa.planner.memory import Progress
+from panthalassa.planner.plan import Plan
+from panthalassa.planner.rank import Candidate
+from panthalassa.planner.scaling import Scaling, scale
+from panthalassa.planner.telling import (
+    PARTS,
+    RANKING,
+    fixed_assumptions,
+    ranking_rows,
+    results,
+    shown,
+)
+from panthalassa.report.headlines import Headline
+from panthalassa.report.packed import Row, packed, table
+from panthalassa.report.plan_figures import (
+    MEMORY_COLOURS,
+    STEP_COLOURS,
+    draw_plan,
+    layout_text,
+)
+from panthalassa.report.template import fill
+
+
+class Panel(NamedTuple):
+    """A figure: its title says what it shows of this plan; colours of its parts, if it has any."""
+
+    name: str
+    title: str
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def write_page(plan: Plan, name: str, file: Path, progress: Progress | None = None) -> None:
+    """Write the page of a plan, under the name of its configuration.
+
+    progress: of the few traces that other numbers of GPUs need. Raises ConfigError when the file can not
+    be written.
+    """
+    try:
+        file.touch()  # before minutes are spent on what it shall hold
+        file.write_text(render(plan, name, scale(plan, progress)))
+    except OSError as error:
+        raise ConfigError(f"{file} can not be written: {error}. Choose another --html FILE.") from error
+
+
+def render(plan: Plan, name: str, scaling: Scaling) -> str:
+    """The page as HTML."""
+    layouts = shown(plan)
+    place = plan.cluster
+    return fill(
+        "report/plan.html",
+        draw_plan(plan, scaling, layouts),
+        name=name,
+        where=f"{place.gpus:,} {place.gpu.name} in nodes of {place.gpus_per_node}",
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        cards=list(_cards(plan)),
+        taken=list(_taken(plan, scaling)),
+        scaled=list(_scaled(plan, scaling)),
+        layouts=list(_layouts(plan, layouts)),
+        scaling=scaling,
+        sizes=[_size(one) for one in scaling.plans],
+        asked=scaling.plans.index(plan),
+        sizes_file=packed(table(SIZES, (_size(one) for one in scaling.plans))),
+        sizes_header=SIZES,
+        ranking_header=RANKING,
+        ranking=list(ranking_rows(plan)),
+        ranking_file=packed(table(*_all_layouts(plan))),
+        plan=plan,
+        results=list(results(plan)),
+        assumptions=plan.assumed.told(place),
+        fixed=fixed_assumptions(plan),
+    )
+
+
+def _cards(plan: Plan) -> Iterator[Headline]:
+    best, (fast, slow), bill = plan.best, plan.expected_range, plan.footprint
+    found = best.speed
+    yield Headline("days", few(plan.expected_days), f"{few(fast)} to {few(slow)}")
+    yield Headline(
+        "tokens/s/GPU",
+        f"{best.rate:,.0f}",
+        f"{found.low:,.0f} to {found.high:,.0f}; MFU {found.mfu:.1%}",
+    )
+    yield Headline(
+        "memory at the peak",
+        f"{best.footprint.peak / 1e9:.1f} GB",
+        f"of {best.usable / 1e9:.1f} that tensors may take",
+    )
+    yield Headline("energy", f"{few(bill.mwh)} MWh", f"{few(bill.tonnes_co2)} t CO2")
+    yield Headline("cost", f"${bill.dollars:,.0f}", f"{bill.gpu_hours:,.0f} GPU-hours")
+    yield Headline(
+        "goodput",
+        f"{plan.goodput.productive:.1%}",
+        f"a failure every {plan.goodput.between_failures / 3600:,.1f} h",
+    )
+
+
+def _taken(plan: Plan, scaling: Scaling) -> Iterator[Panel]:
+    most = scaling.plans[-1]
+    title = f"{few(plan.expected_days)} days on {plan.cluster.gpus:,} GPUs"
+    if most is not plan:
+        title += f", {few(most.expected_days)} on {most.cluster.gpus:,}"
+    yield Panel("days", title)
+    least = min(scaling.plans, key=lambda one: one.footprint.mwh)
+    title = f"{few(plan.footprint.mwh)} MWh on {plan.cluster.gpus:,} GPUs"
+    if least is not plan:
+        title += f"; the least, {few(least.footprint.mwh)}, on {least.cluster.gpus:,}"
+    yield Panel("energy", title)
+
+
+def _scaled(plan: Plan, scaling: Scaling) -> Iterator[Panel]:
+    first, last = scaling.plans[0], scaling.plans[-1]
+    more = last.cluster.gpus / first.cluster.gpus
+    faster = more * last.best.rate / first.best.rate
+    yield Panel("speed", f"{few(more)} times the GPUs train {few(faster)} times as fast")
+    share = plan.best.rate / scaling.best_rate
+    title = f"{plan.cluster.gpus:,} GPUs: {share:.0%} of the best speed of a GPU"
+    if last is not plan:
+        title += f"; {last.cluster.gpus:,}: {last.best.rate / scaling.best_rate:.0%}"
+    yield Panel("efficiency", title)
+
+
+def _layouts(plan: Plan, layouts: Sequence[Candidate]) -> Iterator[Panel]:
+    need = plan.best.footprint
+    largest = max(PARTS, key=lambda part: getattr(need, part))
+    yield Panel(
+        "memory",
+        f"The best layout needs {need.peak / 1e9:.1f} GB, most of it {largest}",
+        [(colour, part) for part, colour in MEMORY_COLOURS.items()],
+    )
+    parts = plan.best.speed.parts
+    longest = max(parts, key=lambda part: parts[part].seconds)
+    share = parts[longest].seconds / plan.best.speed.step_seconds
+    there = {part for one in layouts for part, took in one.speed.parts.items() if took.seconds}
+    yield Panel(
+        "step",
+        f"{share:.0%} of its step of {plan.best.speed.step_seconds:.3g} s are {longest}",
+        [(colour, part) for part, colour in STEP_COLOURS.items() if part in there],
+    )
+
+
+SIZES = (
+    "GPUs",
+    "layout",
+    "GB",
+    "tokens/s/GPU",
+    "tokens/s",
+    "days",
+    "from",
+    "to",
+    "MWh",
+    "GPU-hours",
+    "$",
+    "goodput",
+)
+
+
+def _size(plan: Plan) -> Row:
+    (fast, slow), bill = plan.expected_range, plan.footprint
+    return (
+        f"{plan.cluster.gpus}",
+        layout_text(plan.best),
+        f"{plan.best.footprint.peak / 1e9:.1f}",
+        f"{plan.best.rate:.0f}",
+        f"{plan.cluster.gpus * plan.best.rate:.0f}",
+        few(plan.expected_days),
+        few(fast),
+        few(slow),
+        few(bill.mwh),
+        f"{bill.gpu_hours:.0f}",
+        f"{bill.dollars:.0f}",
+        f"{plan.goodput.productive:.1%}",
+    )
+
+
+def _all_layouts(plan: Plan) -> tuple[Row, Iterator[Row]]:
+    """Every layout with its memory by part and its step by part, in bytes and seconds."""
+    steps = list(plan.best.speed.parts)
+    keys = ("tp", "replicas", "micro_batch", "activation_checkpointing", "keep_gathered")
+    header = [*keys, "fits", "peak", *PARTS, "tokens_per_second_per_gpu", *steps, "why_not"]
+    return header, (
+        [
+            *(getattr(one.layout, key) for key in keys),
+            one.fits,
+            one.footprint.peak,
+            *(getattr(one.footprint, part) for part in PARTS),
+            f"{one.rate:.1f}",
+            *(f"{one.speed.parts[step].seconds:.4g}" for step in steps),
+            "" if one is plan.best else one.worse_than(plan.best),
+        ]
+        for one in plan.ranking
+    )
+
+
+def few(number: float) -> str:
+    """To three digits, thousands in full."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -1,0 +1,202 @@
+"""The figures of a plan, by Bokeh: what it takes over numbers of GPUs, and what its layouts need.
+
+A line is what is expected, the band behind it the range of the speed, a dashed line what there would be
+if no GPU waited for another. The asked number of GPUs is orange.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NoOverlap, NumeralTickFormatter
+from bokeh.models.annotations import Span
+from bokeh.plotting import figure
+
+from panthalassa.planner.plan import Plan
+from panthalassa.planner.rank import Candidate
+from panthalassa.planner.scaling import Scaling
+from panthalassa.planner.telling import PARTS
+from panthalassa.report.figures import RUN_COLOURS, Plots, plot
+
+BLUE, ORANGE = RUN_COLOURS
+GREY = "#8a939d"
+MEMORY_COLOURS = dict(
+    zip(
+        PARTS,
+        ("#77aadd", "#99ddff", "#44bb99", "#eedd88", "#ee8866", "#ffaabb", "#bbbbbb"),
+        strict=True,
+    )
+)
+STEP_COLOURS = {
+    "matrix products": "#44bb99",
+    "attention": "#bbcc33",
+    "elementwise": "#99ddff",
+    "kernel gaps": "#bbbbbb",
+    "waited communication": "#ee8866",
+    "exposed communication": "#ffaabb",
+    "pipeline bubble": "#aaaa00",
+    "stragglers": "#eedd88",
+    "optimizer": "#77aadd",
+    "step": "#777777",
+}
+"""Of parts of a step. Both are Paul Tol's "light" scheme, made for areas and for colour-blind readers."""
+
+
+def draw_plan(asked: Plan, scaling: Scaling, layouts: Sequence[Candidate]) -> Plots:
+    """All figures, by name."""
+    return {
+        **_over_gpus(asked, scaling),
+        "memory": _memory(asked, layouts),
+        "step": _bars(
+            "seconds",
+            [{k: part.seconds for k, part in one.speed.parts.items()} for one in layouts],
+            layouts,
+            STEP_COLOURS,
+        ),
+    }
+
+
+def _over_gpus(asked: Plan, scaling: Scaling) -> Plots:
+    plans, best = scaling.plans, scaling.best_rate
+    rates = [plan.best.speed for plan in plans]
+    gpus = [plan.cluster.gpus for plan in plans]
+    days = [plan.expected_days for plan in plans]
+    slack = [plan.expected_range for plan in plans]
+    energy = [plan.footprint.mwh for plan in plans]
+    span = [
+        (low / middle, high / middle) for (low, high), middle in zip(slack, days, strict=True)
+    ]
+    speed = [number * rate.tokens_per_second_per_gpu for number, rate in zip(gpus, rates, strict=True)]
+    wanted: dict[str, tuple[str, str, dict[str, list[float]]]] = {
+        "days": (
+            "days",
+            "0,0.[0]",
+            {
+                "value": days,
+                "low": [low for low, _ in slack],
+                "high": [high for _, high in slack],
+                "ideal": [
+                    plan.compute_days * plan.best.rate / best for plan in plans
+                ],
+            },
+        ),
+        "energy": (
+            "MWh",
+            "0,0.[00]",
+            {
+                "value": energy,
+                "low": [mwh * low for mwh, (low, _) in zip(energy, span, strict=True)],
+                "high": [mwh * high for mwh, (_, high) in zip(energy, span, strict=True)],
+            },
+        ),
+        "speed": (
+            "tokens / s",
+            "0.[0]a",
+            {
+                "value": speed,
+                "low": [number * rate.low for number, rate in zip(gpus, rates, strict=True)],
+                "high": [number * rate.high for number, rate in zip(gpus, rates, strict=True)],
+                "ideal": [number * best for number in gpus],
+            },
+        ),
+        "efficiency": (
+            "of the best tokens/s/GPU",
+            "0%",
+            {
+                "value": [plan.best.rate / best for plan in plans],
+                "ideal": [1.0 for _ in plans],
+            },
+        ),
+    }
+    plots: Plots = {}
+    for name, (label, form, columns) in wanted.items():
+        plots[name] = _curve(asked, plans, label, form, columns, log=name in ("days", "speed"))
+    return plots
+
+
+def _curve(
+    asked: Plan,
+    plans: Sequence[Plan],
+    label: str,
+    form: str,
+    columns: Mapping[str, list[float]],
+    log: bool,
+) -> figure:
+    """columns: `value` over the GPUs of the plans, and perhaps `low`, `high` and `ideal`."""
+    gpus = [plan.cluster.gpus for plan in plans]
+    top = max(max(values) for values in columns.values())
+    ranges = {"y_axis_type": "log"} if log else {"y_range": (0, 1.08 * top)}
+    made = plot(label, "GPUs", 300, x_axis_type="log", **ranges)
+    made.xaxis.ticker = FixedTicker(ticks=gpus)
+    made.xaxis.major_label_policy = NoOverlap(min_distance=8)
+    made.yaxis.formatter = NumeralTickFormatter(format=form)
+    told = {
+        "gpus": gpus,
+        "layout": [layout_text(plan.best) for plan in plans],
+        "colour": [ORANGE if plan is asked else BLUE for plan in plans],
+        "size": [12 if plan is asked else 7 for plan in plans],
+    }
+    source = ColumnDataSource({**told, **columns})
+    if "low" in columns:
+        made.varea("gpus", "low", "high", source=source, color=BLUE, fill_alpha=0.22)
+    if "ideal" in columns:
+        made.line("gpus", "ideal", source=source, color=GREY, line_dash="dashed", line_width=1.5)
+    made.line("gpus", "value", source=source, color=BLUE, line_width=1.8)
+    dots = made.scatter("gpus", "value", source=source, size="size", color="colour")
+    rows = [("GPUs", "@gpus{0,0}"), (label, f"@value{{{form}}}")]
+    if "low" in columns:
+        rows.append(("range", f"@low{{{form}}} to @high{{{form}}}"))
+    if "ideal" in columns:
+        rows.append(("ideal", f"@ideal{{{form}}}"))
+    tooltips = [*rows, ("layout", "@layout")]
+    made.add_tools(HoverTool(renderers=[dots], tooltips=tooltips, visible=False))
+    return made
+
+
+def _memory(asked: Plan, layouts: Sequence[Candidate]) -> figure:
+    """By part, with lines at what tensors may take and at what the GPU has."""
+    needs = [{part: getattr(one.footprint, part) / 1e9 for part in PARTS} for one in layouts]
+    made = _bars("GB", needs, layouts, MEMORY_COLOURS)
+    whole = asked.cluster.gpu.memory / 1e9
+    made.x_range.end = 1.04 * min(max(whole, *(sum(need.values()) for need in needs)), 2 * whole)
+    for at, dash in ((asked.best.usable / 1e9, "solid"), (whole, "dashed")):
+        made.add_layout(
+            Span(location=at, dimension="height", line_color="#c8324b", line_dash=dash, line_width=2)
+        )
+    return made
+
+
+def _bars(
+    label: str,
+    parts: Sequence[Mapping[str, float]],
+    layouts: Sequence[Candidate],
+    colours: Mapping[str, str],
+) -> figure:
+    """Stacked bars, one a layout, the first at the top."""
+    names = [f"{number} · TP {one.layout.tp}" for number, one in enumerate(layouts, 1)]
+    longest = max(sum(one.values()) for one in parts)
+    made = plot("", label, 90 + 26 * len(names), x_range=(0, 1.04 * longest), y_range=names[::-1])
+    made.xgrid.visible, made.ygrid.visible = True, False
+    found = [part for part in colours if any(one.get(part) for one in parts)]
+    data: dict[str, Any] = {part: [one[part] for one in parts] for part in found}
+    data |= {"name": names, "layout": [layout_text(one) for one in layouts]}
+    drawn = made.hbar_stack(
+        found,
+        y="name",
+        height=0.72,
+        color=[colours[part] for part in found],
+        source=ColumnDataSource(data),
+    )
+    tooltips = [("layout", "@layout"), *((part, f"@{{{part}}}{{0.[00]}}") for part in found)]
+    made.add_tools(HoverTool(renderers=list(drawn), tooltips=tooltips, visible=False))
+    return made
+
+
+def layout_text(one: Candidate) -> str:
+    """A layout in a line: `TP 1, 2 copies, micro-batch 2, selective checkpointing, kept whole`."""
+    found = one.layout
+    copies = f"{found.replicas} copies, " if found.replicas > 1 else ""
+    kept = ", kept whole" if found.keep_gathered else ""
+    return (
+        f"TP {found.tp}, {copies}micro-batch {found.micro_batch}, "
+        f"{found.activation_checkpointing} checkpointing{kept}"
+    )
