@@ -125,8 +125,8 @@ def footprints(
     """The footprint of every layout, in their order.
 
     cache: where traces are kept; the user's folder if not given. processes: that trace at a time,
-    one a CPU if not given. progress: not called when all traces are in the cache. A rank is the first one, whose shards are the largest. Raises
-    RuntimeError when a tracing process fails.
+    one a CPU if not given. progress: not called when all traces are in the cache. A rank is the
+    first one, whose shards are the largest. Raises RuntimeError when a tracing process fails.
     """
     cache = cache or TraceCache()
     jobs = {layout: traces(workload, layout) for layout in layouts}

@@ -83,6 +83,7 @@ def make_plan(
     """
     workload, assumed = Workload.of(config), assumed or Assumed()
     reliability = assumed.reliability
+    place = assumed.fabric.on(place)
     ranking = rank(workload, place, config.parallel.compile, factors, assumed.reserve, progress)
     best = ranking[0]
     if not best.fits:
