@@ -86,6 +86,7 @@ def make_plan(
     ConfigError when no layout fits, with the smallest cluster on which one would.
     """
     workload, assumed = Workload.of(config), assumed or Assumed()
+    place = assumed.fabric.on(place)
     ranking = rank(workload, place, config.parallel.compile, factors, assumed.reserve, progress)
     best = ranking[0]
     if not best.fits:

@@ -23,15 +23,15 @@ LARGEST = 65_536
 class Reserve:
     """What of a GPU's memory tensors do not get."""
 
-    reserved_bytes: float = 4e9
+    reserved_gb: float = 4.0
     """CUDA's context and NCCL's buffers."""
     fragments: float = 0.05
     """Share of the memory that the allocator can not use."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what can not be."""
-        if not self.reserved_bytes >= 0:
-            raise ConfigError(f"reserved_bytes={self.reserved_bytes:g}: expected 0 or more")
+        if not self.reserved_gb >= 0:
+            raise ConfigError(f"reserved_gb={self.reserved_gb:g}: expected 0 or more")
         if not 0 <= self.fragments < 1:
             raise ConfigError(f"fragments={self.fragments:g}: expected a share from 0 to below 1")
 
@@ -39,7 +39,7 @@ class Reserve:
         """Bytes of that GPU that tensors may take. A CPU has neither context nor buffers."""
         if gpu.generation == "cpu":
             return gpu.memory * (1 - self.fragments)
-        return gpu.memory * (1 - self.fragments) - self.reserved_bytes
+        return gpu.memory * (1 - self.fragments) - self.reserved_gb * 1e9
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Candidate:
         if not self.fits:
             over = (self.footprint.peak - self.usable) / 1e9
             return f"does not fit: {over:.1f} GB too much in the {self.footprint.when}"
-        return f"{self.rate / best.rate - 1:+.1%}: {', '.join(self.slower(best)[:2]) or 'a tie'}"
+        return f"{self.rate / best.rate - 1:+.1%}: {', '.join(self.slower(best)[:1]) or 'a tie'}"
 
     def slower(self, best: "Candidate") -> list[str]:
         """The parts of a step that take it longer than the best, the largest first."""

@@ -60,9 +60,7 @@ def _on(gpus: int, asked: Plan, progress: Progress | None) -> Plan:
     """Raises ConfigError when nothing fits there, or no layout is possible."""
     place, known, assumed = _cluster(gpus, asked.cluster), asked.factors, asked.assumed
     traced = asked.cluster.gpus
-    ranking = rank(
-        asked.workload, place, asked.compiled, known, assumed.reserve, progress, traced
-    )
+    ranking = rank(asked.workload, place, asked.compiled, known, assumed.reserve, progress, traced)
     if not ranking[0].fits:
         peak, usable = ranking[0].footprint.peak / 1e9, ranking[0].usable / 1e9
         raise ConfigError(

@@ -12,7 +12,7 @@ from panthalassa.planner.rank import Candidate, best_of_each
 from panthalassa.planner.simulation import QUANTILES, simulated
 
 SHOWN = 5
-"""Layouts at the head of the table; behind them the best of each tensor-parallel size."""
+"""Layouts at the head of the table."""
 PARTS = (
     "parameters",
     "gradients",
@@ -23,14 +23,31 @@ PARTS = (
     "inputs",
 )
 """Of a footprint."""
-RANKING = ("tp", "copies", "micro", "checkpointing", "gathered", "GB", "tokens/s/GPU", "MFU", "")
+RANKING = (
+    "tp",
+    "copies",
+    "micro-\nbatch",
+    "check-\npointing",
+    "kept\nwhole",
+    "GB",
+    "tokens/s\n/GPU",
+    "MFU",
+    "why not",
+)
+"""Titles of a ranking. Copies of the model (HSDP); weights that are kept whole through a step."""
+
+
+def shown(plan: Plan) -> list[Candidate]:
+    """The best layouts, the best of each tensor-parallel size, and the fastest that does not fit."""
+    found = list(plan.ranking[:SHOWN])
+    too_large = [one for one in plan.ranking if not one.fits]
+    others = [*best_of_each(plan.ranking), *sorted(too_large, key=lambda one: -one.rate)[:1]]
+    return found + [one for one in others if one not in found]
 
 
 def ranking_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
-    """The best layouts, then the best of each tensor-parallel size, with why they lose."""
-    shown = list(plan.ranking[:SHOWN])
-    shown += [one for one in best_of_each(plan.ranking) if one not in shown]
-    for one in shown:
+    """The layouts that are shown, with why they lose."""
+    for one in shown(plan):
         layout = one.layout
         yield (
             str(layout.tp),
@@ -46,12 +63,24 @@ def ranking_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 
 def told(plan: Plan) -> Iterator[tuple[str, str]]:
-    """The plan as rows of a name and a text."""
+    """The plan as rows of a name and a text, with what it rests on."""
+    yield from results(plan)
+    yield "assumed", "each of these is changed by --assume NAME=VALUE:"
+    for one in plan.assumed.told(plan.cluster):
+        yield f"  {one.name}", f"{one.value} ({one.source})"
+    yield "also assumed", "and not to be changed:"
+    for one in fixed_assumptions(plan):
+        yield f"  {one.name}", f"{one.value} ({one.source})"
+
+
+def results(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What comes of it."""
     best, place, found = plan.best, plan.cluster, plan.best.speed
     fit = sum(one.fits for one in plan.ranking)
     yield (
         "cluster",
-        f"{place.gpus} {place.gpu.name} in {place.nodes} nodes; {fit} of {len(plan.ranking)} layouts fit",
+        f"{place.gpus} {place.gpu.name} in {place.nodes} nodes; {fit} of {len(plan.ranking)} layouts "
+        "fit",
     )
     yield "layout", " ".join(best.overrides())
     yield "tensor parallel", plan.verdict
@@ -89,32 +118,20 @@ def told(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     rows = list(power.explain(plan.footprint, place, plan.assumed.power))
     yield from (row for row in rows if not row[0].startswith("  assumed"))
-    yield "assumed", "each of these is changed by --assume NAME=VALUE:"
-    for one in plan.assumed.told():
-        yield f"  {one.name}", one.value + (" (given)" if one.source == "given" else "")
-    yield "taken as given", ""
-    for one in fixed_assumptions(plan):
-        yield f"  {one.name}", f"{one.value} ({one.source})"
 
 
 def fixed_assumptions(plan: Plan) -> list[Assumption]:
     """What a plan rests on and no `--assume` changes."""
-    place, gpu = plan.cluster, plan.cluster.gpu
+    gpu = plan.cluster.gpu
     model = [
         one
-        for one in simulated(fleet_of(place, plan.assumed), plan.assumed.reliability)
+        for one in simulated(fleet_of(plan.cluster, plan.assumed), plan.assumed.reliability)
         if one.source.startswith("model")
     ]
     return [
         Assumption("speed", f"factors fitted to {plan.fitted}", "calibration.csv has their errors"),
         Assumption("attention", "a fused kernel for any mask", "never measured on a GPU"),
         Assumption("memory", "tensors of an uncompiled step", "traced; compiled blocks need less"),
-        Assumption("network", f"{place.network / 1e9:g} GB/s a GPU between nodes", "hardware.yaml"),
-        Assumption(
-            "node",
-            f"{place.node_watts:g} W besides its GPUs, unless node_watts is given",
-            "hardware.yaml",
-        ),
         Assumption("GPU", f"{gpu.idle:g} W idle to {gpu.watts:g} W", "hardware.yaml"),
         Assumption("energy of lost time", "that of training", "model"),
         *model,
@@ -122,7 +139,7 @@ def fixed_assumptions(plan: Plan) -> list[Assumption]:
 
 
 def as_json(plan: Plan) -> str:
-    """The plan as JSON; numbers are in tokens/s/GPU, seconds, bytes, watts and MWh, shares from 0 to 1."""
+    """The plan as JSON; tokens/s/GPU, seconds, bytes, watts, MWh; shares from 0 to 1."""
     return json.dumps(
         {
             "cluster": asdict(plan.cluster),
@@ -139,8 +156,8 @@ def as_json(plan: Plan) -> str:
             "energy": {**asdict(plan.footprint), "mwh": plan.footprint.mwh},
             "tensor_parallel": plan.verdict,
             "speed_fitted_to": plan.fitted,
-            "assumptions": {part: asdict(one) for part, one in vars(plan.assumed).items()},
-            "taken_as_given": [asdict(one) for one in fixed_assumptions(plan)],
+            "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
+            "also_assumed": [asdict(one) for one in fixed_assumptions(plan)],
             "ranking": [_candidate(one, plan.best) for one in plan.ranking],
         },
         indent=1,

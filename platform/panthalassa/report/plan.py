@@ -15,7 +15,6 @@ from panthalassa.planner.rank import Candidate
 from panthalassa.planner.scaling import Scaling, scale
 from panthalassa.planner.telling import (
     PARTS,
-    RANKING,
     fixed_assumptions,
     ranking_rows,
     results,
@@ -50,7 +49,9 @@ def write_page(plan: Plan, name: str, file: Path, progress: Progress | None = No
         file.touch()  # before minutes are spent on what it shall hold
         file.write_text(render(plan, name, scale(plan, progress)))
     except OSError as error:
-        raise ConfigError(f"{file} can not be written: {error}. Choose another --html FILE.") from error
+        raise ConfigError(
+            f"{file} can not be written: {error}. Choose another --html FILE."
+        ) from error
 
 
 def render(plan: Plan, name: str, scaling: Scaling) -> str:
@@ -72,7 +73,7 @@ def render(plan: Plan, name: str, scaling: Scaling) -> str:
         asked=scaling.plans.index(plan),
         sizes_file=packed(table(SIZES, (_size(one) for one in scaling.plans))),
         sizes_header=SIZES,
-        ranking_header=RANKING,
+        ranking_header=LAYOUTS,
         ranking=list(ranking_rows(plan)),
         ranking_file=packed(table(*_all_layouts(plan))),
         plan=plan,
@@ -149,6 +150,11 @@ def _layouts(plan: Plan, layouts: Sequence[Candidate]) -> Iterator[Panel]:
     )
 
 
+LAYOUTS = (
+    *("TP", "copies", "micro-batch", "checkpointing", "kept whole"),
+    *("GB", "tokens/s/GPU", "MFU", "why not"),
+)
+"""Copies of the model (HSDP); weights that are kept whole through a step."""
 SIZES = (
     "GPUs",
     "layout",

@@ -62,10 +62,10 @@ def _over_gpus(asked: Plan, scaling: Scaling) -> Plots:
     days = [plan.expected_days for plan in plans]
     slack = [plan.expected_range for plan in plans]
     energy = [plan.footprint.mwh for plan in plans]
-    span = [
-        (low / middle, high / middle) for (low, high), middle in zip(slack, days, strict=True)
+    span = [(low / middle, high / middle) for (low, high), middle in zip(slack, days, strict=True)]
+    speed = [
+        number * rate.tokens_per_second_per_gpu for number, rate in zip(gpus, rates, strict=True)
     ]
-    speed = [number * rate.tokens_per_second_per_gpu for number, rate in zip(gpus, rates, strict=True)]
     wanted: dict[str, tuple[str, str, dict[str, list[float]]]] = {
         "days": (
             "days",
@@ -74,9 +74,7 @@ def _over_gpus(asked: Plan, scaling: Scaling) -> Plots:
                 "value": days,
                 "low": [low for low, _ in slack],
                 "high": [high for _, high in slack],
-                "ideal": [
-                    plan.compute_days * plan.best.rate / best for plan in plans
-                ],
+                "ideal": [plan.compute_days * plan.best.rate / best for plan in plans],
             },
         ),
         "energy": (
@@ -160,7 +158,9 @@ def _memory(asked: Plan, layouts: Sequence[Candidate]) -> figure:
     made.x_range.end = 1.04 * min(max(whole, *(sum(need.values()) for need in needs)), 2 * whole)
     for at, dash in ((asked.best.usable / 1e9, "solid"), (whole, "dashed")):
         made.add_layout(
-            Span(location=at, dimension="height", line_color="#c8324b", line_dash=dash, line_width=2)
+            Span(
+                location=at, dimension="height", line_color="#c8324b", line_dash=dash, line_width=2
+            )
         )
     return made
 
