@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,13 +43,16 @@ def plan(
         typer.Option(help="with `check`: such as days=14", metavar="NAME=VALUE"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="write a page with charts, too", metavar="FILE")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Tell memory, speed, energy, cost and days before a GPU is taken; or check claims of a run."""
 
     def command(console: Console) -> None:
         if config == CHECK:
-            if overrides or gpus or gpu or tokens or from_run or assume:
+            if overrides or gpus or gpu or tokens or from_run or assume or html:
                 raise ConfigError("plan check takes claims alone, such as --claim gpus=512")
             _check(console, claim or [], as_json)
             return
@@ -56,7 +60,14 @@ def plan(
             raise ConfigError(
                 f"--claim {claim[0]}: claims are checked by `panthalassa plan {CHECK}`"
             )
+        if html:
+            from panthalassa.report.plan import check_file, write_page
+
+            check_file(html)
         found = _plan(config, overrides, gpus, gpu, tokens, from_run, assume or [])
+        if html:
+            with _tracing() as tell:
+                write_page(found, Path(config).stem, html, tell)
         if as_json:
             from panthalassa.planner.telling import as_json as encoded
 

@@ -59,6 +59,11 @@ class Plan:
         return self.ranking[0]
 
     @property
+    def rate(self) -> float:
+        """Tokens/s of the whole cluster."""
+        return self.cluster.gpus * self.best.rate
+
+    @property
     def expected_days(self) -> float:
         """With failures, recoveries and snapshots."""
         return self.goodput.days(self.compute_days)

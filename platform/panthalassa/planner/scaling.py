@@ -64,7 +64,7 @@ def _on(gpus: int, asked: Plan, progress: Progress | None) -> Plan:
     if not ranking[0].fits:
         peak, usable = ranking[0].footprint.peak / 1e9, ranking[0].usable / 1e9
         raise ConfigError(
-            f"on {gpus}, the leanest layout needs {peak:.1f} GB of the {usable:.1f} that tensors may take"
+            f"on {gpus}, the leanest layout needs {peak:.1f} GB of the {usable:.1f} for tensors"
         )
     return planned(
         asked.workload,

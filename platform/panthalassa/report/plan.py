@@ -3,6 +3,7 @@
 A plan comes in, one HTML file goes out, made as the report of a run is (`report.page`).
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,25 +40,29 @@ class Panel(NamedTuple):
     legend: Sequence[tuple[str, str]] = ()
 
 
+def check_file(file: Path) -> None:
+    """Raise ConfigError, before minutes are spent on a page, when it can not be written there."""
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"{file} can not be written: name a file in a folder that is yours")
+
+
 def write_page(plan: Plan, name: str, file: Path, progress: Progress | None = None) -> None:
     """Write the page of a plan, under the name of its configuration.
 
     progress: of the few traces that other numbers of GPUs need. Raises ConfigError when the file can not
     be written.
     """
+    page = render(plan, name, scale(plan, progress))
     try:
-        file.touch()  # before minutes are spent on what it shall hold
-        file.write_text(render(plan, name, scale(plan, progress)))
+        file.write_text(page)
     except OSError as error:
-        raise ConfigError(
-            f"{file} can not be written: {error}. Choose another --html FILE."
-        ) from error
+        raise ConfigError(f"{file} can not be written: {error}") from error
 
 
 def render(plan: Plan, name: str, scaling: Scaling) -> str:
     """The page as HTML."""
-    layouts = shown(plan)
-    place = plan.cluster
+    layouts, place = shown(plan), plan.cluster
+    sizes = [_size(one) for one in scaling.plans]
     return fill(
         "report/plan.html",
         draw_plan(plan, scaling, layouts),
@@ -69,10 +74,16 @@ def render(plan: Plan, name: str, scaling: Scaling) -> str:
         scaled=list(_scaled(plan, scaling)),
         layouts=list(_layouts(plan, layouts)),
         scaling=scaling,
-        sizes=[_size(one) for one in scaling.plans],
+        sizes=[
+            [
+                form.format(cell) if form else few(cell)
+                for form, cell in zip(SIZES.values(), row, strict=True)
+            ]
+            for row in sizes
+        ],
         asked=scaling.plans.index(plan),
-        sizes_file=packed(table(SIZES, (_size(one) for one in scaling.plans))),
-        sizes_header=SIZES,
+        sizes_file=packed(table(list(SIZES), sizes)),
+        sizes_header=list(SIZES),
         ranking_header=LAYOUTS,
         ranking=list(ranking_rows(plan)),
         ranking_file=packed(table(*_all_layouts(plan))),
@@ -86,7 +97,8 @@ def render(plan: Plan, name: str, scaling: Scaling) -> str:
 def _cards(plan: Plan) -> Iterator[Headline]:
     best, (fast, slow), bill = plan.best, plan.expected_range, plan.footprint
     found = best.speed
-    yield Headline("days", few(plan.expected_days), f"{few(fast)} to {few(slow)}")
+    goodput = f"goodput {plan.goodput.productive:.1%}"
+    yield Headline("days", few(plan.expected_days), f"{few(fast)} to {few(slow)}; {goodput}")
     yield Headline(
         "tokens/s/GPU",
         f"{best.rate:,.0f}",
@@ -99,11 +111,6 @@ def _cards(plan: Plan) -> Iterator[Headline]:
     )
     yield Headline("energy", f"{few(bill.mwh)} MWh", f"{few(bill.tonnes_co2)} t CO2")
     yield Headline("cost", f"${bill.dollars:,.0f}", f"{bill.gpu_hours:,.0f} GPU-hours")
-    yield Headline(
-        "goodput",
-        f"{plan.goodput.productive:.1%}",
-        f"a failure every {plan.goodput.between_failures / 3600:,.1f} h",
-    )
 
 
 def _taken(plan: Plan, scaling: Scaling) -> Iterator[Panel]:
@@ -120,14 +127,17 @@ def _taken(plan: Plan, scaling: Scaling) -> Iterator[Panel]:
 
 
 def _scaled(plan: Plan, scaling: Scaling) -> Iterator[Panel]:
-    first, last = scaling.plans[0], scaling.plans[-1]
-    more = last.cluster.gpus / first.cluster.gpus
-    faster = more * last.best.rate / first.best.rate
-    yield Panel("speed", f"{few(more)} times the GPUs train {few(faster)} times as fast")
+    last = scaling.plans[-1]
+    beside = plan if last is not plan else scaling.plans[0]
+    faster = last.rate / beside.rate
+    yield Panel(
+        "speed",
+        f"{last.cluster.gpus:,} GPUs train {few(faster)} times as fast as {beside.cluster.gpus:,}",
+    )
     share = plan.best.rate / scaling.best_rate
-    title = f"{plan.cluster.gpus:,} GPUs: {share:.0%} of the best speed of a GPU"
+    title = f"Each of {plan.cluster.gpus:,} GPUs has {share:.0%} of the best speed"
     if last is not plan:
-        title += f"; {last.cluster.gpus:,}: {last.best.rate / scaling.best_rate:.0%}"
+        title += f", of {last.cluster.gpus:,} {last.best.rate / scaling.best_rate:.0%}"
     yield Panel("efficiency", title)
 
 
@@ -145,7 +155,7 @@ def _layouts(plan: Plan, layouts: Sequence[Candidate]) -> Iterator[Panel]:
     there = {part for one in layouts for part, took in one.speed.parts.items() if took.seconds}
     yield Panel(
         "step",
-        f"{share:.0%} of its step of {plan.best.speed.step_seconds:.3g} s are {longest}",
+        f"A step takes {plan.best.speed.step_seconds:.3g} s, {share:.0%} of it {longest}",
         [(colour, part) for part, colour in STEP_COLOURS.items() if part in there],
     )
 
@@ -155,37 +165,29 @@ LAYOUTS = (
     *("GB", "tokens/s/GPU", "MFU", "why not"),
 )
 """Copies of the model (HSDP); weights that are kept whole through a step."""
-SIZES = (
-    "GPUs",
-    "layout",
-    "GB",
-    "tokens/s/GPU",
-    "tokens/s",
-    "days",
-    "from",
-    "to",
-    "MWh",
-    "GPU-hours",
-    "$",
-    "goodput",
-)
+SIZES = {
+    "GPUs": "{:,}",
+    "GB": "{:.1f}",
+    "tokens/s/GPU": "{:,.0f}",
+    "tokens/s": "{:,.0f}",
+    "days": "",
+    "from": "",
+    "to": "",
+    "MWh": "",
+    "GPU-hours": "{:,.0f}",
+    "cost": "${:,.0f}",
+    "goodput": "{:.1%}",
+    "layout": "{}",
+}
+"""Columns, and how they are shown; as `few` if nothing is said."""
 
 
 def _size(plan: Plan) -> Row:
     (fast, slow), bill = plan.expected_range, plan.footprint
     return (
-        f"{plan.cluster.gpus}",
-        layout_text(plan.best),
-        f"{plan.best.footprint.peak / 1e9:.1f}",
-        f"{plan.best.rate:.0f}",
-        f"{plan.cluster.gpus * plan.best.rate:.0f}",
-        few(plan.expected_days),
-        few(fast),
-        few(slow),
-        few(bill.mwh),
-        f"{bill.gpu_hours:.0f}",
-        f"{bill.dollars:.0f}",
-        f"{plan.goodput.productive:.1%}",
+        *(plan.cluster.gpus, plan.best.footprint.peak / 1e9, plan.best.rate, plan.rate),
+        *(plan.expected_days, fast, slow, bill.mwh, bill.gpu_hours, bill.dollars),
+        *(plan.goodput.productive, layout_text(plan.best)),
     )
 
 
@@ -210,4 +212,4 @@ def _all_layouts(plan: Plan) -> tuple[Row, Iterator[Row]]:
 
 def few(number: float) -> str:
     """To three digits, thousands in full."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"

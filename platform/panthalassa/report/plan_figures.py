@@ -38,7 +38,7 @@ STEP_COLOURS = {
     "optimizer": "#77aadd",
     "step": "#777777",
 }
-"""Of parts of a step. Both are Paul Tol's "light" scheme, made for areas and for colour-blind readers."""
+"""Of parts of a step. Both are of Paul Tol's "light" scheme, for areas and for colour-blind readers."""
 
 
 def draw_plan(asked: Plan, scaling: Scaling, layouts: Sequence[Candidate]) -> Plots:
@@ -57,58 +57,50 @@ def draw_plan(asked: Plan, scaling: Scaling, layouts: Sequence[Candidate]) -> Pl
 
 def _over_gpus(asked: Plan, scaling: Scaling) -> Plots:
     plans, best = scaling.plans, scaling.best_rate
-    rates = [plan.best.speed for plan in plans]
-    gpus = [plan.cluster.gpus for plan in plans]
+    speeds = [(plan.cluster.gpus, plan.best.speed) for plan in plans]
     days = [plan.expected_days for plan in plans]
-    slack = [plan.expected_range for plan in plans]
+    shortest, longest = zip(*(plan.expected_range for plan in plans), strict=True)
     energy = [plan.footprint.mwh for plan in plans]
-    span = [(low / middle, high / middle) for (low, high), middle in zip(slack, days, strict=True)]
-    speed = [
-        number * rate.tokens_per_second_per_gpu for number, rate in zip(gpus, rates, strict=True)
-    ]
-    wanted: dict[str, tuple[str, str, dict[str, list[float]]]] = {
-        "days": (
+    a_day = [mwh / day for mwh, day in zip(energy, days, strict=True)]
+
+    def curve(label: str, form: str, log: bool, **columns: Sequence[float]) -> figure:
+        return _curve(asked, plans, label, form, log, columns)
+
+    return {
+        "days": curve(
             "days",
             "0,0.[0]",
-            {
-                "value": days,
-                "low": [low for low, _ in slack],
-                "high": [high for _, high in slack],
-                "ideal": [plan.compute_days * plan.best.rate / best for plan in plans],
-            },
+            log=True,
+            value=days,
+            low=shortest,
+            high=longest,
+            ideal=[plan.compute_days * plan.best.rate / best for plan in plans],
         ),
-        "energy": (
+        "energy": curve(
             "MWh",
             "0,0.[00]",
-            {
-                "value": energy,
-                "low": [mwh * low for mwh, (low, _) in zip(energy, span, strict=True)],
-                "high": [mwh * high for mwh, (_, high) in zip(energy, span, strict=True)],
-            },
+            log=False,
+            value=energy,
+            low=[mwh * day for mwh, day in zip(a_day, shortest, strict=True)],
+            high=[mwh * day for mwh, day in zip(a_day, longest, strict=True)],
         ),
-        "speed": (
+        "speed": curve(
             "tokens / s",
-            "0.[0]a",
-            {
-                "value": speed,
-                "low": [number * rate.low for number, rate in zip(gpus, rates, strict=True)],
-                "high": [number * rate.high for number, rate in zip(gpus, rates, strict=True)],
-                "ideal": [number * best for number in gpus],
-            },
+            "0,0",
+            log=True,
+            value=[plan.rate for plan in plans],
+            low=[gpus * speed.low for gpus, speed in speeds],
+            high=[gpus * speed.high for gpus, speed in speeds],
+            ideal=[gpus * best for gpus, _ in speeds],
         ),
-        "efficiency": (
+        "efficiency": curve(
             "of the best tokens/s/GPU",
             "0%",
-            {
-                "value": [plan.best.rate / best for plan in plans],
-                "ideal": [1.0 for _ in plans],
-            },
+            log=False,
+            value=[plan.best.rate / best for plan in plans],
+            ideal=[1.0] * len(plans),
         ),
     }
-    plots: Plots = {}
-    for name, (label, form, columns) in wanted.items():
-        plots[name] = _curve(asked, plans, label, form, columns, log=name in ("days", "speed"))
-    return plots
 
 
 def _curve(
@@ -116,8 +108,8 @@ def _curve(
     plans: Sequence[Plan],
     label: str,
     form: str,
-    columns: Mapping[str, list[float]],
     log: bool,
+    columns: Mapping[str, Sequence[float]],
 ) -> figure:
     """columns: `value` over the GPUs of the plans, and perhaps `low`, `high` and `ideal`."""
     gpus = [plan.cluster.gpus for plan in plans]
@@ -135,10 +127,10 @@ def _curve(
     }
     source = ColumnDataSource({**told, **columns})
     if "low" in columns:
-        made.varea("gpus", "low", "high", source=source, color=BLUE, fill_alpha=0.22)
+        made.varea("gpus", "low", "high", source=source, color=BLUE, fill_alpha=0.3)
     if "ideal" in columns:
         made.line("gpus", "ideal", source=source, color=GREY, line_dash="dashed", line_width=1.5)
-    made.line("gpus", "value", source=source, color=BLUE, line_width=1.8)
+    made.line("gpus", "value", source=source, color=BLUE, line_width=1.4)
     dots = made.scatter("gpus", "value", source=source, size="size", color="colour")
     rows = [("GPUs", "@gpus{0,0}"), (label, f"@value{{{form}}}")]
     if "low" in columns:
