@@ -199,7 +199,8 @@ def test_people_and_programs_are_told_the_same(plan: Plan) -> None:
     data, rows = json.loads(as_json(plan)), dict(told(plan))
     assert len(data["ranking"]) == len(plan.ranking)
     first = data["ranking"][0]
-    assert first["fits"] and first["why_not"] is None
+    assert first["fits"]
+    assert first["why_not"] is None
     assert all(one["why_not"] for one in data["ranking"][1:])
     rate = first["speed"]["tokens_per_second_per_gpu"]
     assert f"{rate:,.0f} tokens/s/GPU" in rows["speed"]

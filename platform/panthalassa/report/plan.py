@@ -5,7 +5,7 @@ A plan comes in, one HTML file goes out, made as the report of a run is (`report
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,11 +75,7 @@ def render(plan: Plan, name: str, scaling: Scaling) -> str:
         layouts=list(_layouts(plan, layouts)),
         scaling=scaling,
         sizes=[
-            [
-                form.format(cell) if form else few(cell)
-                for form, cell in zip(SIZES.values(), row, strict=True)
-            ]
-            for row in sizes
+            [show(cell) for show, cell in zip(SIZES.values(), row, strict=True)] for row in sizes
         ],
         asked=scaling.plans.index(plan),
         sizes_file=packed(table(list(SIZES), sizes)),
@@ -165,21 +161,28 @@ LAYOUTS = (
     *("GB", "tokens/s/GPU", "MFU", "why not"),
 )
 """Copies of the model (HSDP); weights that are kept whole through a step."""
-SIZES = {
-    "GPUs": "{:,}",
-    "GB": "{:.1f}",
-    "tokens/s/GPU": "{:,.0f}",
-    "tokens/s": "{:,.0f}",
-    "days": "",
-    "from": "",
-    "to": "",
-    "MWh": "",
-    "GPU-hours": "{:,.0f}",
-    "cost": "${:,.0f}",
-    "goodput": "{:.1%}",
-    "layout": "{}",
+
+
+def few(number: float) -> str:
+    """To three digits, thousands in full."""
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"
+
+
+SIZES: dict[str, Callable[..., str]] = {
+    "GPUs": "{:,}".format,
+    "GB": "{:.1f}".format,
+    "tokens/s/GPU": "{:,.0f}".format,
+    "tokens/s": "{:,.0f}".format,
+    "days": few,
+    "from": few,
+    "to": few,
+    "MWh": few,
+    "GPU-hours": "{:,.0f}".format,
+    "cost": "${:,.0f}".format,
+    "goodput": "{:.1%}".format,
+    "layout": str,
 }
-"""Columns, and how they are shown; as `few` if nothing is said."""
+"""Columns, and how they are shown."""
 
 
 def _size(plan: Plan) -> Row:
@@ -208,8 +211,3 @@ def _all_layouts(plan: Plan) -> tuple[Row, Iterator[Row]]:
         ]
         for one in plan.ranking
     )
-
-
-def few(number: float) -> str:
-    """To three digits, thousands in full."""
-    return f"{number:,.0f}" if number >= 99.95 else f"{number:#.3g}"

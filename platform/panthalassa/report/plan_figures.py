@@ -43,15 +43,12 @@ STEP_COLOURS = {
 
 def draw_plan(asked: Plan, scaling: Scaling, layouts: Sequence[Candidate]) -> Plots:
     """All figures, by name."""
+    steps = [{name: part.seconds for name, part in one.speed.parts.items()} for one in layouts]
+    longest = max(one.speed.step_seconds for one in layouts)
     return {
         **_over_gpus(asked, scaling),
         "memory": _memory(asked, layouts),
-        "step": _bars(
-            "seconds",
-            [{k: part.seconds for k, part in one.speed.parts.items()} for one in layouts],
-            layouts,
-            STEP_COLOURS,
-        ),
+        "step": _bars("seconds", steps, layouts, STEP_COLOURS, longest),
     }
 
 
@@ -145,9 +142,9 @@ def _curve(
 def _memory(asked: Plan, layouts: Sequence[Candidate]) -> figure:
     """By part, with lines at what tensors may take and at what the GPU has."""
     needs = [{part: getattr(one.footprint, part) / 1e9 for part in PARTS} for one in layouts]
-    made = _bars("GB", needs, layouts, MEMORY_COLOURS)
     whole = asked.cluster.gpu.memory / 1e9
-    made.x_range.end = 1.04 * min(max(whole, *(sum(need.values()) for need in needs)), 2 * whole)
+    longest = max(whole, *(sum(need.values()) for need in needs))
+    made = _bars("GB", needs, layouts, MEMORY_COLOURS, min(longest, 2 * whole))
     for at, dash in ((asked.best.usable / 1e9, "solid"), (whole, "dashed")):
         made.add_layout(
             Span(
@@ -162,10 +159,10 @@ def _bars(
     parts: Sequence[Mapping[str, float]],
     layouts: Sequence[Candidate],
     colours: Mapping[str, str],
+    longest: float,
 ) -> figure:
     """Stacked bars, one a layout, the first at the top."""
     names = [f"{number} · TP {one.layout.tp}" for number, one in enumerate(layouts, 1)]
-    longest = max(sum(one.values()) for one in parts)
     made = plot("", label, 90 + 26 * len(names), x_range=(0, 1.04 * longest), y_range=names[::-1])
     made.xgrid.visible, made.ygrid.visible = True, False
     found = [part for part in colours if any(one.get(part) for one in parts)]
