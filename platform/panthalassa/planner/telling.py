@@ -72,13 +72,13 @@ def told(plan: Plan) -> Iterator[tuple[str, str]]:
     yield (
         "speed",
         f"{best.rate:,.0f} tokens/s/GPU ({found.low:,.0f} to {found.high:,.0f}), MFU {found.mfu:.1%}, "
-        f"HFU {found.hfu:.1%}; {found.step_seconds:.2f} s a step, bound by {found.bound}",
+        f"HFU {found.hfu:.1%}; {found.step_seconds:.3g} s a step, bound by {found.bound}",
     )
     parts = sorted(found.parts.items(), key=lambda item: -item[1].seconds)
     yield (
         "a step",
         ", ".join(
-            f"{name} {part.seconds:.2f} s ({part.bound})"
+            f"{name} {part.seconds:.2g} s ({part.bound})"
             for name, part in parts
             if part.seconds >= 0.005 * found.step_seconds
         ),
