@@ -209,6 +209,16 @@ def test_what_fits_nowhere_is_refused_with_the_smallest_cluster_that_is_enough(p
         make_plan(config, none)
 
 
+def test_the_configured_layout_is_judged_beside_the_best(plan: Plan) -> None:
+    slow = plan.ranking[-1]
+    asked = make_plan(configuration(*slow.overrides()), PLACE)
+    assert asked.asked == slow
+    assert dict(told(asked))["as configured"] == slow.worse_than(plan.best)
+    best = make_plan(configuration(*plan.best.overrides()), PLACE)
+    assert dict(told(best))["as configured"] == "the best"
+    assert plan.asked is None, "these GPUs can not have tp_size=1"
+
+
 def test_people_and_programs_are_told_the_same(plan: Plan) -> None:
     data, rows = json.loads(as_json(plan)), dict(told(plan))
     assert len(data["ranking"]) == len(plan.ranking)

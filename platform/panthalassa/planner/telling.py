@@ -68,6 +68,7 @@ def told(plan: Plan) -> Iterator[tuple[str, str]]:
         "fit",
     )
     yield "layout", " ".join(best.overrides())
+    yield "as configured", _asked(plan)
     yield "tensor parallel", plan.verdict
     yield (
         "speed",
@@ -145,6 +146,7 @@ def as_json(plan: Plan) -> str:
             "goodput": asdict(plan.goodput),
             "snapshot_interval_seconds": plan.interval.seconds,
             "energy": {**asdict(plan.footprint), "mwh": plan.footprint.mwh},
+            "as_configured": _asked(plan),
             "tensor_parallel": plan.verdict,
             "speed_fitted_to": plan.fitted,
             "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
@@ -167,6 +169,12 @@ def _candidate(one: Candidate, best: Candidate) -> dict[str, Any]:
         },
         "speed": asdict(one.speed),
     }
+
+
+def _asked(plan: Plan) -> str:
+    if plan.asked is None:
+        return "no layout of these GPUs: other sizes, or micro-batches that are no power of two"
+    return "the best" if plan.asked is plan.best else plan.asked.worse_than(plan.best)
 
 
 def _memory(best: Candidate) -> str:
