@@ -60,7 +60,7 @@ def test_a_finished_run_on_this_machine_predicts_its_own_steps_and_another_batch
 
     own = step_seconds()
     assert own == pytest.approx(measured, rel=0.15)
-    assert own < step_seconds("train.global_batch=32") < 2.1 * own
+    assert 0.48 * own < step_seconds("train.global_batch=8") < own
 
 
 def test_the_two_false_claims_of_the_flagship_are_named() -> None:

@@ -26,7 +26,8 @@ SLOW = replace(
 
 def configuration(*overrides: str) -> Config:
     tree = {
-        "corpus": {"directory": "nowhere"},
+        "run": {"name": "planned"},
+        "corpus": {"directory": "nowhere", "sources": ["nowhere"]},
         "model": {"preset": "laptop"},
         "train": {"steps": 100, "global_batch": 8, "micro_batch": 4, "sequence_length": 256},
         "cluster": {"workers": 1},

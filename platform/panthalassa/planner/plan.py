@@ -5,7 +5,7 @@ Everything that it rests on is a named assumption, which is shown with it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from panthalassa.config import Config
 from panthalassa.errors import ConfigError
@@ -38,6 +38,8 @@ class Plan:
     tokens: float
     ranking: list[Candidate]
     """All feasible layouts, the best first; those that do not fit last."""
+    asked: Candidate | None
+    """The layout that the configuration asks for, if these GPUs can have it."""
     verdict: str
     """Whether tensor parallelism inside the node pays."""
     compute_days: float
@@ -130,6 +132,7 @@ def planned(
         workload=workload,
         tokens=tokens,
         ranking=ranking,
+        asked=_asked(config, ranking),
         verdict=verdict(ranking, workload, place),
         compute_days=compute_days,
         goodput=goodput,
@@ -141,6 +144,19 @@ def planned(
         factors=factors,
         fitted=fitted,
     )
+
+
+def _asked(config: Config, ranking: list[Candidate]) -> Candidate | None:
+    parallel = config.parallel
+    layout = replace(
+        ranking[0].layout,
+        tp=parallel.tp_size,
+        replicas=parallel.replicas,
+        micro_batch=config.train.micro_batch,
+        activation_checkpointing=parallel.activation_checkpointing,
+        keep_gathered=parallel.keep_gathered,
+    )
+    return next((one for one in ranking if one.layout == layout), None)
 
 
 def fleet_of(place: Cluster, assumed: Assumed) -> Fleet:

@@ -15,6 +15,8 @@ from panthalassa.planner.layout import CHECKPOINTING, TP_SIZES, Layout, Workload
 from panthalassa.planner.memory import Footprint, Progress, footprints
 from panthalassa.planner.speed import Factors, Speed, speed
 
+LEAST_SHARE = 1e-4
+"""Of a step: what takes less longer than that is not told."""
 LARGEST = 65_536
 """GPUs up to which a cluster is looked for on which a workload fits."""
 
@@ -81,7 +83,8 @@ class Candidate:
             for name, part in self.speed.parts.items()
         }
         order = sorted(longer, key=lambda name: -longer[name])
-        return [f"{longer[name]:+.2f} s {name}" for name in order if longer[name] >= 0.005]
+        least = LEAST_SHARE * best.speed.step_seconds
+        return [f"{_seconds(longer[name])} more {name}" for name in order if longer[name] > least]
 
 
 def rank(
@@ -153,6 +156,10 @@ def counted(workload: Workload, layout: Layout, gpus_per_node: int, compiled: bo
             head_again=layout.micro_batch * workload.sequence_length > workload.loss_chunk,
         ),
     )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def best_of_each(candidates: Sequence[Candidate]) -> Iterator[Candidate]:

@@ -83,17 +83,18 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
         "fit",
     )
     yield "layout", " ".join(best.overrides())
+    yield "as configured", _asked(plan)
     yield "tensor parallel", plan.verdict
     yield (
         "speed",
         f"{best.rate:,.0f} tokens/s/GPU ({found.low:,.0f} to {found.high:,.0f}), MFU {found.mfu:.1%}, "
-        f"HFU {found.hfu:.1%}; {found.step_seconds:.2f} s a step, bound by {found.bound}",
+        f"HFU {found.hfu:.1%}; {found.step_seconds:.3g} s a step, bound by {found.bound}",
     )
     parts = sorted(found.parts.items(), key=lambda item: -item[1].seconds)
     yield (
         "a step",
         ", ".join(
-            f"{name} {part.seconds:.2f} s ({part.bound})"
+            f"{name} {part.seconds:.2g} s ({part.bound})"
             for name, part in parts
             if part.seconds >= 0.005 * found.step_seconds
         ),
@@ -154,6 +155,7 @@ def as_json(plan: Plan) -> str:
             "goodput": asdict(plan.goodput),
             "snapshot_interval_seconds": plan.interval.seconds,
             "energy": {**asdict(plan.footprint), "mwh": plan.footprint.mwh},
+            "as_configured": _asked(plan),
             "tensor_parallel": plan.verdict,
             "speed_fitted_to": plan.fitted,
             "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
@@ -176,6 +178,12 @@ def _candidate(one: Candidate, best: Candidate) -> dict[str, Any]:
         },
         "speed": asdict(one.speed),
     }
+
+
+def _asked(plan: Plan) -> str:
+    if plan.asked is None:
+        return "no layout of these GPUs: other sizes, or micro-batches that are no power of two"
+    return "the best" if plan.asked is plan.best else plan.asked.worse_than(plan.best)
 
 
 def _memory(best: Candidate) -> str:
