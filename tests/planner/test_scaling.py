@@ -5,21 +5,27 @@ from dataclasses import replace
 
 import pytest
 
-from panthalassa.config import Model
+from panthalassa.config import Config
+from panthalassa.config_file import build
 from panthalassa.planner.assume import Assumed
 from panthalassa.planner.hardware import cluster, gpu
 from panthalassa.planner.layout import Layout, Workload
 from panthalassa.planner.memory import footprints
-from panthalassa.planner.plan import Plan, planned
-from panthalassa.planner.rank import rank
+from panthalassa.planner.plan import Plan, make_plan
 from panthalassa.planner.scaling import Scaling, scale
 
-MODEL = Model(
-    vocabulary_size=128, hidden_size=64, layers=2, heads=8, kv_heads=8, head_size=8, ffn_size=128
-)
-WORKLOAD = Workload(MODEL, sequence_length=64, global_batch=4, loss_chunk=64)
-"""Samples for four data-parallel ranks: sixteen GPUs need tensor-parallel groups of four at least."""
-PLACE = cluster(gpu("a100-80gb"), 16)
+MODEL = {"vocabulary_size": 64, "hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 2}
+TREE = {
+    "run": {"name": "test"},
+    "corpus": {"directory": "nowhere"},
+    "model": {**MODEL, "head_size": 16, "ffn_size": 64},
+    "parallel": {"precision": "bf16", "compile": True},
+    "train": {"steps": 10**9, "global_batch": 2, "micro_batch": 1, "sequence_length": 64},
+}
+CONFIG = build(TREE, [], "test", Config)
+"""Samples for two data-parallel ranks: four GPUs need tensor-parallel groups of two."""
+WORKLOAD = Workload.of(CONFIG)
+PLACE = cluster(gpu("a100-80gb"), 4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,10 +37,8 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def ask(memory: float = PLACE.gpu.memory) -> Plan:
-    """A plan for sixteen GPUs of so many bytes."""
-    place = replace(PLACE, gpu=replace(PLACE.gpu, memory=memory))
-    ranking = rank(WORKLOAD, place, compiled=True)
-    return planned(WORKLOAD, place, ranking, 1e12, Assumed(), True, None, "published runs")
+    """A plan for four GPUs of so many bytes."""
+    return make_plan(CONFIG, replace(PLACE, gpu=replace(PLACE.gpu, memory=memory)))
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +47,26 @@ def found(_home: None) -> Scaling:
 
 
 def test_a_run_is_planned_on_powers_of_two_as_far_as_its_batch_allows(found: Scaling) -> None:
-    assert [plan.cluster.gpus for plan in found.plans] == [1, 2, 4, 8, 16, 32]
-    assert found.above == "no layout: 8 data-parallel ranks share global_batch=4"
-    assert found.below == "there are none"
+    assert [plan.cluster.gpus for plan in found.plans] == [1, 2, 4]
+    assert found.above.startswith("on 8, 8 data-parallel ranks share global_batch=2: ")
     for plan in found.plans:
         assert plan.workload == WORKLOAD
-        assert plan.tokens == 1e12
-        assert plan.cluster.gpus_per_node == min(8, plan.cluster.gpus)
+        assert plan.cluster.gpus_per_node == plan.cluster.gpus
+        assert plan.ranking[0].fits
         assert plan.best.rate <= found.best_rate
-    days = [plan.expected_days for plan in found.plans]
-    assert days[:4] == sorted(days[:4], reverse=True)
+    assert found.plans[2] == ask()
 
 
 def test_what_a_rank_needs_elsewhere_is_what_a_trace_of_its_own_would_tell(found: Scaling) -> None:
-    four, many = (found.plans[place] for place in (2, 5))
-    for plan in (four, many):
-        assert footprints(WORKLOAD, [plan.best.layout])[plan.best.layout] == plan.best.footprint
-    sharded = Layout(4, 2, 1, 2, "none", keep_gathered=True)
-    own, other = (footprints(WORKLOAD, [sharded], gpus=gpus)[sharded] for gpus in (None, 16))
-    assert own == other
+    layouts = [found.plans[1].best.layout, Layout(2, 1, 1, 1, "full", keep_gathered=False)]
+    assert footprints(WORKLOAD, layouts, gpus=4) == footprints(WORKLOAD, layouts)
 
 
 def test_the_fewest_gpus_are_those_on_which_it_fits(found: Scaling) -> None:
+    one, two = (min(each.footprint.peak for each in plan.ranking) for plan in found.plans[:2])
+    assert one > two
     reserve = Assumed().reserve
-    leanest = {}
-    for plan in found.plans[1:3]:
-        leanest[plan.cluster.gpus] = min(one.footprint.peak for one in plan.ranking)
-    assert leanest[2] > leanest[4]
-    usable = (leanest[2] + leanest[4]) / 2
-    memory = (usable + 1e9 * reserve.reserved_gb) / (1 - reserve.fragments)
+    memory = ((one + two) / 2 + 1e9 * reserve.reserved_gb) / (1 - reserve.fragments)
     tight = scale(ask(memory))
-    assert [plan.cluster.gpus for plan in tight.plans] == [4, 8, 16, 32]
-    assert tight.below.startswith("on 2, the leanest layout needs ")
+    assert [plan.cluster.gpus for plan in tight.plans] == [2, 4]
+    assert tight.below.startswith("on 1, the leanest layout needs ")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from browsers import PIXELS, Page
 
-from panthalassa.config import Model
+from panthalassa.config import Config
+from panthalassa.config_file import build
 from panthalassa.errors import ConfigError
 from panthalassa.planner.assume import Assumed
 from panthalassa.planner.calibration import factors
@@ -21,16 +22,16 @@ from panthalassa.planner.scaling import Scaling
 from panthalassa.planner.speed import speed
 from panthalassa.report.plan import check_file, render
 
-MODEL = Model(
-    vocabulary_size=32_000,
-    hidden_size=1024,
-    layers=12,
-    heads=16,
-    kv_heads=8,
-    head_size=64,
-    ffn_size=4096,
-)
-WORKLOAD = Workload(MODEL, sequence_length=2048, global_batch=256)
+MODEL = {"vocabulary_size": 32_000, "hidden_size": 1024, "layers": 12, "heads": 16, "kv_heads": 8}
+TREE = {
+    "run": {"name": "test"},
+    "corpus": {"directory": "nowhere"},
+    "model": {**MODEL, "head_size": 64, "ffn_size": 4096},
+    "parallel": {"precision": "bf16", "compile": True},
+    "train": {"steps": 10_000, "global_batch": 256, "micro_batch": 1, "sequence_length": 2048},
+}
+CONFIG = build(TREE, [], "test", Config)
+WORKLOAD = Workload.of(CONFIG)
 BLUE, ORANGE, GREY, RED = "63,135,214", "217,115,13", "138,147,157", "200,50,75"
 ACTIVATIONS, WAITED = "238,136,102", "238,136,102"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">{{7*7}}</script>"
@@ -49,7 +50,7 @@ def plan_on(gpus: int) -> Plan:
         replace(one, footprint=replace(one.footprint, temporaries=6 * 10**9 + number * 10**9))
         for number, one in enumerate(found)
     ]
-    return planned(WORKLOAD, place, ranking, 1e11, Assumed(), True, None, HOSTILE)
+    return planned(CONFIG, place, ranking, 1e11, Assumed(), None, HOSTILE)
 
 
 @pytest.fixture(scope="module")

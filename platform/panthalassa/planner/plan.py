@@ -33,6 +33,7 @@ class Days:
 class Plan:
     """What training the workload on the cluster is expected to take."""
 
+    config: Config
     cluster: Cluster
     workload: Workload
     tokens: float
@@ -49,8 +50,6 @@ class Plan:
     days: tuple[Days, ...]
     footprint: power.Bill
     assumed: Assumed
-    compiled: bool
-    """Whether blocks run under torch.compile where they can."""
     factors: Factors | None
     """Of the speed; None: those of published runs."""
     fitted: str
@@ -99,17 +98,15 @@ def make_plan(
     if not best.fits:
         raise ConfigError(_fits_nowhere(workload, place, best, assumed, progress))
     tokens = tokens or config.train.steps * workload.global_batch * workload.sequence_length
-    compiled = config.parallel.compile
-    return planned(workload, place, ranking, tokens, assumed, compiled, factors, fitted)
+    return planned(config, place, ranking, tokens, assumed, factors, fitted)
 
 
 def planned(
-    workload: Workload,
+    config: Config,
     place: Cluster,
     ranking: list[Candidate],
     tokens: float,
     assumed: Assumed,
-    compiled: bool,
     factors: Factors | None,
     fitted: str,
 ) -> Plan:
@@ -117,7 +114,7 @@ def planned(
 
     Raises ConfigError when the cluster fails too often to train anything.
     """
-    reliability, best = assumed.reliability, ranking[0]
+    workload, reliability, best = Workload.of(config), assumed.reliability, ranking[0]
     a_step = workload.global_batch * workload.sequence_length
     compute_days = tokens / a_step * best.speed.step_seconds / DAY
     goodput = expected(reliability, place.gpus)
@@ -128,6 +125,7 @@ def planned(
         )
     gpu_hours = place.gpus * 24 * goodput.days(compute_days)
     return Plan(
+        config=config,
         cluster=place,
         workload=workload,
         tokens=tokens,
@@ -140,7 +138,6 @@ def planned(
         days=tuple(_days(compute_days, place, assumed)),
         footprint=power.footprint(best.speed, place, gpu_hours, assumed.power),
         assumed=assumed,
-        compiled=compiled,
         factors=factors,
         fitted=fitted,
     )

@@ -39,43 +39,36 @@ def scale(asked: Plan, progress: Progress | None = None) -> Scaling:
     """Plan the run of `asked` on fewer GPUs, down to where it fits no more, and on more."""
     gpus = asked.cluster.gpus
     powers = [1 << exponent for exponent in range((BEYOND * gpus).bit_length())]
-    plans, below = [asked], "there are none"
+    plans, below, above = [asked], "there are none", f"not looked at beyond {BEYOND} times {gpus:,}"
     for number in (power for power in reversed(powers) if power < gpus):
         try:
             plans.insert(0, _on(number, asked, progress))
         except ConfigError as error:
-            below = str(error)
+            below = _why(number, error)
             break
-    above = f"{BEYOND} times the asked number is where this page ends"
     for number in (power for power in powers if power > gpus):
         try:
             plans.append(_on(number, asked, progress))
         except ConfigError as error:
-            above = str(error)
+            above = _why(number, error)
             break
     return Scaling(plans, below, above)
 
 
+def _why(gpus: int, error: ConfigError) -> str:
+    """Of several reasons, the one without tensor parallelism, which comes first."""
+    return f"on {gpus:,}, " + str(error).splitlines()[0].removeprefix("no layout: ")
+
+
 def _on(gpus: int, asked: Plan, progress: Progress | None) -> Plan:
     """Raises ConfigError when nothing fits there, or no layout is possible."""
-    place, known, assumed = _cluster(gpus, asked.cluster), asked.factors, asked.assumed
-    traced = asked.cluster.gpus
-    ranking = rank(asked.workload, place, asked.compiled, known, assumed.reserve, progress, traced)
+    place, assumed, known = _cluster(gpus, asked.cluster), asked.assumed, asked.factors
+    compiled, traced = asked.config.parallel.compile, asked.cluster.gpus
+    ranking = rank(asked.workload, place, compiled, known, assumed.reserve, progress, traced)
     if not ranking[0].fits:
         peak, usable = ranking[0].footprint.peak / 1e9, ranking[0].usable / 1e9
-        raise ConfigError(
-            f"on {gpus}, the leanest layout needs {peak:.1f} GB of the {usable:.1f} for tensors"
-        )
-    return planned(
-        asked.workload,
-        place,
-        ranking,
-        asked.tokens,
-        assumed,
-        asked.compiled,
-        known,
-        asked.fitted,
-    )
+        raise ConfigError(f"the leanest layout needs {peak:.1f} GB of the {usable:.1f} for tensors")
+    return planned(asked.config, place, ranking, asked.tokens, assumed, known, asked.fitted)
 
 
 def _cluster(gpus: int, asked: Cluster) -> Cluster:
