@@ -64,7 +64,7 @@ def write_run(
 
 def test_other_batches_and_ranks_are_predicted_from_the_steps_of_a_run(tmp_path: Path) -> None:
     config = configuration()
-    chip = own_run._chip(config, None, open_storage(str(tmp_path)))
+    chip = own_run.chip_of(config, None, open_storage(str(tmp_path)))
     one, two = (truth(config, chip, SLOW, ranks) for ranks in (1, 2))
     noise = (1.0, 0.98, 1.02, 1.0, 3.0)
     steps = {
@@ -79,6 +79,14 @@ def test_other_batches_and_ranks_are_predicted_from_the_steps_of_a_run(tmp_path:
         other = configuration(f"train.global_batch={batch}")
         predicted = truth(other, own.gpu, own.fit.factors)
         assert predicted == pytest.approx(truth(other, chip, SLOW), rel=0.15)
+
+
+def test_a_run_that_lost_a_rank_of_a_node_tells_as_much(tmp_path: Path) -> None:
+    on_gpus = configuration("cluster.gpus_per_worker=1", "parallel.precision=bf16")
+    run = write_run(tmp_path / "gpus", on_gpus, {16: [1.0] * 5, 15: [1.1] * 5})
+    own = learn(run, on_gpus, "a100-80gb")
+    assert own.told.startswith("8 steps of ")
+    assert own.fit.factors.step_seconds > 3 * factors().step_seconds
 
 
 def test_a_run_that_tells_nothing_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ a run was on gives one observation, the median of its steps without waiting for 
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -23,6 +23,8 @@ from panthalassa.tracking.spool import read
 
 FEWEST = 3
 """Steps of a layout, from which a median is taken."""
+WHOLE_NODES = 64
+"""GPUs that fill nodes of any usual size."""
 Steps = dict[tuple[int, int], list[tuple[float, float | None]]]
 """Seconds and joules of steps, by data-parallel and tensor-parallel ranks."""
 
@@ -49,7 +51,7 @@ def learn(run: Storage, config: Config, gpu: str | None) -> OwnRun:
             f"{run.uri} was trained in {theirs.parallel.precision}, and the plan is for "
             f"{config.parallel.precision}: make parallel.precision the same"
         )
-    chip = _chip(theirs, gpu, run)
+    chip = chip_of(theirs, gpu, run)
     steps = {ranks: found for ranks, found in _steps(run).items() if len(found) >= FEWEST}
     if not steps:
         raise PanthalassaError(
@@ -70,7 +72,11 @@ def place(chip: GPU, gpus: int) -> Cluster:
     return hardware.cluster(chip, gpus)
 
 
-def _chip(config: Config, gpu: str | None, run: Storage) -> GPU:
+def chip_of(config: Config, gpu: str | None, run: Storage) -> GPU:
+    """What a run of that configuration was trained on; `gpu` is the name that was given, if any.
+
+    A CPU is measured (1 s). Raises ConfigError when it can not be that, or was not told.
+    """
     on_cpu = not config.cluster.gpus_per_worker
     if on_cpu and gpu not in (None, "cpu"):
         raise ConfigError(
@@ -108,7 +114,7 @@ def _steps(run: Storage) -> Steps:
 def _observed(
     config: Config, chip: GPU, dp: int, tp: int, steps: list[tuple[float, float | None]]
 ) -> Observation:
-    parallel, cluster = config.parallel, place(chip, dp * tp)
+    parallel, cluster = config.parallel, _seen_on(chip, dp * tp)
     layout = Layout(
         gpus=dp * tp,
         tp=tp,
@@ -123,6 +129,14 @@ def _observed(
         median(seconds for seconds, _ in steps),
         _joules(chip, steps, dp * tp),
     )
+
+
+def _seen_on(chip: GPU, ranks: int) -> Cluster:
+    """Where an attempt was: after a loss, also on nodes of which one is partly used."""
+    if chip.generation == "cpu":
+        return place(chip, ranks)
+    usual = hardware.cluster(chip, WHOLE_NODES)
+    return replace(usual, gpus=ranks, gpus_per_node=min(ranks, usual.gpus_per_node))
 
 
 def _joules(chip: GPU, steps: list[tuple[float, float | None]], ranks: int) -> float | None:
