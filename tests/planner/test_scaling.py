@@ -9,7 +9,7 @@ from panthalassa.config import Config
 from panthalassa.config_file import build
 from panthalassa.planner.assume import Assumed
 from panthalassa.planner.hardware import cluster, gpu
-from panthalassa.planner.layout import Layout, Workload
+from panthalassa.planner.layout import Layout, Workload, feasible
 from panthalassa.planner.memory import footprints
 from panthalassa.planner.plan import Plan, make_plan
 from panthalassa.planner.scaling import Scaling, scale
@@ -43,6 +43,8 @@ def ask(memory: float = PLACE.gpu.memory) -> Plan:
 
 @pytest.fixture(scope="module")
 def found(_home: None) -> Scaling:
+    layouts = [layout for gpus in (1, 2, 4) for layout in feasible(WORKLOAD, gpus, gpus)]
+    footprints(WORKLOAD, layouts, gpus=4)  # all traces in one go
     return scale(ask())
 
 
