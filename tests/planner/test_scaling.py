@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.config_file import build
 from panthalassa.planner.assume import Assumed
@@ -72,3 +76,14 @@ def test_the_fewest_gpus_are_those_on_which_it_fits(found: Scaling) -> None:
     tight = scale(ask(memory))
     assert [plan.cluster.gpus for plan in tight.plans] == [2, 4]
     assert tight.below.startswith("on 1, the leanest layout needs ")
+
+
+def test_the_command_writes_the_page_where_it_can(found: Scaling, tmp_path: Path) -> None:
+    config, page = tmp_path / "small.yaml", tmp_path / "plan.html"
+    config.write_text(yaml.safe_dump(TREE))
+    arguments = ["plan", str(config), "--gpus", "4", "--html"]
+    assert CliRunner().invoke(app, [*arguments, str(page)]).exit_code == 0
+    assert f"{found.plans[0].best.rate:,.0f}" in page.read_text()
+    refused = CliRunner().invoke(app, [*arguments, str(tmp_path / "nowhere" / "plan.html")])
+    assert refused.exit_code == 1
+    assert "name a file in a folder that is yours" in refused.output
