@@ -24,10 +24,10 @@ MANY_PROCESSES = "worker processes have been started on node"
 """Of a warning of Ray's; those of a sweep's trials are meant to be many."""
 
 
-def show_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
-    """Print names and what is told of them in two columns."""
+def show_rows(console: Console, rows: Iterable[tuple[str, str]], width: int = 14) -> None:
+    """Print names, for which there are `width` characters, and what is told of them in two columns."""
     for name, text in rows:
-        console.print(f"{name:14} {text}", soft_wrap=True, markup=False)
+        console.print(f"{name:{width}} {text}", soft_wrap=True, markup=False)
 
 
 def run_command(command: Callable[[Console], object], debug: bool) -> None:

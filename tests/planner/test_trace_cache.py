@@ -50,7 +50,7 @@ def test_whatever_decides_a_trace_decides_its_place(
     ]
     places = {cache.path(each) for each in [job, *changed]}
     assert len(places) == 1 + len(changed)
-    monkeypatch.setattr(cache_module, "version", lambda package: "another")
+    monkeypatch.setattr(cache_module, "_torch", lambda: "another")
     assert cache.path(job) not in places
     monkeypatch.undo()
     monkeypatch.setattr(cache_module, "_code", lambda: "another")

@@ -71,8 +71,13 @@ class TraceCache:
 
     def path(self, job: Job) -> Path:
         """Where a job's recording is kept."""
-        decisive = [job.dump(), version("torch"), _code()]
+        decisive = [job.dump(), _torch(), _code()]
         return self.folder / hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+@cache
+def _torch() -> str:
+    return version("torch")
 
 
 @cache

@@ -252,7 +252,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(lines)
     FIGURE.parent.mkdir(exist_ok=True)
-    FIGURE.write_text(draw(lines, done.factors.spread))
+    FIGURE.write_text(draw(lines, _round(done.factors.spread)))
     energies = (
         (
             f"energy {one.id}",

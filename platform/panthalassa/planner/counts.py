@@ -176,6 +176,8 @@ class Arrangement:
     parallelism with one exchange of gradients at the end."""
     keep_gathered: bool = False
     """One gathering and one reduction a step, not one each micro-batch."""
+    one_group: bool = False
+    """All weights are one FSDP group: nothing is computed while they are gathered or reduced."""
     reduce_bytes: int = 4
     """Bytes of a gradient on its way."""
     recompute: Recompute = "none"
@@ -284,12 +286,13 @@ def _of_weights(model: Shape, laid: Arrangement, micro_batches: int) -> Iterator
     if shards > 1:
         gathers, near = _gathers(laid), min(shards, node)
         gathered, reduced = 2 * weights * gathers * times, laid.reduce_bytes * weights * times
-        yield Collective("all_gather", gathered, gathers * calls, shards, near, waits=False)
-        yield Collective("reduce_scatter", reduced, calls, shards, near, waits=False)
+        yield Collective("all_gather", gathered, gathers * calls, shards, near, laid.one_group)
+        yield Collective("reduce_scatter", reduced, calls, shards, near, laid.one_group)
     copies = laid.dp // shards
     if copies > 1:
         summed = laid.reduce_bytes * weights / shards * times
-        near, waits = max(1, min(copies, node // shards)), laid.sharding == "none"
+        near = max(1, min(copies, node // shards))
+        waits = laid.one_group or laid.sharding == "none"
         yield Collective("all_reduce", summed, calls, copies, near, waits)
 
 

@@ -96,7 +96,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Goodput:
+class ExpectedGoodput:
     """What the time of a long run is expected to go to, as shares of it that add up to 1."""
 
     gpus: float
@@ -150,7 +150,9 @@ def _root(cost: float) -> float:
     return float(brentq(lambda x: math.log1p(-x) + x + cost, 0.0, 1 - 1e-15, xtol=1e-18))
 
 
-def expected(reliability: Reliability, gpus: float, interval: float | None = None) -> Goodput:
+def expected(
+    reliability: Reliability, gpus: float, interval: float | None = None
+) -> ExpectedGoodput:
     """Shares of the time for so many GPUs; at the best interval, or at another, in seconds.
 
     Raises PanthalassaError for an interval that is not above 0, or is shorter than a snapshot's writing.
@@ -160,14 +162,14 @@ def expected(reliability: Reliability, gpus: float, interval: float | None = Non
     check_interval(reliability, each)
     if math.isinf(mean):
         stands = 1 / (1 + reliability.snapshot_seconds / each)
-        return Goodput(gpus, mean, each, stands, 1 - stands, 0.0, 0.0)
+        return ExpectedGoodput(gpus, mean, each, stands, 1 - stands, 0.0, 0.0)
     cycle = (each + reliability.snapshot_seconds) / mean
     delay = (reliability.recovery_seconds + reliability.write_seconds) / mean
     productive = each / mean * math.exp(-delay - cycle) / -math.expm1(-cycle)
     snapshots = productive * reliability.snapshot_seconds / each
     recovery = -math.expm1(-reliability.recovery_seconds / mean)
     lost = max(0.0, 1 - productive - snapshots - recovery)
-    return Goodput(gpus, mean, each, productive, snapshots, lost, recovery)
+    return ExpectedGoodput(gpus, mean, each, productive, snapshots, lost, recovery)
 
 
 def check_interval(reliability: Reliability, interval: float) -> None:

@@ -78,6 +78,11 @@ def _table() -> dict[str, Any]:
     return found
 
 
+def tdp() -> dict[str, float]:
+    """Watts of each chip of `PEAK_BF16`."""
+    return {chip: float(watts) for chip, watts in _table()["tdp"].items()}
+
+
 def gpu(name: str, limit: float | None = None) -> GPU:
     """The GPU of that name (a100-80gb), under a power limit (W) if one is given.
 
@@ -90,10 +95,10 @@ def gpu(name: str, limit: float | None = None) -> GPU:
         hint = f"did you mean {near[0]}? There are" if near else "there are"
         raise ConfigError(f"unknown GPU {name!r}; {hint} {', '.join(known)}")
     data = dict(known[key])
-    peak, generation = PEAK_BF16[data.pop("peak")], data.pop("generation")
+    chip, generation = data.pop("chip"), data.pop("generation")
     # YAML takes 80.0e9 for a text
     numbers = {name: float(value) for name, value in data.items()}
-    found = GPU(name=key, peak=peak, generation=generation, **numbers)
+    found = GPU(key, PEAK_BF16[chip], generation, tdp=tdp()[chip], **numbers)
     if limit is None:
         return found
     if not found.idle < limit <= found.tdp:

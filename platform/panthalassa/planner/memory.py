@@ -14,6 +14,7 @@ What is counted are tensors, with the kernels of a CPU and without torch.compile
 fragments, the buffers of NCCL and CUDA's context come on top; compiled blocks need less.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ TRACED_LAYERS = (2, 3)
 LEAST_PIECES = 4
 """Pieces of the loss in the smaller traced micro-batch, so that each half holds a whole one."""
 
+PAUSE = 0.5
+"""Seconds between two looks at how far the traces are."""
 INPUT_BYTES = 24
 """Of a position: token, document and label as int64."""
 
@@ -53,6 +56,8 @@ MOMENTS = {
 
 Events = NDArray[np.int64]
 """[allocations, columns]: bytes."""
+Progress = Callable[[int, int], None]
+"""Told how many of how many traces are done, now and then while they are made."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +120,23 @@ def footprints(
     layouts: Iterable[Layout],
     cache: TraceCache | None = None,
     processes: int | None = None,
+    progress: Progress | None = None,
+    gpus: int | None = None,
 ) -> dict[Layout, Footprint]:
     """The footprint of every layout, in their order.
 
     cache: where traces are kept; the user's folder if not given. processes: that trace at a time,
-    one a CPU if not given. A rank is the first one, whose shards are the largest. Raises
-    RuntimeError when a tracing process fails.
+    one a CPU if not given. progress: not called when all traces are in the cache. gpus: whose ranks
+    are traced, and the layouts of other numbers follow from them; a layout's own if not given. A
+    rank is the first one, whose shards are the largest. Raises RuntimeError when a tracing process
+    fails.
     """
     cache = cache or TraceCache()
-    jobs = {layout: traces(workload, layout) for layout in layouts}
+    jobs = {layout: traces(workload, layout, gpus) for layout in layouts}
     wanted = dict.fromkeys(job for grid in jobs.values() for row in grid for job in row)
     recordings = {job: recording for job in wanted if (recording := cache.read(job))}
     missing = [job for job in wanted if job not in recordings]
-    recordings |= trace_all(missing, cache, processes or os.cpu_count() or 1)
+    recordings |= trace_all(missing, cache, processes or os.cpu_count() or 1, progress)
     found = {}
     extended: dict[Any, Recording] = {}
     for layout, grid in jobs.items():
@@ -140,7 +149,9 @@ def footprints(
     return found
 
 
-def trace_all(jobs: Sequence[Job], cache: TraceCache, processes: int) -> dict[Job, Recording]:
+def trace_all(
+    jobs: Sequence[Job], cache: TraceCache, processes: int, progress: Progress | None = None
+) -> dict[Job, Recording]:
     """Trace `jobs` in processes of their own, and keep what they give."""
     if not jobs:
         return {}
@@ -149,7 +160,8 @@ def trace_all(jobs: Sequence[Job], cache: TraceCache, processes: int) -> dict[Jo
     with tempfile.TemporaryDirectory(prefix="panthalassa-trace-") as name:
         folder = Path(name)
         (folder / "jobs.json").write_text(json.dumps([job.dump() for job in order]))
-        _run(folder, min(processes, len(order)))
+        tell = progress or (lambda done, all: None)
+        _run(folder, min(processes, len(order)), lambda: tell(_traced(folder), len(order)))
         recordings = {}
         for number, job in enumerate(order):
             payload = (folder / f"{number}.npz").read_bytes()
@@ -158,8 +170,12 @@ def trace_all(jobs: Sequence[Job], cache: TraceCache, processes: int) -> dict[Jo
     return recordings
 
 
-def _run(folder: Path, processes: int) -> None:
-    """All jobs of a folder; no process is left behind, whatever happens."""
+def _traced(folder: Path) -> int:
+    return len(list(folder.glob("*.npz")))
+
+
+def _run(folder: Path, processes: int, tell: Callable[[], None]) -> None:
+    """All jobs of a folder, with `tell` now and then; no process is left behind, whatever happens."""
     command = [sys.executable, "-m", "panthalassa.planner.trace", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     errors = [folder / f"errors-{first}" for first in range(processes)]
@@ -177,7 +193,11 @@ def _run(folder: Path, processes: int) -> None:
                     )
                 )
         for process, file in zip(running, errors, strict=True):
-            if process.wait():
+            while process.poll() is None:
+                tell()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=PAUSE)
+            if process.returncode:
                 tail = file.read_text(errors="replace")[-3000:]
                 raise RuntimeError(f"tracing failed with code {process.returncode}:\n{tail}")
     finally:
@@ -186,18 +206,20 @@ def _run(folder: Path, processes: int) -> None:
             process.wait()
 
 
-def traces(workload: Workload, layout: Layout) -> list[list[Job]]:
-    """The traces that a layout follows from: by micro-batch, by layers."""
+def traces(workload: Workload, layout: Layout, gpus: int | None = None) -> list[list[Job]]:
+    """The traces, of `gpus` ranks or as many as it has, that a layout follows from: by
+    micro-batch, by layers."""
     model, n = workload.model, layout.micro_batches(workload.global_batch)
     layers = TRACED_LAYERS if model.layers > max(TRACED_LAYERS) else (model.layers,)
     # A shard that is the whole is another program: FSDP gathers nothing then.
     replicas = layout.replicas if layout.shards == 1 else 1
+    others = (gpus or 0) // layout.tp
     base = Job(
         model=model,
         sequence_length=workload.sequence_length,
         loss_chunk=workload.loss_chunk,
         precision=workload.precision,
-        dp=layout.dp,
+        dp=others if others > 1 and layout.shards > 1 else layout.dp,
         tp=layout.tp,
         replicas=replicas,
         micro_batch=1,

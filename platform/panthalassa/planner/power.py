@@ -1,7 +1,7 @@
 """Energy, money and carbon of a run that has not been made.
 
-In come the parts of a step (`Speed`), a cluster, the GPU-hours and `Assumptions`; out comes
-`Footprint`. What a GPU draws follows what it does: products draw nearly all that it may, waiting
+In come the parts of a step (`Speed`), a cluster, the GPU-hours and `Assumptions`; out comes a
+`Bill`. What a GPU draws follows what it does: products draw nearly all that it may, waiting
 draws little. Beside it stands the convention of most papers, TDP x PUE x GPU-hours (Touvron et al.
 2023, arXiv:2302.13971, section 6), because their figures can only be compared with that. Nothing
 here is measured; every assumption has a name, and `explain` prints it.
@@ -53,7 +53,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class Bill:
     """What a run takes. Watts are of one GPU, energies of all of it, in MWh."""
 
     gpu_watts: float
@@ -90,7 +90,7 @@ def draw(parts: Speed, assumed: Assumptions) -> float:
 
 def footprint(
     found: Speed, cluster: Cluster, gpu_hours: float, assumed: Assumptions | None = None
-) -> Footprint:
+) -> Bill:
     """What `gpu_hours` of such steps take on that cluster. Raises ConfigError for negative
     hours."""
     assumed = assumed or Assumptions()
@@ -99,7 +99,7 @@ def footprint(
     return _footprint(draw(found, assumed), cluster, gpu_hours, assumed)
 
 
-def _footprint(share: float, cluster: Cluster, hours: float, assumed: Assumptions) -> Footprint:
+def _footprint(share: float, cluster: Cluster, hours: float, assumed: Assumptions) -> Bill:
     chip = cluster.gpu
     watts = chip.idle + share * (chip.watts - chip.idle)
     per_node = cluster.node_watts if assumed.node_watts is None else assumed.node_watts
@@ -107,7 +107,7 @@ def _footprint(share: float, cluster: Cluster, hours: float, assumed: Assumption
     nodes = per_node / cluster.gpus_per_node * hours / 1e6
     convention = chip.tdp * assumed.pue * hours / 1e6
     total = (gpus + nodes) * assumed.pue
-    return Footprint(
+    return Bill(
         gpu_watts=watts,
         gpu_hours=hours,
         gpus=gpus,
@@ -120,8 +120,8 @@ def _footprint(share: float, cluster: Cluster, hours: float, assumed: Assumption
     )
 
 
-def explain(found: Footprint, cluster: Cluster, assumed: Assumptions) -> Iterator[tuple[str, str]]:
-    """The footprint, then every assumption by its name."""
+def explain(found: Bill, cluster: Cluster, assumed: Assumptions) -> Iterator[tuple[str, str]]:
+    """The bill, then every assumption by its name."""
     yield (
         "energy",
         f"{found.mwh:,.1f} MWh: GPUs {found.gpus:,.1f} ({found.gpu_watts:.0f} W each), nodes "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.model.flops import PEAK_BF16, known_gpu
+from panthalassa.planner.hardware import tdp
 
 COUNT = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 SHARE = {"": 1.0, "%": 0.01}
@@ -29,12 +30,8 @@ FLOP = {"": 1.0, "GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15, "EFLOP": 1e18}
 FLOP_S = {"": 1.0, "TFLOP/s": 1e12, "TFLOPS": 1e12, "PFLOP/s": 1e15}
 PLAIN = {"": 1.0}
 
-TDP = {
-    **{"A100": 400.0, "A800": 400.0, "A10G": 150.0, "A10": 150.0, "A40": 300.0, "B200": 1000.0},
-    **{"GH200": 900.0, "H100 PCIe": 350.0, "H100 NVL": 400.0, "H100": 700.0, "H200": 700.0},
-    **{"H800": 700.0, "L4": 72.0, "L40S": 350.0, "V100": 300.0},
-}
-"""Watts of the GPUs of `model.flops.PEAK_BF16`, from NVIDIA's data sheets (SXM where there are two)."""
+TDP = tdp()
+"""Watts by chip, as `PEAK_BF16` has its FLOP/s."""
 
 
 @dataclass(frozen=True)

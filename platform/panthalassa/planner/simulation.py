@@ -86,7 +86,7 @@ def fixed_size(fleet: Fleet, spares: int) -> Policy:
             f"{spares} spare nodes of {fleet.nodes}: expected 0 to {fleet.nodes - 1}"
         )
     size = fleet.nodes - spares
-    return Policy(f"fixed size, {spares} spare nodes", size, size)
+    return Policy(f"fixed size, {spares} spare node{'s' * (spares != 1)}", size, size)
 
 
 def shrink_and_grow(fleet: Fleet, least: int = 1, *, at_once: bool = True) -> Policy:

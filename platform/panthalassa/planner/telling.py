@@ -1,0 +1,204 @@
+"""A plan as it is told: rows for people, an object for programs."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from panthalassa.planner import power
+from panthalassa.planner.goodput import Assumption
+from panthalassa.planner.plan import Plan, fleet_of
+from panthalassa.planner.rank import Candidate, best_of_each
+from panthalassa.planner.simulation import QUANTILES, simulated
+
+SHOWN = 5
+"""Layouts at the head of the table."""
+PARTS = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "gathered",
+    "activations",
+    "temporaries",
+    "inputs",
+)
+"""Of a footprint."""
+RANKING = (
+    "tp",
+    "copies",
+    "micro-\nbatch",
+    "check-\npointing",
+    "kept\nwhole",
+    "GB",
+    "tokens/s\n/GPU",
+    "MFU",
+    "why not",
+)
+"""Titles of a ranking. Copies of the model (HSDP); weights that are kept whole through a step."""
+
+
+def shown(plan: Plan) -> list[Candidate]:
+    """The best layouts, the best of each tensor-parallel size, and the fastest that does not fit."""
+    found = list(plan.ranking[:SHOWN])
+    too_large = [one for one in plan.ranking if not one.fits]
+    others = [*best_of_each(plan.ranking), *sorted(too_large, key=lambda one: -one.rate)[:1]]
+    return found + [one for one in others if one not in found]
+
+
+def ranking_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """The layouts that are shown, with why they lose."""
+    for one in shown(plan):
+        layout = one.layout
+        yield (
+            str(layout.tp),
+            str(layout.replicas),
+            str(layout.micro_batch),
+            layout.activation_checkpointing,
+            "yes" if layout.keep_gathered else "no",
+            f"{one.footprint.peak / 1e9:.1f}",
+            f"{one.rate:,.0f}",
+            f"{one.speed.mfu:.1%}",
+            "the best" if one is plan.best else one.worse_than(plan.best),
+        )
+
+
+def told(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The plan as rows of a name and a text, with what it rests on."""
+    yield from results(plan)
+    yield "assumed", "each of these is changed by --assume NAME=VALUE:"
+    for one in plan.assumed.told(plan.cluster):
+        yield f"  {one.name}", f"{one.value} ({one.source})"
+    yield "also assumed", "and not to be changed:"
+    for one in fixed_assumptions(plan):
+        yield f"  {one.name}", f"{one.value} ({one.source})"
+
+
+def results(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What comes of it."""
+    best, place, found = plan.best, plan.cluster, plan.best.speed
+    fit = sum(one.fits for one in plan.ranking)
+    yield (
+        "cluster",
+        f"{place.gpus} {place.gpu.name} in {place.nodes} nodes; {fit} of {len(plan.ranking)} layouts "
+        "fit",
+    )
+    yield "layout", " ".join(best.overrides())
+    yield "as configured", _asked(plan)
+    yield "tensor parallel", plan.verdict
+    yield (
+        "speed",
+        f"{best.rate:,.0f} tokens/s/GPU ({found.low:,.0f} to {found.high:,.0f}), MFU {found.mfu:.1%}, "
+        f"HFU {found.hfu:.1%}; {found.step_seconds:.3g} s a step, bound by {found.bound}",
+    )
+    parts = sorted(found.parts.items(), key=lambda item: -item[1].seconds)
+    yield (
+        "a step",
+        ", ".join(
+            f"{name} {part.seconds:.2g} s ({part.bound})"
+            for name, part in parts
+            if part.seconds >= 0.005 * found.step_seconds
+        ),
+    )
+    yield "memory", _memory(best)
+    fast, slow = plan.expected_range
+    yield (
+        "days",
+        f"{_number(plan.expected_days)} ({_number(fast)} to {_number(slow)}) for "
+        f"{_tokens(plan.tokens)} tokens; {_number(plan.compute_days)} undisturbed",
+    )
+    yield (
+        "goodput",
+        f"{plan.goodput.productive:.1%}: a failure every {plan.goodput.between_failures / 3600:,.1f} h; "
+        f"a snapshot every {plan.interval.seconds:.0f} s, {plan.interval.formula}",
+    )
+    for days in plan.days:
+        low, _, median, _, high = map(_number, days.quantiles)
+        yield (
+            f"  {days.policy}",
+            f"{median} days in the median, {low} to {high} in nine of ten runs",
+        )
+    rows = list(power.explain(plan.footprint, place, plan.assumed.power))
+    yield from (row for row in rows if not row[0].startswith("  assumed"))
+
+
+def fixed_assumptions(plan: Plan) -> list[Assumption]:
+    """What a plan rests on and no `--assume` changes."""
+    gpu = plan.cluster.gpu
+    model = [
+        one
+        for one in simulated(fleet_of(plan.cluster, plan.assumed), plan.assumed.reliability)
+        if one.source.startswith("model")
+    ]
+    return [
+        Assumption("speed", f"factors fitted to {plan.fitted}", "calibration.csv has their errors"),
+        Assumption("attention", "a fused kernel for any mask", "never measured on a GPU"),
+        Assumption("memory", "tensors of an uncompiled step", "traced; compiled blocks need less"),
+        Assumption("GPU", f"{gpu.idle:g} W idle to {gpu.watts:g} W", "hardware.yaml"),
+        Assumption("energy of lost time", "that of training", "model"),
+        *model,
+    ]
+
+
+def as_json(plan: Plan) -> str:
+    """The plan as JSON; tokens/s/GPU, seconds, bytes, watts, MWh; shares from 0 to 1."""
+    return json.dumps(
+        {
+            "cluster": asdict(plan.cluster),
+            "tokens": plan.tokens,
+            "compute_days": plan.compute_days,
+            "expected_days": plan.expected_days,
+            "expected_days_range": plan.expected_range,
+            "simulated_days": {
+                days.policy: dict(zip(map(str, QUANTILES), days.quantiles, strict=True))
+                for days in plan.days
+            },
+            "goodput": asdict(plan.goodput),
+            "snapshot_interval_seconds": plan.interval.seconds,
+            "energy": {**asdict(plan.footprint), "mwh": plan.footprint.mwh},
+            "as_configured": _asked(plan),
+            "tensor_parallel": plan.verdict,
+            "speed_fitted_to": plan.fitted,
+            "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
+            "also_assumed": [asdict(one) for one in fixed_assumptions(plan)],
+            "ranking": [_candidate(one, plan.best) for one in plan.ranking],
+        },
+        indent=1,
+    )
+
+
+def _candidate(one: Candidate, best: Candidate) -> dict[str, Any]:
+    return {
+        "layout": {**asdict(one.layout), "compile": one.compiled},
+        "fits": one.fits,
+        "why_not": None if one is best else one.worse_than(best),
+        "memory": {
+            **asdict(one.footprint),
+            "peak": one.footprint.peak,
+            "usable": one.usable,
+        },
+        "speed": asdict(one.speed),
+    }
+
+
+def _asked(plan: Plan) -> str:
+    if plan.asked is None:
+        return "no layout of these GPUs: other sizes, or micro-batches that are no power of two"
+    return "the best" if plan.asked is plan.best else plan.asked.worse_than(plan.best)
+
+
+def _memory(best: Candidate) -> str:
+    need = best.footprint
+    parts = sorted(((getattr(need, name), name) for name in PARTS), reverse=True)
+    told = ", ".join(f"{name} {size / 1e9:.2f}" for size, name in parts)
+    return f"{need.peak / 1e9:.1f} GB of {best.usable / 1e9:.1f} at the peak, in the {need.when}: {told}"
+
+
+def _number(days: float) -> str:
+    return f"{days:.1f}" if days >= 1 else f"{days:.3g}"
+
+
+def _tokens(tokens: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if tokens >= size:
+            return f"{tokens / size:.3f} {letter}"
+    return f"{tokens:,.0f}"

@@ -1,0 +1,242 @@
+"""A plan of a small model on a few GPUs: what fits is ranked, and everything follows from the best."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from panthalassa.config import Config
+from panthalassa.config_file import build
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.planner.assume import PARTS, Assumed
+from panthalassa.planner.hardware import Cluster, cluster, gpu
+from panthalassa.planner.layout import Workload
+from panthalassa.planner.plan import Plan, make_plan
+from panthalassa.planner.rank import Candidate, rank, verdict
+from panthalassa.planner.simulation import DAY
+from panthalassa.planner.telling import as_json, ranking_rows, told
+
+GPUS = 16
+
+
+def configuration(*overrides: str) -> Config:
+    """Two layers, of which only tensor-parallel groups of 4 and 8 can share four samples on 16 GPUs."""
+    tree: dict[str, Any] = {
+        "run": {"name": "planned"},
+        "corpus": {"directory": "nowhere", "sources": ["nowhere"]},
+        "model": {
+            "vocabulary_size": 128,
+            "hidden_size": 64,
+            "layers": 2,
+            "heads": 8,
+            "kv_heads": 8,
+            "head_size": 8,
+            "ffn_size": 128,
+        },
+        "parallel": {"precision": "bf16", "compile": True},
+        "train": {
+            "steps": 10_000_000,
+            "global_batch": 4,
+            "micro_batch": 1,
+            "sequence_length": 64,
+            "loss_chunk": 64,
+        },
+    }
+    return build(tree, list(overrides), "test", Config)
+
+
+PLACE = cluster(gpu("a100-80gb"), GPUS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Traces are kept in a home of its own, and so made once for all of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def plan(_home: None) -> Plan:
+    return make_plan(configuration(), PLACE)
+
+
+@pytest.fixture(scope="module")
+def fragile(_home: None) -> Plan:
+    """With a failure a day, so that all assumptions count."""
+    return make_plan(
+        configuration(), PLACE, assumed=Assumed().changed(["failures_per_gpu_hour=0.003"])
+    )
+
+
+def tight(needed: Plan, share: float) -> Cluster:
+    """The cluster with GPUs that have so much of what lies between the leanest and the largest peak."""
+    peaks = [one.footprint.peak for one in needed.ranking]
+    usable = min(peaks) + share * (max(peaks) - min(peaks))
+    return replace(PLACE, gpu=replace(PLACE.gpu, memory=(usable + 4e9) / 0.95))
+
+
+def test_the_best_layout_is_the_fastest_that_fits_and_others_say_why_not(plan: Plan) -> None:
+    ranking = rank(plan.workload, tight(plan, 0.5), compiled=True)
+    fits = [one for one in ranking if one.fits]
+    assert 0 < len(fits) < len(ranking) == len(plan.ranking)
+    assert ranking[: len(fits)] == fits, "what does not fit comes before what does"
+    rates = [one.rate for one in fits]
+    assert rates == sorted(rates, reverse=True)
+    for one in ranking[len(fits) :]:
+        over = (one.footprint.peak - one.usable) / 1e9
+        assert one.worse_than(ranking[0]).startswith(f"does not fit: {over:.1f} GB too much")
+    slowest = fits[-1]
+    assert slowest.worse_than(fits[0]).startswith(f"{slowest.rate / fits[0].rate - 1:+.1%}: ")
+    assert slowest.slower(fits[0])[0] in slowest.worse_than(fits[0])
+
+
+def test_the_plan_says_whether_tensor_parallelism_inside_the_node_pays(plan: Plan) -> None:
+    def best(tp: int) -> Candidate:
+        return next(one for one in plan.ranking if one.layout.tp == tp)
+
+    assert {one.layout.tp for one in plan.ranking} == {4, 8}
+    costs = best(8).rate / best(4).rate - 1
+    assert costs < 0
+    assert plan.verdict.startswith("TP 8 costs more than it gives")
+    assert f"{costs:.1%} beside TP 4" in plan.verdict
+    assert best(8).slower(best(4))[0] in plan.verdict
+    slow = replace(PLACE, gpu=replace(PLACE.gpu, link=1e9))
+    assert "more waited communication" in verdict(
+        rank(plan.workload, slow, True), plan.workload, slow
+    )
+    turned = [best(8), *(one for one in plan.ranking if one is not best(8))]
+    assert verdict(turned, plan.workload, PLACE).startswith("TP 8 gives")
+    no_heads = configuration("model.heads=4", "model.kv_heads=4")
+    impossible = verdict(plan.ranking, Workload.of(no_heads), PLACE)
+    assert impossible == "TP 8 is impossible: model.heads=4 is not divisible by parallel.tp_size=8"
+
+
+def test_full_checkpointing_is_counted_without_the_compilation_that_it_excludes(plan: Plan) -> None:
+    for one in plan.ranking:
+        assert one.compiled == (one.layout.activation_checkpointing != "full")
+        accepted = build(configuration().model_dump(), one.overrides(), "the layout", Config)
+        assert accepted.parallel.compile == one.compiled
+
+
+def test_days_energy_and_cost_follow_from_the_best_layout(plan: Plan) -> None:
+    undisturbed = 10_000_000 * plan.best.speed.step_seconds / DAY
+    assert plan.compute_days == pytest.approx(undisturbed)
+    assert plan.expected_days == pytest.approx(undisturbed / plan.goodput.productive)
+    fast, slow = plan.expected_range
+    assert fast < plan.expected_days < slow
+    hours = GPUS * 24 * plan.expected_days
+    assert plan.footprint.gpu_hours == pytest.approx(hours)
+    assert plan.footprint.dollars == pytest.approx(2 * hours)
+    assert plan.footprint.by_convention == pytest.approx(400 * 1.1 * hours / 1e6)
+    assert [days.policy for days in plan.days] == ["shrink and grow", "fixed size, 1 spare node"]
+    shrinking, waiting = (days.quantiles for days in plan.days)
+    assert undisturbed < shrinking[0] <= shrinking[-1] < waiting[0], "half of the nodes stand by"
+    half = make_plan(configuration(), PLACE, tokens=plan.tokens / 2)
+    assert half.compute_days == pytest.approx(undisturbed / 2)
+
+
+NEW = {
+    "network_gb_per_second": (2.0, lambda plan: -plan.best.speed.step_seconds),
+    "failures_per_gpu_hour": (0.01, lambda plan: plan.goodput.productive),
+    "recovery_seconds": (3000.0, lambda plan: plan.goodput.productive),
+    "snapshot_seconds": (20.0, lambda plan: plan.goodput.productive),
+    "write_seconds": (900.0, lambda plan: -plan.goodput.lost),
+    "repair_hours": (2000.0, lambda plan: -plan.days[0].quantiles[2]),
+    "repair_share": (0.0, lambda plan: plan.days[1].quantiles[-1]),
+    "reserved_gb": (8.0, lambda plan: plan.best.usable),
+    "fragments": (0.2, lambda plan: plan.best.usable),
+    "spare_share": (0.0, None),
+    "arithmetic_draw": (0.5, lambda plan: plan.footprint.gpu_watts),
+    "memory_draw": (0.1, lambda plan: plan.footprint.gpu_watts),
+    "waiting_draw": (0.1, lambda plan: plan.footprint.gpu_watts),
+    "node_watts": (100.0, lambda plan: plan.footprint.nodes),
+    "pue": (1.0, lambda plan: plan.footprint.mwh),
+    "price_per_gpu_hour": (1.0, lambda plan: plan.footprint.dollars),
+    "kg_co2_per_kwh": (0.1, lambda plan: plan.footprint.tonnes_co2),
+}
+"""Of each assumption another value, and something that it makes smaller."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_assumption_changes_the_plan_and_is_shown_as_given(name: str, fragile: Plan) -> None:
+    value, effect = NEW[name]
+    assumed = replace(fragile.assumed, given=frozenset()).changed([f"{name}={value}"])
+    other = make_plan(configuration(), PLACE, assumed=assumed)
+    shown = {one.name: one for one in other.assumed.told(other.cluster)}
+    assert shown[name].value == f"{value:.4g}"
+    assert [one.name for one in shown.values() if one.source == "given"] == [name]
+    assert f"  {name}" in dict(told(other))
+    if effect:
+        assert effect(other) < effect(fragile)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["puee=1.2"], "unknown assumption 'puee'; did you mean pue?"),
+        (["pue"], "expected NAME=NUMBER without a unit, such as pue=1.2"),
+        (["node_watts=2kW"], "expected NAME=NUMBER without a unit"),
+        (["pue=inf"], "expected a finite number"),
+        (["pue=1.1", "pue=1.2"], "pue is given twice"),
+        (["pue=0.9"], "a building draws at least"),
+        (["price_per_gpu_hour=-1"], "is negative"),
+        (["recovery_seconds=-1"], "0 or more"),
+        (["network_gb_per_second=0"], "above 0"),
+        (["reserved_gb=-1"], "0 or more"),
+        (["fragments=1"], "from 0 to below 1"),
+        (["repair_hours=0"], "hours above 0"),
+        (["spare_share=2"], "from 0 to 1"),
+        (["arithmetic_draw=2"], "from 0 to 1"),
+    ],
+)
+def test_an_assumption_that_can_not_be_is_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(PanthalassaError) as refused:
+        Assumed().changed(texts)
+    assert message in str(refused.value)
+
+
+def test_what_fits_nowhere_is_refused_with_the_smallest_cluster_that_is_enough(plan: Plan) -> None:
+    leanest = min(one.footprint.peak for one in plan.ranking)
+    config = configuration()
+    smaller = replace(PLACE, gpu=replace(PLACE.gpu, memory=(0.97 * leanest + 4e9) / 0.95))
+    with pytest.raises(ConfigError, match=r"fits on 16 a100-80gb.*would fit is --gpus 32"):
+        make_plan(config, smaller)
+    none = replace(PLACE, gpu=replace(PLACE.gpu, memory=4e9 / 0.95 + 1000))
+    with pytest.raises(ConfigError, match=r"no larger cluster of them helps"):
+        make_plan(config, none)
+
+
+def test_the_configured_layout_is_judged_beside_the_best(plan: Plan) -> None:
+    slow = plan.ranking[-1]
+    asked = make_plan(configuration(*slow.overrides()), PLACE)
+    assert asked.asked == slow
+    assert dict(told(asked))["as configured"] == slow.worse_than(plan.best)
+    best = make_plan(configuration(*plan.best.overrides()), PLACE)
+    assert dict(told(best))["as configured"] == "the best"
+    assert plan.asked is None, "these GPUs can not have tp_size=1"
+
+
+def test_people_and_programs_are_told_the_same(plan: Plan) -> None:
+    data, rows = json.loads(as_json(plan)), dict(told(plan))
+    assert len(data["ranking"]) == len(plan.ranking)
+    first = data["ranking"][0]
+    assert first["fits"]
+    assert first["why_not"] is None
+    assert all(one["why_not"] for one in data["ranking"][1:])
+    rate = first["speed"]["tokens_per_second_per_gpu"]
+    assert f"{rate:,.0f} tokens/s/GPU" in rows["speed"]
+    assert next(ranking_rows(plan))[6] == f"{rate:,.0f}"
+    assert sum(first["memory"][name] for name in ("parameters", "gradients", "optimizer")) > 0
+    assert f"{data['energy']['mwh']:,.1f} MWh" in rows["energy"]
+    assert {one["name"] for one in data["assumptions"]} == set(PARTS)
+    assert f"{data['goodput']['productive']:.1%}" in rows["goodput"]
+    assert data["tensor_parallel"] == rows["tensor parallel"]
+    assert set(data["simulated_days"]) == {days.policy for days in plan.days}
+
+
+def test_precision_of_which_nothing_is_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"add parallel\.precision=bf16"):
+        make_plan(configuration("parallel.precision=fp32"), PLACE)
