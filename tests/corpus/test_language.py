@@ -1,12 +1,14 @@
 """Every text gets a language or `und`, in one set of codes, and none stops the identification."""
 
+import csv
 import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from benchmarks.languages import BEST, TARGET, accuracies, confusion, mean_of_best
+from benchmarks.language_figure import draw
+from benchmarks.languages import BEST, TARGET, accuracies, confusion, lines_of, mean_of_best
 from hypothesis import given
 from hypothesis import strategies as st
 from udhr import folder, read_declarations
@@ -20,6 +22,7 @@ from panthalassa.corpus.language import (
 )
 from panthalassa.errors import CorpusError
 
+DOCS = Path(__file__).parents[2] / "docs"
 KNOWN = {
     "en": "The sea is deep and the tide is slow under a pale moon tonight.",
     "el": "η θάλασσα είναι βαθιά και το κύμα αργό κάτω από το φεγγάρι",
@@ -131,6 +134,15 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_nine_of_ten_paragraphs_of_120_languages_are_identified() -> None:
-    shares = accuracies(confusion(read_declarations(folder()), identify))
+    counts = confusion(read_declarations(folder()), identify)
+    shares = accuracies(counts)
     assert sum(share >= TARGET for share in shares.values()) >= BEST
     assert mean_of_best(shares) >= TARGET
+    with (DOCS / "languages.csv").open() as stream:
+        assert list(csv.DictReader(stream)) == lines_of(counts), "make bench-languages writes it"
+
+
+def test_the_figure_of_the_languages_is_that_of_their_table() -> None:
+    with (DOCS / "languages.csv").open() as stream:
+        figure = draw(list(csv.DictReader(stream)), BEST, TARGET)
+    assert (DOCS / "languages.svg").read_text() == figure
