@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from panthalassa.cli_corpus import corpus
+from panthalassa.cli_model import model
 from panthalassa.errors import PanthalassaError
 from panthalassa.terminal import Debug, Overrides
 from panthalassa.terminal import run_command as _run
@@ -21,6 +22,7 @@ tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
 app.add_typer(tracking, name="track")
 
 app.add_typer(corpus, name="corpus")
+app.add_typer(model)
 
 energy = typer.Typer(no_args_is_help=True)
 app.add_typer(energy, name="energy", help="What a run's energy went to, and how two runs compare.")
