@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from llama import KINDS, differ, edit_json, load_llama, load_ours, save_llama, tensors
+from click.testing import Result
+from llama import KINDS, SCALED, differ, edit_json, load_llama, load_ours, save_llama, tensors
 from s3 import BUCKET, Server
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.errors import ConfigError, CorruptError
 from panthalassa.exchange.export import export
 from panthalassa.exchange.importing import import_model
@@ -80,6 +83,11 @@ def test_halves_come_back_byte_for_byte_over_object_storage(
         ("quantization_config", {"bits": 4}, "quantization_config is"),
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling.rope_type is 'yarn'"),
         ("rope_scaling", {"rope_type": "llama3"}, "rope_scaling.factor is missing"),
+        (
+            "rope_scaling",
+            {**SCALED, "high_freq_factor": 1},
+            "low_turns=1.0 is not below high_turns",
+        ),
         ("num_key_value_heads", 3, "heads=4 is not a multiple of kv_heads=3"),
         ("hidden_size", None, "hidden_size is missing"),
         ("num_hidden_layers", "many", "num_hidden_layers is 'many'"),
@@ -109,6 +117,28 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     save_llama(folder)
     return folder
+
+
+def test_both_commands_tell_what_they_did_and_what_they_refuse(
+    source: Path, tmp_path: Path
+) -> None:
+    def said(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    run, back = tmp_path / "runs" / "llama", tmp_path / "back"
+    first = said("import", source, run)
+    assert first.exit_code == 0, first.output
+    assert "162,752 parameters" in first.output
+    assert "not all are in a SHA256SUMS" in first.output
+    second = said("export", run, back, "--dtype", "bf16", "--shard-gigabytes", "1e-4")
+    assert second.exit_code == 0, second.output
+    assert f"{back}, from step-00000000" in second.output
+    assert json.loads((back / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "The weights were imported" in (back / "README.md").read_text()
+    for again in (("import", source, run), ("export", run, back)):
+        refused = said(*again)
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith("panthalassa: ")
 
 
 def test_damaged_and_foreign_files_are_refused_and_nothing_is_written(

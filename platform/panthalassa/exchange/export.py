@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import processors
 from torch import Tensor
 
 from panthalassa.config import Model
@@ -191,7 +193,7 @@ class _HashedFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1)
+        self._hasher = ThreadPoolExecutor(1)
         self._hashing: Future[None] | None = None
         self.digest = ""
 
@@ -202,7 +204,7 @@ class _HashedFile:
         """The memory must not change afterwards. At most two pieces are held."""
         if self._hashing:
             self._hashing.result()
-        self._hashing = self._pool.submit(self._sha256.update, data)
+        self._hashing = self._hasher.submit(self._sha256.update, data)
         view = memoryview(data)
         while len(view):
             view = view[self._file.write(view) :]
@@ -211,7 +213,7 @@ class _HashedFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
+        self._hasher.shutdown()
         with self._file:
             if kind is None:
                 os.fsync(self._file.fileno())
@@ -234,7 +236,7 @@ def _small_files(
         tokenizer = _tokenizer(run, phases[-1].corpus)
         length = max(phase.sequence_length for phase in phases)
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
-        yield TOKENIZER, tokenizer.to_bytes()
+        yield TOKENIZER, _beginning_with_bos(tokenizer)
         yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
         yield GENERATION, _json(generation_config(delimiters))
         yield CONFIG, _json(to_llama(model, length, dtype, delimiters))
@@ -257,6 +259,16 @@ def _tokenizer(run: Storage, fingerprint: str) -> Tokenizer:
     """Of the corpus that the run was trained on last."""
     place = str(kept_tree(run).get("corpus", {}).get("directory"))
     return read_tokenizer(open_storage(place), kept_manifest(run, fingerprint))
+
+
+def _beginning_with_bos(tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json by which a text begins as documents do in training, without anyone asking."""
+    core = tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode())
+    bos = DELIMITERS[0]
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, tokenizer.bos)]
+    )
+    return core.to_str(pretty=True).encode()
 
 
 def _json(content: dict[str, Any]) -> bytes:

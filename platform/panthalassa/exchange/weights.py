@@ -24,7 +24,7 @@ from panthalassa.train.restore import THREADS, check_file
 from panthalassa.train.staging import staged
 from panthalassa.train.tensor_files import Reader
 
-BLOCK = 16 << 20
+BLOCK = 4 << 20
 """Bytes that are read at once."""
 
 

@@ -216,15 +216,12 @@ def generation_config(delimiters: Delimiters | None) -> dict[str, Any]:
 
 
 def tokenizer_config(bos: str, eos: str, pad: str, length: int) -> dict[str, Any]:
-    """The content of tokenizer_config.json, beside a tokenizer.json. A text begins with `bos`, as every
-    document does in training, and is given back as it is."""
+    """The content of tokenizer_config.json, beside a tokenizer.json: texts come back as they are."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
         "eos_token": eos,
         "pad_token": pad,
-        "add_bos_token": True,
-        "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": length,
     }
