@@ -128,7 +128,7 @@ def test_both_commands_tell_what_they_did_and_what_they_refuse(
     run, back = tmp_path / "runs" / "llama", tmp_path / "back"
     first = said("import", source, run)
     assert first.exit_code == 0, first.output
-    assert "162,752 parameters" in first.output
+    assert "145,856 parameters" in first.output
     assert "not all are in a SHA256SUMS" in first.output
     second = said("export", run, back, "--dtype", "bf16", "--shard-gigabytes", "1e-4")
     assert second.exit_code == 0, second.output

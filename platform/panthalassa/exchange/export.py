@@ -83,8 +83,8 @@ def export(
     folder for files on their way from and to object storage. Raises PanthalassaError.
     """
     began = time.perf_counter()
-    _refuse_occupied(target)
-    with newest_good(run, staging, tell) as weights, _writing(target):
+    _refuse_occupied(run, target)
+    with _named(run, target), newest_good(run, staging, tell) as weights:
         model = Model.model_validate(weights.commit.model)
         weight_of = {parameter.theirs: parameter.ours for parameter in parameters(model)}
         entries = [
@@ -121,9 +121,9 @@ def export(
     )
 
 
-def _refuse_occupied(target: Storage) -> None:
+def _refuse_occupied(run: Storage, target: Storage) -> None:
     """Raises ConfigError unless the folder is empty, not there, or one that an export has begun."""
-    with _writing(target):
+    with _named(run, target):
         names = [name for name, _ in target.files()] if target.exists("") else []
     if SUMS in names:
         raise ConfigError(f"{target.uri} holds an export already: choose another folder.")
@@ -145,8 +145,8 @@ def _claim(target: Storage, claim: bytes) -> None:
 
 
 @contextmanager
-def _writing(target: Storage) -> Iterator[None]:
-    """Raises PanthalassaError for what the storage can not do."""
+def _named(run: Storage, target: Storage) -> Iterator[None]:
+    """Raises PanthalassaError for what the storage of one of them can not do."""
     try:
         yield
     except FileNotFoundError as error:
@@ -158,8 +158,8 @@ def _writing(target: Storage) -> Iterator[None]:
         raise ConfigError(f"{target.uri}/{SUMS} is that of another export: {error}") from error
     except OSError as error:
         raise ConfigError(
-            f"{target.uri} can not be written: {error}. Make room or correct the place; the same "
-            "command then begins anew."
+            f"{run.uri} can not be exported to {target.uri}: {error}. Make room or mend the storage; "
+            "the same command then begins anew."
         ) from error
 
 

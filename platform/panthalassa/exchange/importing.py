@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from panthalassa.model import safetensors
 from panthalassa.model.hugging_face import from_llama, may_be_left_out, parameters
 from panthalassa.model.safetensors import Entry
 from panthalassa.storage import Storage
-from panthalassa.train.checkpoint import COMMIT, Commit, folder
+from panthalassa.train.checkpoint import COMMIT, Commit, folder, remove
 from panthalassa.train.restore import THREADS
 from panthalassa.train.staging import staged
 
@@ -215,8 +214,8 @@ def _write(
     target = run.below(folder(0))
     with ExitStack() as stack:
         place = Path(target.root)
+        remove(run, folder(0))
         if target.is_local:
-            shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
         else:
             place = stack.enter_context(staged(staging, f"import-{secrets.token_hex(8)}"))
