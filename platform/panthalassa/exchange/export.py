@@ -95,10 +95,10 @@ def export(
         small = dict(_small_files(run, weights, model, entries, files, licence))
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
         claim = {
-            "run": run.uri,
+            "run": run.uri.rpartition("/")[2],
             "checkpoint": weights.name,
             "checkpoint_sha256": weights.commit.sha256,
-            "weights": {name: [entry.name for entry in share] for name, share in files.items()},
+            "weights": list(files),
             "files": sums,
         }
         claimed = (json.dumps(claim, indent=1) + "\n").encode()
