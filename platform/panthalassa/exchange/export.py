@@ -10,6 +10,7 @@ command.
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +43,7 @@ from panthalassa.model.hugging_face import (
 from panthalassa.model.safetensors import Entry
 from panthalassa.run_config import kept_tree
 from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.curriculum import until
 from panthalassa.train.audit import kept_manifest
 from panthalassa.train.staging import staged
 
@@ -170,19 +172,22 @@ def _write(
     weight_of: Mapping[str, str],
     share: tuple[str, list[Entry]],
 ) -> str:
-    """Write a file of weights; returns its SHA-256."""
+    """Write a file of weights, whole or not at all; returns its SHA-256."""
     name, entries = share
+    own = f".{name}.{secrets.token_hex(8)}"
     with ExitStack() as stack:
-        path = Path(target.path(name))
+        path = Path(target.path(own))
         if not target.is_local:
-            folder = stack.enter_context(staged(staging, f"export-{os.getpid()}-{name}"))
-            path = folder / name
+            path = stack.enter_context(staged(staging, f"export{own}")) / name
+        stack.callback(path.unlink, missing_ok=True)
         with _HashedFile(path) as file:
             file.write(safetensors.header(entries))
             for entry in entries:
                 for block in weights.blocks(weight_of[entry.name], entry.shape):
                     file.write_tensor(block.to(entry.dtype))
-        if not target.is_local:
+        if target.is_local:
+            path.replace(target.path(name))
+        else:
             target.upload(name, path)
         return file.digest
 
@@ -234,7 +239,8 @@ def _small_files(
     imported = kept_files(run)
     if phases:
         tokenizer = _tokenizer(run, phases[-1].corpus)
-        length = max(phase.sequence_length for phase in phases)
+        reached = until(phases, weights.commit.step) or phases[:1]
+        length = max(phase.sequence_length for phase in reached)
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
         yield TOKENIZER, _beginning_with_bos(tokenizer)
         yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
