@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner planner-calibration chaos ray-cluster.yaml clean bench-simulation
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-simulation    measure how long 100,000 GPUs for 90 days take to simulate"
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
 	@echo "make bench-planner    predict the step of this machine at another batch from two"
+	@echo "make bench-export    measure how fast a run is exported, beside a plain copy"
 	@echo "make planner-calibration    fit the planner's speed to published runs again"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
 	@echo "make ray-cluster.yaml    render it from k8s/"
@@ -104,6 +105,9 @@ bench-sweep: $(INSTALLED)
 
 bench-planner: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/planner.py
+
+bench-export: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/export.py
 
 planner-calibration: $(INSTALLED)
 	$(BIN)/python -m panthalassa.planner.calibration

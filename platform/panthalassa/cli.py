@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from panthalassa.cli_corpus import corpus
+from panthalassa.cli_model import model
 from panthalassa.cli_plan import plan
 from panthalassa.errors import PanthalassaError
 from panthalassa.terminal import Debug, Overrides
@@ -18,16 +19,13 @@ from panthalassa.terminal import show_rows as _table
 BEGAN = time.time()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(corpus, name="corpus")
+app.add_typer(model)
+app.command()(plan)
 tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
 app.add_typer(tracking, name="track")
-
-app.add_typer(corpus, name="corpus")
-
-app.command()(plan)
-
 energy = typer.Typer(no_args_is_help=True)
 app.add_typer(energy, name="energy", help="What a run's energy went to, and how two runs compare.")
-
 jobs = typer.Typer(no_args_is_help=True)
 app.add_typer(jobs, name="jobs", help="What `panthalassa submit` has sent to a cluster.")
 

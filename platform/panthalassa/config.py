@@ -4,7 +4,6 @@
 """
 
 import difflib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +18,11 @@ from panthalassa.config_values import (
     Place,
     Positive,
     Rate,
+    RopeScaling,
     Section,
     Share,
     Weights,
+    number_or_name,
 )
 
 PRESETS = Path(__file__).parent / "model" / "presets.yaml"
@@ -99,6 +100,8 @@ class Model(Section):
     """One matrix for the embedding and the output."""
     rope_theta: Rate = 10_000.0
     """Base of the rotary position embedding."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary positions are stretched to more than the model was first trained on, or null."""
     norm_epsilon: Rate = 1e-5
     """Added to the mean square in RMSNorm."""
 
@@ -314,19 +317,7 @@ class Cluster(Section):
             )
         return value
 
-    @field_validator("peak_flops", mode="plain")
-    @classmethod
-    def _number_or_name(cls, value: Any) -> float | str:
-        try:
-            # YAML takes 312e12 for a text, and yes for true
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-            if isinstance(value, str) and value:
-                return value
-        if not 0 < number < math.inf:
-            raise ValueError("expected FLOP/s greater than 0, a GPU's name, or auto")
-        return number
+    _peak = field_validator("peak_flops", mode="plain")(number_or_name)
 
 
 class Config(Section):

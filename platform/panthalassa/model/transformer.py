@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from panthalassa.config import Model
+from panthalassa.config_values import RopeScaling
 
 IGNORED = -100
 """The label of a position that has no target."""
@@ -28,11 +29,27 @@ IGNORED = -100
 INITIAL_STD = 0.02
 
 
-def rotary_table(length: int, head_size: int, theta: float, device: torch.device) -> Tensor:
+def rotary_table(
+    length: int,
+    head_size: int,
+    theta: float,
+    device: torch.device,
+    rope_scaling: RopeScaling | None = None,
+) -> Tensor:
     """Cosines and sines of rotary positions (Su et al. 2021, eq. 15): [2, sequence, head] in fp32."""
     frequencies = theta ** (-torch.arange(0, head_size, 2, device=device).float() / head_size)
+    if rope_scaling:
+        frequencies = scaled(frequencies, rope_scaling)
     angles = torch.outer(torch.arange(length, device=device).float(), frequencies).repeat(1, 2)
     return torch.stack((angles.cos(), angles.sin()))
+
+
+def scaled(frequencies: Tensor, rope_scaling: RopeScaling) -> Tensor:
+    """Frequencies (radians a position) for longer texts, as in Llama 3.1 (Grattafiori et al. 2024)."""
+    turns = rope_scaling.original_length * frequencies / (2 * math.pi)
+    low, high = rope_scaling.low_turns, rope_scaling.high_turns
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / rope_scaling.factor)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -157,8 +174,13 @@ class Transformer(nn.Module):
 
         tokens, documents, labels: [batch, sequence]; positions labelled IGNORED do not count.
         """
+        config = self.config
         table = rotary_table(
-            tokens.shape[1], self.config.head_size, self.config.rope_theta, tokens.device
+            tokens.shape[1],
+            config.head_size,
+            config.rope_theta,
+            tokens.device,
+            config.rope_scaling,
         )
         mask = document_mask(documents)
         # The embedding's output is asynchronous under tensor parallelism; entering a compiled block

@@ -38,8 +38,9 @@ class Language:
     """How often the domain was gone through."""
 
 
-def languages(run: Storage) -> list[Language]:
-    """What a run was trained on so far, the most first; empty when it has trained nothing.
+def languages(run: Storage, end: int | None = None) -> list[Language]:
+    """What a run was trained on so far, or in its steps before `end`, the most first; empty when it has
+    trained nothing.
 
     Raises PanthalassaError when the ledger or a manifest is missing or is not what was written.
     """
@@ -60,6 +61,7 @@ def languages(run: Storage) -> list[Language]:
     for back in undone:
         for step in range(back.first_step, back.end_step):
             stands.pop(step, None)
+    stands = {step: consumed for step, consumed in stands.items() if end is None or step < end}
     return _count(run, attempts[-1].attempt.phases, stands)
 
 

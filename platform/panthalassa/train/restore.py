@@ -118,7 +118,7 @@ def verify(run: Storage, name: str, staging: str | None = None) -> Verified:
             mine = _share(sorted(commit.files), peers)
 
         def check(file: str) -> None:
-            _check(source, directory / file, commit.files[file])
+            check_file(source, directory / file, commit.files[file])
 
         with together(), ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(check, mine):
@@ -136,7 +136,12 @@ def _share(files: Sequence[str], ranks: Sequence[int]) -> Sequence[str]:
     return files[ranks.index(dist.get_rank()) :: len(ranks)]
 
 
-def _check(source: Storage, path: Path, expected: str) -> None:
+def check_file(source: Storage, path: Path, expected: str) -> None:
+    """Hash a file of a checkpoint; from object storage it is written to `path` on the way.
+
+    Raises CorruptError when it is missing or not what was written, CheckpointError when it can not be
+    read.
+    """
     place = f"{source.uri}/{path.name}"
     try:
         found = (

@@ -1,0 +1,289 @@
+"""From a run's newest good checkpoint to a folder in the Llama layout of Hugging Face.
+
+Weights go from the checkpoint's files to safetensors in blocks of rows, converted and hashed on the way;
+to object storage a file goes when it is whole. The folder is claimed by `export.json`, which decides
+every byte of it, before anything else is there; `SHA256SUMS` is written last, and is the commit. So two
+commands that write the same folder write the same, and one that was killed is done again by the same
+command.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import processors
+from torch import Tensor
+
+from panthalassa.config import Model
+from panthalassa.corpus.manifest import TOKENIZER
+from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer, read_tokenizer
+from panthalassa.errors import CheckpointError, ConfigError
+from panthalassa.exchange.card import card
+from panthalassa.exchange.importing import CONFIG, FOLDER, SUMS, kept_files
+from panthalassa.exchange.weights import Weights, as_bytes, newest_good
+from panthalassa.model import safetensors
+from panthalassa.model.hugging_face import (
+    Delimiters,
+    generation_config,
+    parameters,
+    to_llama,
+    tokenizer_config,
+)
+from panthalassa.model.safetensors import Entry
+from panthalassa.run_config import kept_tree
+from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.curriculum import until
+from panthalassa.train.audit import kept_manifest
+from panthalassa.train.staging import staged
+
+CLAIM = "export.json"
+GENERATION = "generation_config.json"
+CARD = "README.md"
+SHARD = 5 * 10**9
+"""Bytes of a file of weights."""
+FILES = 2
+"""That are written at a time."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    uri: str
+    checkpoint: str
+    step: int
+    files: int
+    size: int
+    """Bytes of weights."""
+    seconds: float
+
+
+def export(
+    run: Storage,
+    target: Storage,
+    tell: Callable[[str], None],
+    dtype: str | None = None,
+    shard: int = SHARD,
+    licence: str | None = None,
+    staging: str | None = None,
+) -> Exported:
+    """Write the newest good checkpoint of a run to a folder, which must hold nothing else.
+
+    dtype: of DTYPES; else as the weights are stored. shard: bytes of a file, at most. staging: a local
+    folder for files on their way from and to object storage. Raises PanthalassaError.
+    """
+    began = time.perf_counter()
+    _refuse_occupied(run, target)
+    with _named(run, target), newest_good(run, staging, tell) as weights:
+        model = Model.model_validate(weights.commit.model)
+        weight_of = {parameter.theirs: parameter.ours for parameter in parameters(model)}
+        entries = [
+            Entry(p.theirs, DTYPES[dtype] if dtype else weights.dtype(p.ours), p.shape)
+            for p in parameters(model)
+        ]
+        files = safetensors.divide(entries, shard)
+        small = dict(_small_files(run, weights, model, entries, files, licence))
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
+        claim = {
+            "run": run.uri.rpartition("/")[2],
+            "checkpoint": weights.name,
+            "checkpoint_sha256": weights.commit.sha256,
+            "weights": list(files),
+            "files": sums,
+        }
+        claimed = (json.dumps(claim, indent=1) + "\n").encode()
+        _claim(target, claimed)
+        sums = {**sums, CLAIM: hashlib.sha256(claimed).hexdigest()}
+        with ThreadPoolExecutor(FILES) as pool:
+            write = partial(_write, target, staging, weights, weight_of)
+            sums |= zip(files, pool.map(write, files.items()), strict=True)
+        for name, data in small.items():
+            target.write(name, data)
+        listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        target.create(SUMS, listed.encode())
+    return Exported(
+        target.uri,
+        weights.name,
+        weights.commit.step,
+        len(sums) + 1,
+        sum(entry.size for entry in entries),
+        time.perf_counter() - began,
+    )
+
+
+def _refuse_occupied(run: Storage, target: Storage) -> None:
+    """Raises ConfigError unless the folder is empty, not there, or one that an export has begun."""
+    with _named(run, target):
+        names = [name for name, _ in target.files()] if target.exists("") else []
+    if SUMS in names:
+        raise ConfigError(f"{target.uri} holds an export already: choose another folder.")
+    if names and CLAIM not in names:
+        raise ConfigError(
+            f"{target.uri} is not empty: there is {names[0]}. Choose another folder; an export never "
+            "writes over what it did not write."
+        )
+
+
+def _claim(target: Storage, claim: bytes) -> None:
+    try:
+        target.create(CLAIM, claim)
+    except FileExistsError:
+        raise ConfigError(
+            f"{target.uri} holds another export that did not end, or is under way: {CLAIM} says of "
+            "what. Remove the folder if it is not needed, or choose another one."
+        ) from None
+
+
+@contextmanager
+def _named(run: Storage, target: Storage) -> Iterator[None]:
+    """Raises PanthalassaError for what the storage of one of them can not do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"a file vanished during the export: {error}. A run that trains removes old checkpoints; "
+            "the same command takes its newest one, into another folder."
+        ) from error
+    except FileExistsError as error:
+        raise ConfigError(f"{target.uri}/{SUMS} is that of another export: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{run.uri} can not be exported to {target.uri}: {error}. Make room or mend the storage; "
+            "the same command then begins anew."
+        ) from error
+
+
+def _write(
+    target: Storage,
+    staging: str | None,
+    weights: Weights,
+    weight_of: Mapping[str, str],
+    share: tuple[str, list[Entry]],
+) -> str:
+    """Write a file of weights, whole or not at all; returns its SHA-256."""
+    name, entries = share
+    own = f".{name}.{secrets.token_hex(8)}"
+    with ExitStack() as stack:
+        path = Path(target.path(own))
+        if not target.is_local:
+            path = stack.enter_context(staged(staging, f"export{own}")) / name
+        stack.callback(path.unlink, missing_ok=True)
+        with _HashedFile(path) as file:
+            file.write(safetensors.header(entries))
+            for entry in entries:
+                for block in weights.blocks(weight_of[entry.name], entry.shape):
+                    file.write_tensor(block.to(entry.dtype))
+        if target.is_local:
+            path.replace(target.path(name))
+        else:
+            target.upload(name, path)
+        return file.digest
+
+
+class _HashedFile:
+    """A new file that is hashed by a thread of its own while the next bytes are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._sha256 = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1)
+        self._hashing: Future[None] | None = None
+        self.digest = ""
+
+    def write_tensor(self, tensor: Tensor) -> None:
+        self.write(as_bytes(tensor))
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The memory must not change afterwards. At most two pieces are held."""
+        if self._hashing:
+            self._hashing.result()
+        self._hashing = self._hasher.submit(self._sha256.update, data)
+        view = memoryview(data)
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def __enter__(self) -> "_HashedFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._hasher.shutdown()
+        with self._file:
+            if kind is None:
+                os.fsync(self._file.fileno())
+        self.digest = self._sha256.hexdigest()
+
+
+def _small_files(
+    run: Storage,
+    weights: Weights,
+    model: Model,
+    entries: list[Entry],
+    files: dict[str, list[Entry]],
+    licence: str | None,
+) -> Iterator[tuple[str, bytes]]:
+    """All but the weights: of an imported model that was not trained here, what came with it."""
+    phases = weights.commit.phases
+    dtype = str(entries[0].dtype).removeprefix("torch.")
+    imported = kept_files(run)
+    if phases:
+        tokenizer = _tokenizer(run, phases[-1].corpus)
+        reached = until(phases, weights.commit.step) or phases[:1]
+        length = max(phase.sequence_length for phase in reached)
+        delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
+        yield TOKENIZER, _beginning_with_bos(tokenizer)
+        yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
+        yield GENERATION, _json(generation_config(delimiters))
+        yield CONFIG, _json(to_llama(model, length, dtype, delimiters))
+    elif CONFIG in imported:
+        yield CONFIG, _json(_imported_config(imported[CONFIG], dtype))
+        yield from ((name, data) for name, data in imported.items() if name != CONFIG)
+    else:
+        raise ConfigError(f"{run.uri} has neither been trained nor imported: {FOLDER} is missing")
+    if len(files) > 1:
+        yield safetensors.INDEX, safetensors.index(files)
+    yield CARD, card(run, weights, model, entries, licence).encode()
+
+
+def _imported_config(content: bytes, dtype: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(content)
+    return {**config, "dtype" if "dtype" in config else "torch_dtype": dtype}
+
+
+def _tokenizer(run: Storage, fingerprint: str) -> Tokenizer:
+    """Of the corpus that the run was trained on last."""
+    place = str(kept_tree(run).get("corpus", {}).get("directory"))
+    return read_tokenizer(open_storage(place), kept_manifest(run, fingerprint))
+
+
+def _beginning_with_bos(tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json by which a text begins as documents do in training, without anyone asking."""
+    core = tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode())
+    bos = DELIMITERS[0]
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, tokenizer.bos)]
+    )
+    return core.to_str(pretty=True).encode()
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def explain(found: Exported) -> Iterator[tuple[str, str]]:
+    """A table for people: names and what stands beside them."""
+    yield "exported", f"{found.uri}, from {found.checkpoint}"
+    speed = found.size / found.seconds / 1e6
+    yield "weights", f"{found.size / 1e6:,.1f} MB in {found.seconds:.1f} s ({speed:,.0f} MB/s)"
+    yield "files", f"{found.files}, with their SHA-256 in {SUMS}"

@@ -1,0 +1,155 @@
+"""The checkpoint of a run that has done no step, with weights from files of safetensors.
+
+Its files are those of any checkpoint (`train/tensor_files.py`), without ranks. Weights keep their type,
+so that an export gives the same bytes back; ranks load them into fp32. A tensor is one run of bytes, and
+its parts are some rows each, of which a rank reads those that it needs. The moments of an optimizer that
+has done nothing are all zero: all their parts are the same block of zeros.
+"""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from panthalassa.exchange.weights import as_bytes
+from panthalassa.model.safetensors import Entry
+from panthalassa.train.guard import NormGuard
+from panthalassa.train.tensor_files import ALIGNMENT, INDEX, PIECE
+
+PART = 64 << 20
+"""Bytes of a part in fp32, at most."""
+
+
+class FreshCheckpoint:
+    """The files of a checkpoint, one after the other, and their index."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.digests: dict[str, str] = {}
+        self._tensors: dict[str, Any] = {}
+        self._places: dict[MetadataIndex, _StorageInfo] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def copy(self, path: Path, tensors: Mapping[str, Entry]) -> None:
+        """Put the tensors of a file of safetensors into a file of the checkpoint."""
+        with path.open("rb") as source, self._file() as file:
+            for name, entry in tensors.items():
+                start = file.align()
+                source.seek(entry.start)
+                for offset in range(0, entry.size, PIECE):
+                    file.write(source.read(min(PIECE, entry.size - offset)))
+                self._enter(f"weight.{name}", entry.dtype, entry.shape, file.name, start)
+                self._shapes[name] = entry.shape
+
+    def finish(self) -> None:
+        """Write what a new optimizer and a new guard hold, and the index."""
+        guard = NormGuard(torch.device("cpu"))
+        rest: dict[str, Tensor] = {
+            "rng": torch.Generator().manual_seed(0).get_state(),
+            "guard.norms": guard.norms,
+            "guard.skips": guard.skips,
+            "updates": torch.zeros(()),
+        }
+        with self._file() as file:
+            for name, tensor in rest.items():
+                self._enter(name, tensor.dtype, tuple(tensor.shape), file.name, file.align())
+                file.write(as_bytes(tensor))
+            zeros = file.align()
+            most = max(part.size for shape in self._shapes.values() for part in _parts(shape))
+            for offset in range(0, most, PIECE):
+                file.write(bytes(min(PIECE, most - offset)))
+            for name, shape in self._shapes.items():
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    key = f"{moment}.{name}"
+                    self._enter(key, torch.float32, shape, file.name, zeros, shared=True)
+        content = pickle.dumps(Metadata(self._tensors, storage_data=self._places))
+        (self.directory / INDEX).write_bytes(content)
+        self.digests[INDEX] = hashlib.sha256(content).hexdigest()
+
+    def _enter(
+        self,
+        name: str,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        file: str,
+        start: int,
+        shared: bool = False,
+    ) -> None:
+        """Note where the parts of a tensor lie: one behind the other, or all in the same place."""
+        chunks = []
+        for part in _parts(shape):
+            length = part.size // torch.float32.itemsize * dtype.itemsize
+            chunks.append(ChunkStorageMetadata(part.offsets, part.sizes))
+            index = MetadataIndex(name, part.offsets)
+            self._places[index] = _StorageInfo(file, start, length)
+            start += 0 if shared else length
+        properties = TensorProperties(dtype=dtype)
+        self._tensors[name] = TensorStorageMetadata(properties, torch.Size(shape), chunks)
+
+    def _file(self) -> "_File":
+        return _File(self.directory, f"__0_{len(self.digests)}.distcp", self.digests)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a tensor."""
+
+    offsets: torch.Size
+    sizes: torch.Size
+
+    @property
+    def size(self) -> int:
+        """Bytes in fp32."""
+        return self.sizes.numel() * torch.float32.itemsize
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[_Part]:
+    if not shape:
+        yield _Part(torch.Size(()), torch.Size(()))
+        return
+    row = torch.Size(shape[1:])
+    rows = max(1, PART // (row.numel() * torch.float32.itemsize))
+    for first in range(0, shape[0], rows):
+        count = min(rows, shape[0] - first)
+        yield _Part(torch.Size((first, *(0 for _ in row))), torch.Size((count, *row)))
+
+
+class _File:
+    """A file of the checkpoint, hashed while it is written."""
+
+    def __init__(self, directory: Path, name: str, digests: dict[str, str]) -> None:
+        self.name, self._digests = name, digests
+        self._file = (directory / name).open("wb")
+        self._sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+
+    def align(self) -> int:
+        """Go to where a tensor may begin, and return that."""
+        self.write(bytes(-self._file.tell() % ALIGNMENT))
+        return self._file.tell()
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._digests[self.name] = self._sha256.hexdigest()

@@ -1,0 +1,149 @@
+"""The weights of a run's newest good checkpoint, without ranks: verified, then read in blocks of rows.
+
+A checkpoint's files hold parts of tensors as the ranks had them (`train/tensor_files.py`). A block of
+rows is put together from the parts that it lies in, of which each gives some rows in one read. So no
+more than a block is in memory, however large the tensor and however many ranks there were.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panthalassa.errors import CheckpointError, CorruptError, PanthalassaError
+from panthalassa.storage import Storage
+from panthalassa.train import checkpoint
+from panthalassa.train.checkpoint import Commit
+from panthalassa.train.restore import THREADS, check_file
+from panthalassa.train.staging import staged
+from panthalassa.train.tensor_files import Reader
+
+BLOCK = 4 << 20
+"""Bytes that are read at once."""
+
+
+class Weights:
+    """Of a checkpoint whose files are verified, in a local folder."""
+
+    def __init__(self, name: str, commit: Commit, directory: Path) -> None:
+        self.name, self.commit, self.directory = name, commit, directory
+        index = Reader(directory, set(commit.files)).read_metadata()
+        self._tensors: dict[str, Any] = index.state_dict_metadata
+        self._places: dict[tuple[str, torch.Size], Any] = {
+            (key.fqn, key.offset): place for key, place in index.storage_data.items()
+        }
+
+    def dtype(self, parameter: str) -> torch.dtype:
+        """In which a parameter is stored. Raises CheckpointError when it is not there."""
+        found: torch.dtype = self._stored(parameter).properties.dtype
+        return found
+
+    def blocks(self, parameter: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """The parameter [shape], some rows after the other. Raises CheckpointError when it is not there,
+        or of another shape."""
+        tensor = self._stored(parameter)
+        if tuple(tensor.size) != shape:
+            raise CheckpointError(
+                f"{self.directory}: {parameter} is {list(tensor.size)}, expected {list(shape)}"
+            )
+        dtype, width = tensor.properties.dtype, math.prod(shape[1:])
+        rows = max(1, BLOCK // (width * dtype.itemsize))
+        for first in range(0, shape[0], rows):
+            block = torch.empty(min(rows, shape[0] - first), width, dtype=dtype)
+            filled = sum(self._fill(block, first, parameter, chunk) for chunk in tensor.chunks)
+            if filled != block.numel():
+                raise CheckpointError(f"{self.directory}: parts of {parameter} are missing")
+            yield block
+
+    def _stored(self, parameter: str) -> Any:
+        name = f"weight.{parameter}"
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.directory} holds no {parameter}")
+        return self._tensors[name]
+
+    def _fill(self, block: Tensor, first: int, parameter: str, chunk: Any) -> int:
+        """Copy what a chunk has of the block, which begins with row `first`; returns how many numbers
+        that were."""
+        offsets, sizes = [*chunk.offsets, 0], [*chunk.sizes, 1]
+        start, end = max(first, offsets[0]), min(first + len(block), offsets[0] + sizes[0])
+        width = math.prod(sizes[1:])
+        if start >= end or not width:
+            return 0
+        place = self._places[f"weight.{parameter}", chunk.offsets]
+        target = block[start - first : end - first, offsets[1] : offsets[1] + width]
+        part = target if target.is_contiguous() else torch.empty_like(target)
+        skipped = (start - offsets[0]) * width * block.dtype.itemsize
+        with (self.directory / place.relative_path).open("rb", buffering=0) as file:
+            file.seek(place.offset + skipped)
+            _read_whole(file, as_bytes(part))
+        if part is not target:
+            target.copy_(part)
+        return part.numel()
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _read_whole(file: Any, view: memoryview) -> None:
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise CheckpointError(f"{file.name} ends too early")
+        view = view[count:]
+
+
+@contextmanager
+def newest_good(
+    run: Storage, staging: str | None, tell: Callable[[str], None]
+) -> Iterator[Weights]:
+    """The weights of the newest checkpoint of a run that is what was written, for the block.
+
+    Nothing of the run is changed: what is corrupt is told and left to the next command that trains.
+    Raises CheckpointError when there is none.
+    """
+    names, unfinished = checkpoint.candidates(run)
+    corrupt: list[str] = []
+    with ExitStack() as stack:
+        found = None
+        for name in reversed(names):
+            try:
+                found = stack.enter_context(_verified(run, name, staging))
+                break
+            except CorruptError as error:
+                corrupt.append(str(error))
+        if corrupt and not found:
+            raise checkpoint.all_corrupt(run, corrupt)
+        if not found:
+            raise PanthalassaError(
+                f"{run.uri} has no checkpoint. A run is a folder such as runs/laptop, and has one when "
+                "it has trained for a while."
+            )
+        told = [f"{run.uri}/{name} has no commit and is not used" for name in unfinished]
+        for text in [*corrupt, *told]:
+            tell(text)
+        if corrupt or told:
+            tell(f"the newest good checkpoint is {run.uri}/{found.name}")
+        yield found
+
+
+@contextmanager
+def _verified(run: Storage, name: str, staging: str | None) -> Iterator[Weights]:
+    commit, source = checkpoint.read_commit(run, name), run.below(name)
+    with ExitStack() as stack:
+        directory = Path(source.root)
+        if not source.is_local:
+            directory = stack.enter_context(staged(staging, f"weights-{secrets.token_hex(8)}"))
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(
+                lambda file: check_file(source, directory / file[0], file[1]), commit.files.items()
+            ):
+                pass
+        yield Weights(name, commit, directory)
