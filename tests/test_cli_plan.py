@@ -89,11 +89,15 @@ def test_the_two_false_claims_of_the_flagship_are_named() -> None:
     [
         ([FLAGSHIP, "--gpu", "b100"], "unknown GPU 'b100'"),
         ([FLAGSHIP, "--gpu", "cpu"], "tell their --from-run RUN"),
-        ([FLAGSHIP, "--gpus", "500"], "500 GPUs do not fill nodes of 8"),
+        ([FLAGSHIP, "--gpu", "h100"], "did you mean h100-80gb"),
+        ([FLAGSHIP, "--gpu", ""], "unknown GPU ''"),
+        ([FLAGSHIP, "--gpus", "500"], "500 GPUs do not fill nodes of 8: take 496 or 504"),
         ([FLAGSHIP, "--gpus", "0"], "a cluster has at least one"),
         ([FLAGSHIP, "--gpus", "-8"], "a cluster has at least one"),
         ([FLAGSHIP, "--gpus", "32768"], "take fewer GPUs, a larger batch"),
         ([FLAGSHIP, "--tokens", "-5"], "tokens is finite and above 0"),
+        ([FLAGSHIP, "--tokens", "nan"], "--tokens nan: "),
+        ([FLAGSHIP, "--assume", "reserved_gb=100"], "leave nothing of the 80"),
         ([FLAGSHIP, "--tokens", "5t"], "those that may be written: k, M, B, G, T"),
         ([FLAGSHIP, "--assume", "pue=0"], "a building draws at least"),
         ([FLAGSHIP, "--from-run", "nowhere"], "no run at"),
@@ -118,7 +122,11 @@ def test_what_can_not_be_planned_is_refused_in_one_message(
     assert isinstance(result.exception, SystemExit)
 
 
-def test_ctrl_c_while_it_traces_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_plan_that_is_stopped_while_it_traces_leaves_no_process(
+    stop: signal.Signals, tmp_path: Path
+) -> None:
+    """Ctrl-C goes to all of them, and what was traced is kept; a kill goes to the command alone."""
     environment = {**os.environ, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "panthalassa.cli", "plan", FLAGSHIP]
     running = subprocess.Popen(
@@ -126,14 +134,19 @@ def test_ctrl_c_while_it_traces_leaves_no_process(tmp_path: Path) -> None:
     )
     assert running.stderr is not None
     assert "tracing" in running.stderr.readline()
-    deadline = time.monotonic() + 60
-    while not (tracing := psutil.Process(running.pid).children(recursive=True)):
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("panthalassa-trace-*/*.npz")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGINT)
-    _, told = running.communicate(timeout=60)
-    assert running.returncode == 130, told
-    assert "Traceback" not in told
-    _, left = psutil.wait_procs(tracing, timeout=10)
+    tracing = psutil.Process(running.pid).children(recursive=True)
+    if stop == signal.SIGINT:
+        os.killpg(running.pid, stop)
+    else:
+        running.send_signal(stop)
+    _, left = psutil.wait_procs(tracing, timeout=60)
     assert left == []
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == (130 if stop == signal.SIGINT else -stop), told
+    assert "Traceback" not in told
     assert list(tmp_path.glob("panthalassa-trace-*")) == []
+    assert list(tmp_path.rglob(".cache/**/*")) or stop == signal.SIGTERM

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from panthalassa.errors import ConfigError
+from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.terminal import Debug, Overrides, run_command, show_rows
 
 if TYPE_CHECKING:
@@ -95,13 +95,16 @@ def _plan(
     from panthalassa.run_config import run_at
 
     config = load(path, overrides)
-    number = read_claim(f"tokens={tokens}").values["tokens"] if tokens is not None else None
+    try:
+        number = None if tokens is None else read_claim(f"tokens={tokens}").values["tokens"]
+    except PanthalassaError as error:
+        raise ConfigError(f"--tokens {tokens}: {error}") from error
     many = config.cluster.workers if gpus is None else gpus
     if from_run is None:
         if gpu == "cpu":
             raise ConfigError("--gpu cpu: train some steps on it, and tell their --from-run RUN")
         assumed = Assumed().changed(assume)
-        place = hardware.cluster(hardware.gpu(gpu or DEFAULT_GPU), many)
+        place = hardware.cluster(hardware.gpu(DEFAULT_GPU if gpu is None else gpu), many)
         with _tracing() as tell:
             return make_plan(config, place, number, assumed, progress=tell)
     own = own_run.learn(run_at(from_run), config, gpu)
@@ -114,7 +117,9 @@ def _plan(
 def _show(console: Console, plan: "Plan") -> None:
     from panthalassa.planner.telling import RANKING, ranking_rows, told
 
-    table = Table(*RANKING, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in RANKING:
+        table.add_column(title, no_wrap=title != RANKING[-1])
     for row in ranking_rows(plan):
         table.add_row(*row)
     if not console.is_terminal:

@@ -44,5 +44,5 @@ def run_command(command: Callable[[Console], object], debug: bool) -> None:
         print(f"panthalassa: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("panthalassa: ended at once; the last checkpoint stands", file=sys.stderr)
+        print("panthalassa: ended at once; what is written stands", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -17,6 +17,7 @@ from panthalassa.planner.plan import Plan, make_plan
 from panthalassa.planner.rank import Candidate, rank, verdict
 from panthalassa.planner.simulation import DAY
 from panthalassa.planner.telling import as_json, ranking_rows, told
+from panthalassa.planner.units import dollars, duration, energy, mass, tokens
 
 GPUS = 16
 
@@ -235,6 +236,49 @@ def test_people_and_programs_are_told_the_same(plan: Plan) -> None:
     assert f"{data['goodput']['productive']:.1%}" in rows["goodput"]
     assert data["tensor_parallel"] == rows["tensor parallel"]
     assert set(data["simulated_days"]) == {days.policy for days in plan.days}
+
+
+def test_programs_are_told_null_of_what_never_comes(plan: Plan) -> None:
+    never = make_plan(
+        configuration(), PLACE, assumed=Assumed().changed(["failures_per_gpu_hour=0"])
+    )
+    data = json.loads(as_json(never), parse_constant=pytest.fail)
+    assert data["goodput"]["between_failures"] is None
+    assert "nothing ever fails" in dict(told(never))["goodput"]
+
+
+@pytest.mark.parametrize(
+    ("assumption", "given", "message"),
+    [
+        ("failures_per_gpu_hour=100", None, "hardly anything would ever be trained"),
+        ("pue=1.1", 1.1, "less than one step"),
+    ],
+)
+def test_what_says_nothing_is_no_plan(
+    plan: Plan, assumption: str, given: float | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(configuration(), PLACE, given, assumed=Assumed().changed([assumption]))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (duration(12.16), "12.2 days"),
+        (duration(0.5), "12.0 h"),
+        (duration(0.00377), "5.4 min"),
+        (duration(1e-5), "0.864 s"),
+        (energy(102.8), "102.8 MWh"),
+        (energy(0.0021), "2.1 kWh"),
+        (energy(2e-5), "20.0 Wh"),
+        (mass(0.002), "2.0 kg"),
+        (dollars(298_639), "$298,639"),
+        (dollars(0.0123), "$0.012"),
+        (tokens(1.107e12), "1.107 T"),
+    ],
+)
+def test_numbers_have_the_unit_that_fits_them(said: str, expected: str) -> None:
+    assert said == expected
 
 
 def test_precision_of_which_nothing_is_known_is_refused() -> None:

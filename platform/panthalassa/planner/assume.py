@@ -86,14 +86,17 @@ class Assumed:
     def told(self, place: Cluster) -> list[Assumption]:
         """Each by the name that changes it, with its value and where that is from."""
         known = {"network_gb_per_second": place.network / 1e9, "node_watts": place.node_watts}
+        on_cpus = place.gpu.generation == "cpu"
         found = []
         for name, part in PARTS.items():
+            if on_cpus and name == "reserved_gb":  # of which they need none
+                continue
             value, usual = (getattr(getattr(one, part), name) for one in (self, Assumed()))
             source = SOURCES.get(name, "assumed") if value == usual else "measured"
             if name in self.given:
                 source = "given"
             elif value is None:
-                value, source = known[name], "hardware.yaml"
+                value, source = known[name], "this machine" if on_cpus else "hardware.yaml"
             found.append(Assumption(name, f"{value:.4g}", source))
         return found
 

@@ -91,8 +91,9 @@ def gpu(name: str, limit: float | None = None) -> GPU:
     known = _table()["gpus"]
     key = name.lower().replace("_", "-")
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? There are" if near else "there are"
+        near = [one for one in known if key and one.startswith(key)]
+        near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
         raise ConfigError(f"unknown GPU {name!r}; {hint} {', '.join(known)}")
     data = dict(known[key])
     chip, generation = data.pop("chip"), data.pop("generation")
@@ -148,7 +149,8 @@ def cluster(chip: GPU, gpus: int, network: float | None = None, kind: str | None
     per_node = min(gpus, int(usual["gpus_per_node"]))
     if gpus % per_node:
         raise ConfigError(
-            f"{gpus} GPUs do not fill nodes of {per_node}: take a multiple of {per_node}"
+            f"{gpus} GPUs do not fill nodes of {per_node}: take {gpus // per_node * per_node} or "
+            f"{-(-gpus // per_node) * per_node}"
         )
     speed = float(usual["network"]) if network is None else network
     return Cluster(chip, gpus, per_node, speed, float(usual["node_watts"]))

@@ -161,12 +161,15 @@ def trace_all(
         folder = Path(name)
         (folder / "jobs.json").write_text(json.dumps([job.dump() for job in order]))
         tell = progress or (lambda done, all: None)
-        _run(folder, min(processes, len(order)), lambda: tell(_traced(folder), len(order)))
         recordings = {}
-        for number, job in enumerate(order):
-            payload = (folder / f"{number}.npz").read_bytes()
-            recordings[job] = Recording.load(payload)
-            cache.write(job, payload)
+        try:
+            _run(folder, min(processes, len(order)), lambda: tell(_traced(folder), len(order)))
+        finally:  # what is done is kept, however it ends
+            for number, job in enumerate(order):
+                if (file := folder / f"{number}.npz").exists():
+                    payload = file.read_bytes()
+                    recordings[job] = Recording.load(payload)
+                    cache.write(job, payload)
     return recordings
 
 

@@ -61,7 +61,7 @@ def learn(run: Storage, config: Config, gpu: str | None) -> OwnRun:
     seen = [_observed(theirs, chip, *ranks, found) for ranks, found in steps.items()]
     fit = refit(seen)
     many = sum(map(len, steps.values()))
-    determined = ", ".join(fit.determined) or "no factor alone"
+    determined = ", ".join(fit.determined) or "no factor alone, only what they make together"
     return OwnRun(chip, fit, f"{many} steps of {run.uri}, which determine {determined}")
 
 

@@ -19,6 +19,9 @@ from panthalassa.planner.rank import Candidate, rank, smallest_that_fits, verdic
 from panthalassa.planner.simulation import DAY, Fleet, fixed_size, shrink_and_grow, simulate
 from panthalassa.planner.speed import Factors
 
+LEAST = 0.01
+"""Share of its time that a cluster has to train; below it, a plan says nothing."""
+
 
 @dataclass(frozen=True)
 class Days:
@@ -93,11 +96,22 @@ def make_plan(
     """
     workload, assumed = Workload.of(config), assumed or Assumed()
     place = assumed.fabric.on(place)
+    if assumed.reserve.usable(place.gpu) <= 0:
+        raise ConfigError(
+            f"reserved_gb={assumed.reserve.reserved_gb:g} and fragments={assumed.reserve.fragments:g} "
+            f"leave nothing of the {place.gpu.memory / 1e9:g} GB of {place.gpu.name}"
+        )
     ranking = rank(workload, place, config.parallel.compile, factors, assumed.reserve, progress)
     best = ranking[0]
     if not best.fits:
         raise ConfigError(_fits_nowhere(workload, place, best, assumed, progress))
-    tokens = tokens or config.train.steps * workload.global_batch * workload.sequence_length
+    a_step = workload.global_batch * workload.sequence_length
+    tokens = config.train.steps * a_step if tokens is None else tokens
+    if tokens < a_step:
+        raise ConfigError(
+            f"{tokens:g} tokens are less than one step, which has {a_step:,}: is a letter missing, as "
+            "in 1.1T?"
+        )
     return planned(config, place, ranking, tokens, assumed, factors, fitted)
 
 
@@ -118,10 +132,11 @@ def planned(
     a_step = workload.global_batch * workload.sequence_length
     compute_days = tokens / a_step * best.speed.step_seconds / DAY
     goodput = expected(reliability, place.gpus)
-    if not goodput.productive:
+    if goodput.productive < LEAST:
         raise ConfigError(
-            f"nothing would ever be trained: {place.gpus} GPUs fail every "
-            f"{goodput.between_failures:.3g} s; see failures_per_gpu_hour and recovery_seconds"
+            f"hardly anything would ever be trained ({goodput.productive:.2g} of the time): "
+            f"{place.gpus} GPUs fail every {goodput.between_failures:.3g} s. See the assumptions "
+            "failures_per_gpu_hour, recovery_seconds, snapshot_seconds and write_seconds."
         )
     gpu_hours = place.gpus * 24 * goodput.days(compute_days)
     return Plan(

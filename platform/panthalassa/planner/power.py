@@ -14,6 +14,7 @@ from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.planner.hardware import Cluster, cluster, gpu
 from panthalassa.planner.published import rows
 from panthalassa.planner.speed import Speed
+from panthalassa.planner.units import dollars, energy, mass
 
 ARITHMETIC = ("matrix products", "attention")
 MEMORY = ("elementwise", "optimizer")
@@ -124,14 +125,15 @@ def explain(found: Bill, cluster: Cluster, assumed: Assumptions) -> Iterator[tup
     """The bill, then every assumption by its name."""
     yield (
         "energy",
-        f"{found.mwh:,.1f} MWh: GPUs {found.gpus:,.1f} ({found.gpu_watts:.0f} W each), nodes "
-        f"{found.nodes:,.1f}, building {found.building:,.1f}",
+        f"{energy(found.mwh)}: GPUs {energy(found.gpus)} ({found.gpu_watts:.0f} W each), nodes "
+        f"{energy(found.nodes)}, building {energy(found.building)}",
     )
-    yield "carbon", f"{found.tonnes_co2:,.1f} t CO2"
-    yield "cost", f"${found.dollars:,.0f} for {found.gpu_hours:,.0f} GPU-hours"
+    yield "carbon", f"{mass(found.tonnes_co2)} CO2"
+    hours = f"{found.gpu_hours:,.0f}" if found.gpu_hours >= 100 else f"{found.gpu_hours:.2g}"
+    yield "cost", f"{dollars(found.dollars)} for {hours} GPU-hours"
     yield (
         "as papers count",
-        f"{found.by_convention:,.1f} MWh, {found.tonnes_by_convention:,.1f} t CO2 (TDP x PUE x "
+        f"{energy(found.by_convention)}, {mass(found.tonnes_by_convention)} CO2 (TDP x PUE x "
         "GPU-hours, without nodes)",
     )
     for field in fields(Assumptions):

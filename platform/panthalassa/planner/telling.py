@@ -1,6 +1,7 @@
 """A plan as it is told: rows for people, an object for programs."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,7 @@ from panthalassa.planner.goodput import Assumption
 from panthalassa.planner.plan import Plan, fleet_of
 from panthalassa.planner.rank import Candidate, best_of_each
 from panthalassa.planner.simulation import QUANTILES, simulated
+from panthalassa.planner.units import duration, tokens
 
 SHOWN = 5
 """Layouts at the head of the table."""
@@ -100,23 +102,16 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "memory", _memory(best)
-    fast, slow = plan.expected_range
+    fast, slow = map(duration, plan.expected_range)
     yield (
-        "days",
-        f"{_number(plan.expected_days)} ({_number(fast)} to {_number(slow)}) for "
-        f"{_tokens(plan.tokens)} tokens; {_number(plan.compute_days)} undisturbed",
+        "time",
+        f"{duration(plan.expected_days)} ({fast} to {slow}) for {tokens(plan.tokens)} tokens; "
+        f"{duration(plan.compute_days)} undisturbed",
     )
-    yield (
-        "goodput",
-        f"{plan.goodput.productive:.1%}: a failure every {plan.goodput.between_failures / 3600:,.1f} h; "
-        f"a snapshot every {plan.interval.seconds:.0f} s, {plan.interval.formula}",
-    )
+    yield "goodput", _goodput(plan)
     for days in plan.days:
-        low, _, median, _, high = map(_number, days.quantiles)
-        yield (
-            f"  {days.policy}",
-            f"{median} days in the median, {low} to {high} in nine of ten runs",
-        )
+        low, _, median, _, high = map(duration, days.quantiles)
+        yield f"  {days.policy}", f"{median} in the median, {low} to {high} in nine of ten runs"
     rows = list(power.explain(plan.footprint, place, plan.assumed.power))
     yield from (row for row in rows if not row[0].startswith("  assumed"))
 
@@ -129,8 +124,11 @@ def fixed_assumptions(plan: Plan) -> list[Assumption]:
         for one in simulated(fleet_of(plan.cluster, plan.assumed), plan.assumed.reliability)
         if one.source.startswith("model")
     ]
+    errors = "calibration.csv has their errors"
+    if plan.factors is not None:
+        errors = "their sum is as measured; the range is that of published runs"
     return [
-        Assumption("speed", f"factors fitted to {plan.fitted}", "calibration.csv has their errors"),
+        Assumption("speed", f"factors fitted to {plan.fitted}", errors),
         Assumption("attention", "a fused kernel for any mask", "never measured on a GPU"),
         Assumption("memory", "tensors of an uncompiled step", "traced; compiled blocks need less"),
         Assumption("GPU", f"{gpu.idle:g} W idle to {gpu.watts:g} W", "hardware.yaml"),
@@ -140,30 +138,54 @@ def fixed_assumptions(plan: Plan) -> list[Assumption]:
 
 
 def as_json(plan: Plan) -> str:
-    """The plan as JSON; tokens/s/GPU, seconds, bytes, watts, MWh; shares from 0 to 1."""
+    """The plan as JSON; tokens/s/GPU, seconds, bytes, watts, MWh; shares from 0 to 1. What is
+    infinite, such as the time between failures that never come, is null."""
+    bill = plan.footprint
     return json.dumps(
-        {
-            "cluster": asdict(plan.cluster),
-            "tokens": plan.tokens,
-            "compute_days": plan.compute_days,
-            "expected_days": plan.expected_days,
-            "expected_days_range": plan.expected_range,
-            "simulated_days": {
-                days.policy: dict(zip(map(str, QUANTILES), days.quantiles, strict=True))
-                for days in plan.days
-            },
-            "goodput": asdict(plan.goodput),
-            "snapshot_interval_seconds": plan.interval.seconds,
-            "energy": {**asdict(plan.footprint), "mwh": plan.footprint.mwh},
-            "as_configured": _asked(plan),
-            "tensor_parallel": plan.verdict,
-            "speed_fitted_to": plan.fitted,
-            "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
-            "also_assumed": [asdict(one) for one in fixed_assumptions(plan)],
-            "ranking": [_candidate(one, plan.best) for one in plan.ranking],
-        },
+        _finite(
+            {
+                "cluster": asdict(plan.cluster),
+                "tokens": plan.tokens,
+                "compute_days": plan.compute_days,
+                "expected_days": plan.expected_days,
+                "expected_days_range": plan.expected_range,
+                "simulated_days": {
+                    days.policy: dict(zip(map(str, QUANTILES), days.quantiles, strict=True))
+                    for days in plan.days
+                },
+                "goodput": asdict(plan.goodput),
+                "snapshot_interval_seconds": plan.interval.seconds,
+                "energy": {
+                    "mwh": bill.mwh,
+                    "gpus_mwh": bill.gpus,
+                    "nodes_mwh": bill.nodes,
+                    "building_mwh": bill.building,
+                    "gpu_watts": bill.gpu_watts,
+                    "gpu_hours": bill.gpu_hours,
+                    "tonnes_co2": bill.tonnes_co2,
+                    "dollars": bill.dollars,
+                    "by_convention_mwh": bill.by_convention,
+                    "by_convention_tonnes_co2": bill.tonnes_by_convention,
+                },
+                "as_configured": _asked(plan),
+                "tensor_parallel": plan.verdict,
+                "speed_fitted_to": plan.fitted,
+                "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
+                "also_assumed": [asdict(one) for one in fixed_assumptions(plan)],
+                "ranking": [_candidate(one, plan.best) for one in plan.ranking],
+            }
+        ),
         indent=1,
+        allow_nan=False,
     )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _candidate(one: Candidate, best: Candidate) -> dict[str, Any]:
@@ -186,19 +208,18 @@ def _asked(plan: Plan) -> str:
     return "the best" if plan.asked is plan.best else plan.asked.worse_than(plan.best)
 
 
+def _goodput(plan: Plan) -> str:
+    between = plan.goodput.between_failures / 86_400
+    if math.isinf(between):
+        return f"{plan.goodput.productive:.1%}: nothing ever fails"
+    return (
+        f"{plan.goodput.productive:.1%}: a failure every {duration(between)}; a snapshot every "
+        f"{plan.interval.seconds:.0f} s, {plan.interval.formula}"
+    )
+
+
 def _memory(best: Candidate) -> str:
     need = best.footprint
     parts = sorted(((getattr(need, name), name) for name in PARTS), reverse=True)
     told = ", ".join(f"{name} {size / 1e9:.2f}" for size, name in parts)
     return f"{need.peak / 1e9:.1f} GB of {best.usable / 1e9:.1f} at the peak, in the {need.when}: {told}"
-
-
-def _number(days: float) -> str:
-    return f"{days:.1f}" if days >= 1 else f"{days:.3g}"
-
-
-def _tokens(tokens: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if tokens >= size:
-            return f"{tokens / size:.3f} {letter}"
-    return f"{tokens:,.0f}"

@@ -15,6 +15,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections import Counter
@@ -24,6 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -191,21 +193,24 @@ def main() -> None:
     numbered = list(enumerate(map(Job.load, json.loads((folder / "jobs.json").read_text()))))
     asker = os.getppid()
     for _, jobs in groupby(numbered[first::stride], key=lambda entry: entry[1].mesh):
+        _in_a_fork(folder, list(jobs), asker)
         if os.getppid() != asker:
+            shutil.rmtree(folder, ignore_errors=True)
             sys.exit("who asked for the traces is gone")
-        _in_a_fork(folder, list(jobs))
 
 
-def _in_a_fork(folder: Path, jobs: list[tuple[int, Job]]) -> None:
+def _in_a_fork(folder: Path, jobs: list[tuple[int, Job]], asker: int) -> None:
     """Do jobs of one mesh. Torch remembers groups by names, which come again with other sizes on
     the next mesh; so that has a process that knows nothing yet but the imports."""
-    parent, child = os.getpid(), os.fork()
+    tracer, child = psutil.Process(), os.fork()
     if child == 0:
         try:
             for number, job in jobs:
-                if os.getppid() != parent:
-                    os._exit(1)
-                (folder / f"{number}.npz").write_bytes(record(job).dump())
+                if os.getppid() != tracer.pid or tracer.ppid() != asker:
+                    os._exit(0)
+                temporary = folder / f"{number}.new"
+                temporary.write_bytes(record(job).dump())
+                temporary.rename(folder / f"{number}.npz")
             os._exit(0)
         except BaseException:
             traceback.print_exc()
