@@ -17,7 +17,7 @@ from panthalassa.planner.plan import Plan, make_plan
 from panthalassa.planner.rank import Candidate, rank, verdict
 from panthalassa.planner.simulation import DAY
 from panthalassa.planner.telling import as_json, ranking_rows, told
-from panthalassa.planner.units import dollars, duration, energy, mass, tokens
+from panthalassa.planner.units import dollars, duration, energy, mass, span, tokens
 
 GPUS = 16
 
@@ -129,9 +129,9 @@ def test_days_energy_and_cost_follow_from_the_best_layout(plan: Plan) -> None:
     fast, slow = plan.expected_range
     assert fast < plan.expected_days < slow
     hours = GPUS * 24 * plan.expected_days
-    assert plan.footprint.gpu_hours == pytest.approx(hours)
-    assert plan.footprint.dollars == pytest.approx(2 * hours)
-    assert plan.footprint.by_convention == pytest.approx(400 * 1.1 * hours / 1e6)
+    assert plan.bill.gpu_hours == pytest.approx(hours)
+    assert plan.bill.dollars == pytest.approx(2 * hours)
+    assert plan.bill.by_convention == pytest.approx(400 * 1.1 * hours / 1e6)
     assert [days.policy for days in plan.days] == ["shrink and grow", "fixed size, 1 spare node"]
     shrinking, waiting = (days.quantiles for days in plan.days)
     assert undisturbed < shrinking[0] <= shrinking[-1] < waiting[0], "half of the nodes stand by"
@@ -150,13 +150,13 @@ NEW = {
     "reserved_gb": (8.0, lambda plan: plan.best.usable),
     "fragments": (0.2, lambda plan: plan.best.usable),
     "spare_share": (0.0, None),
-    "arithmetic_draw": (0.5, lambda plan: plan.footprint.gpu_watts),
-    "memory_draw": (0.1, lambda plan: plan.footprint.gpu_watts),
-    "waiting_draw": (0.1, lambda plan: plan.footprint.gpu_watts),
-    "node_watts": (100.0, lambda plan: plan.footprint.nodes),
-    "pue": (1.0, lambda plan: plan.footprint.mwh),
-    "price_per_gpu_hour": (1.0, lambda plan: plan.footprint.dollars),
-    "kg_co2_per_kwh": (0.1, lambda plan: plan.footprint.tonnes_co2),
+    "arithmetic_draw": (0.5, lambda plan: plan.bill.gpu_watts),
+    "memory_draw": (0.1, lambda plan: plan.bill.gpu_watts),
+    "waiting_draw": (0.1, lambda plan: plan.bill.gpu_watts),
+    "node_watts": (100.0, lambda plan: plan.bill.nodes),
+    "pue": (1.0, lambda plan: plan.bill.mwh),
+    "price_per_gpu_hour": (1.0, lambda plan: plan.bill.dollars),
+    "kg_co2_per_kwh": (0.1, lambda plan: plan.bill.tonnes_co2),
 }
 """Of each assumption another value, and something that it makes smaller."""
 
@@ -268,6 +268,8 @@ def test_what_says_nothing_is_no_plan(
         (duration(0.5), "12.0 h"),
         (duration(0.00377), "5.4 min"),
         (duration(1e-5), "0.864 s"),
+        (span(11, 13.5), "11.0 to 13.5 days"),
+        (span(0.5, 1), "12.0 h to 1.0 days"),
         (energy(102.8), "102.8 MWh"),
         (energy(0.0021), "2.1 kWh"),
         (energy(2e-5), "20.0 Wh"),

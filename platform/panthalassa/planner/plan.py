@@ -51,7 +51,7 @@ class Plan:
     goodput: ExpectedGoodput
     interval: Interval
     days: tuple[Days, ...]
-    footprint: power.Bill
+    bill: power.Bill
     assumed: Assumed
     factors: Factors | None
     """Of the speed; None: those of published runs."""
@@ -151,7 +151,7 @@ def planned(
         goodput=goodput,
         interval=best_interval(reliability, place.gpus),
         days=tuple(_days(compute_days, place, assumed)),
-        footprint=power.footprint(best.speed, place, gpu_hours, assumed.power),
+        bill=power.footprint(best.speed, place, gpu_hours, assumed.power),
         assumed=assumed,
         factors=factors,
         fitted=fitted,

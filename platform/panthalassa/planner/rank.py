@@ -177,10 +177,8 @@ def verdict(candidates: Sequence[Candidate], workload: Workload, place: Cluster)
     why = obstacle(workload, place.gpus, place.gpus_per_node, widest)
     if why:
         return f"TP {widest} is impossible: {why}"
-    wide, narrow = (
-        next((one for one in candidates if (one.layout.tp == widest) is at), None)
-        for at in (True, False)
-    )
+    wide = next((one for one in candidates if one.layout.tp == widest), None)
+    narrow = next((one for one in candidates if one.layout.tp != widest), None)
     if wide is None:
         return f"TP {widest} shards nothing on {place.gpus} GPUs, and was not looked at"
     if narrow is None:

@@ -11,7 +11,7 @@ from panthalassa.planner.goodput import Assumption
 from panthalassa.planner.plan import Plan, fleet_of
 from panthalassa.planner.rank import Candidate, best_of_each
 from panthalassa.planner.simulation import QUANTILES, simulated
-from panthalassa.planner.units import duration, tokens
+from panthalassa.planner.units import duration, span, tokens
 
 SHOWN = 5
 """Layouts at the head of the table."""
@@ -102,17 +102,17 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "memory", _memory(best)
-    fast, slow = map(duration, plan.expected_range)
     yield (
         "time",
-        f"{duration(plan.expected_days)} ({fast} to {slow}) for {tokens(plan.tokens)} tokens; "
-        f"{duration(plan.compute_days)} undisturbed",
+        f"{duration(plan.expected_days)} ({span(*plan.expected_range)}) for {tokens(plan.tokens)} "
+        f"tokens; {duration(plan.compute_days)} undisturbed",
     )
     yield "goodput", _goodput(plan)
     for days in plan.days:
-        low, _, median, _, high = map(duration, days.quantiles)
-        yield f"  {days.policy}", f"{median} in the median, {low} to {high} in nine of ten runs"
-    rows = list(power.explain(plan.footprint, place, plan.assumed.power))
+        low, _, median, _, high = days.quantiles
+        told = f"{duration(median)} in the median, {span(low, high)} in nine of ten runs"
+        yield f"  {days.policy}", told
+    rows = list(power.explain(plan.bill, place, plan.assumed.power))
     yield from (row for row in rows if not row[0].startswith("  assumed"))
 
 
@@ -140,7 +140,7 @@ def fixed_assumptions(plan: Plan) -> list[Assumption]:
 def as_json(plan: Plan) -> str:
     """The plan as JSON; tokens/s/GPU, seconds, bytes, watts, MWh; shares from 0 to 1. What is
     infinite, such as the time between failures that never come, is null."""
-    bill = plan.footprint
+    bill = plan.bill
     return json.dumps(
         _finite(
             {

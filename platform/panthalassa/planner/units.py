@@ -8,6 +8,13 @@ def duration(days: float) -> str:
     return f"{86_400 * days:.3g} s"
 
 
+def span(low: float, high: float) -> str:
+    """Two durations, with one unit where it is the same."""
+    first, last = duration(low), duration(high)
+    number, _, unit = first.partition(" ")
+    return f"{number if last.endswith(f' {unit}') else first} to {last}"
+
+
 def energy(mwh: float) -> str:
     return _scaled(mwh, ("MWh", "kWh", "Wh"))
 

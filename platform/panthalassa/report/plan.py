@@ -42,7 +42,8 @@ class Panel(NamedTuple):
 
 def check_file(file: Path) -> None:
     """Raise ConfigError, before minutes are spent on a page, when it can not be written there."""
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+    place = file if file.exists() else file.parent
+    if file.is_dir() or not file.parent.is_dir() or not os.access(place, os.W_OK):
         raise ConfigError(f"{file} can not be written: name a file in a folder that is yours")
 
 
@@ -91,7 +92,7 @@ def render(plan: Plan, name: str, scaling: Scaling) -> str:
 
 
 def _cards(plan: Plan) -> Iterator[Headline]:
-    best, (fast, slow), bill = plan.best, plan.expected_range, plan.footprint
+    best, (fast, slow), bill = plan.best, plan.expected_range, plan.bill
     found = best.speed
     goodput = f"goodput {plan.goodput.productive:.1%}"
     yield Headline("days", few(plan.expected_days), f"{few(fast)} to {few(slow)}; {goodput}")
@@ -115,10 +116,10 @@ def _taken(plan: Plan, scaling: Scaling) -> Iterator[Panel]:
     if most is not plan:
         title += f", {few(most.expected_days)} on {most.cluster.gpus:,}"
     yield Panel("days", title)
-    least = min(scaling.plans, key=lambda one: one.footprint.mwh)
-    title = f"{few(plan.footprint.mwh)} MWh on {plan.cluster.gpus:,} GPUs"
+    least = min(scaling.plans, key=lambda one: one.bill.mwh)
+    title = f"{few(plan.bill.mwh)} MWh on {plan.cluster.gpus:,} GPUs"
     if least is not plan:
-        title += f"; the least, {few(least.footprint.mwh)}, on {least.cluster.gpus:,}"
+        title += f"; the least, {few(least.bill.mwh)}, on {least.cluster.gpus:,}"
     yield Panel("energy", title)
 
 
@@ -186,7 +187,7 @@ SIZES: dict[str, Callable[..., str]] = {
 
 
 def _size(plan: Plan) -> Row:
-    (fast, slow), bill = plan.expected_range, plan.footprint
+    (fast, slow), bill = plan.expected_range, plan.bill
     return (
         *(plan.cluster.gpus, plan.best.footprint.peak / 1e9, plan.best.rate, plan.rate),
         *(plan.expected_days, fast, slow, bill.mwh, bill.gpu_hours, bill.dollars),

@@ -57,7 +57,7 @@ def _over_gpus(asked: Plan, scaling: Scaling) -> Plots:
     speeds = [(plan.cluster.gpus, plan.best.speed) for plan in plans]
     days = [plan.expected_days for plan in plans]
     shortest, longest = zip(*(plan.expected_range for plan in plans), strict=True)
-    energy = [plan.footprint.mwh for plan in plans]
+    energy = [plan.bill.mwh for plan in plans]
     a_day = [mwh / day for mwh, day in zip(energy, days, strict=True)]
 
     def curve(label: str, form: str, log: bool, **columns: Sequence[float]) -> figure:
