@@ -81,8 +81,8 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
     fit = sum(one.fits for one in plan.ranking)
     yield (
         "cluster",
-        f"{place.gpus} {place.gpu.name} in {place.nodes} nodes; {fit} of {len(plan.ranking)} layouts "
-        "fit",
+        f"{place.gpus} {place.gpu.name} in {place.nodes} node{'s' * (place.nodes != 1)}; "
+        f"{fit} of {len(plan.ranking)} layouts fit",
     )
     yield "layout", " ".join(best.overrides())
     yield "as configured", _asked(plan)
