@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,17 @@ PROGRAM = "import platform, sys; print(platform.__file__, platform.system(), sep
 def test_the_folder_is_no_package() -> None:
     assert (ROOT / "platform" / "panthalassa" / "config.py").exists()
     assert not list((ROOT / "platform").glob("*.py*"))
+
+
+def test_what_the_library_reads_is_in_its_package() -> None:
+    """An editable install has every file; a wheel has those that are named."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "platform" / "panthalassa"
+    kept = {
+        file for pattern in named["package-data"]["panthalassa"] for file in package.glob(pattern)
+    }
+    files = {file for file in package.rglob("*.*") if file.is_file()}
+    assert {file for file in files if file.suffix not in (".py", ".pyc")} == kept
 
 
 def test_these_tests_have_the_standard_library_module() -> None:
