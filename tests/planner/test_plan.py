@@ -1,7 +1,6 @@
 """A plan of a small model on a few GPUs: what fits is ranked, and everything follows from the best."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,23 +48,16 @@ def configuration(*overrides: str) -> Config:
 
 
 PLACE = cluster(gpu("a100-80gb"), GPUS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Traces are kept in a home of its own, and so made once for all of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+pytestmark = pytest.mark.usefixtures("home_of_traces")
 
 
 @pytest.fixture(scope="module")
-def plan(_home: None) -> Plan:
+def plan(home_of_traces: None) -> Plan:
     return make_plan(configuration(), PLACE)
 
 
 @pytest.fixture(scope="module")
-def fragile(_home: None) -> Plan:
+def fragile(home_of_traces: None) -> Plan:
     """With a failure a day, so that all assumptions count."""
     return make_plan(
         configuration(), PLACE, assumed=Assumed().changed(["failures_per_gpu_hour=0.003"])

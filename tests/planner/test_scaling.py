@@ -1,6 +1,5 @@
 """The same run on other numbers of GPUs: each as if it had been asked for, and why not on others."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,14 +29,7 @@ CONFIG = build(TREE, [], "test", Config)
 """Samples for two data-parallel ranks: four GPUs need tensor-parallel groups of two."""
 WORKLOAD = Workload.of(CONFIG)
 PLACE = cluster(gpu("a100-80gb"), 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Traces are kept in a home of its own, and so made once for all of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+pytestmark = pytest.mark.usefixtures("home_of_traces")
 
 
 def ask(memory: float = PLACE.gpu.memory) -> Plan:
@@ -46,7 +38,7 @@ def ask(memory: float = PLACE.gpu.memory) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def found(_home: None) -> Scaling:
+def found(home_of_traces: None) -> Scaling:
     layouts = [layout for gpus in (1, 2, 4) for layout in feasible(WORKLOAD, gpus, gpus)]
     needed = [layout for layout in layouts if layout.gpus == 1 or layout.shards > 1]
     footprints(WORKLOAD, needed, gpus=4)  # all traces in one go

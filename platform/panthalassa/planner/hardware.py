@@ -132,6 +132,15 @@ def _copied(rounds: int = 8) -> float:
     return 2 * source.nbytes / best
 
 
+def check_filled(gpus: int, gpus_per_node: int) -> None:
+    """Raise ConfigError when the last of several nodes would be partly filled."""
+    if gpus > gpus_per_node and gpus % gpus_per_node:
+        raise ConfigError(
+            f"{gpus} GPUs do not fill nodes of {gpus_per_node}: take "
+            f"{gpus // gpus_per_node * gpus_per_node} or {-(-gpus // gpus_per_node) * gpus_per_node}"
+        )
+
+
 def cluster(chip: GPU, gpus: int, network: float | None = None, kind: str | None = None) -> Cluster:
     """That many GPUs in nodes as they are usually built.
 
@@ -147,10 +156,6 @@ def cluster(chip: GPU, gpus: int, network: float | None = None, kind: str | None
         raise ConfigError(f"{gpus} GPUs: a cluster has at least one")
     usual = known[kind]
     per_node = min(gpus, int(usual["gpus_per_node"]))
-    if gpus % per_node:
-        raise ConfigError(
-            f"{gpus} GPUs do not fill nodes of {per_node}: take {gpus // per_node * per_node} or "
-            f"{-(-gpus // per_node) * per_node}"
-        )
+    check_filled(gpus, per_node)
     speed = float(usual["network"]) if network is None else network
     return Cluster(chip, gpus, per_node, speed, float(usual["node_watts"]))

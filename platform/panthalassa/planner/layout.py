@@ -11,6 +11,7 @@ from typing import Literal
 
 from panthalassa.config import Config, Model
 from panthalassa.errors import ConfigError
+from panthalassa.planner.hardware import check_filled
 
 TP_SIZES = (1, 2, 4, 8)
 CHECKPOINTING: tuple["Checkpointing", ...] = ("none", "selective", "full")
@@ -137,11 +138,7 @@ def _check_cluster(gpus: int, gpus_per_node: int) -> None:
         raise ConfigError(
             f"expected at least one GPU and one a node, found {gpus} GPUs of {gpus_per_node} a node"
         )
-    if gpus > gpus_per_node and gpus % gpus_per_node:
-        raise ConfigError(
-            f"{gpus} GPUs do not fill nodes of {gpus_per_node}: take "
-            f"{gpus // gpus_per_node * gpus_per_node} or {-(-gpus // gpus_per_node) * gpus_per_node}"
-        )
+    check_filled(gpus, gpus_per_node)
 
 
 def _powers(most: int) -> Iterator[int]:
