@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from panthalassa.config_finetune import Finetune
 from panthalassa.config_values import (
     Length,
     LocalFolder,
@@ -333,6 +334,7 @@ class Config(Section):
     tracking: Tracking = Tracking()
     energy: Energy = Energy()
     cluster: Cluster = Cluster()
+    finetune: Finetune | None = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
@@ -378,6 +380,11 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
         yield f"cluster.workers={config.cluster.workers} is no multiple of parallel.tp_size={tp}"
     if (least := config.cluster.min_workers) and least > config.cluster.workers:
         yield f"cluster.min_workers={least} is more than cluster.workers={config.cluster.workers}"
+    if config.finetune and config.finetune.objective == "dpo" and not config.finetune.lora:
+        yield (
+            "finetune.objective=dpo needs finetune.lora: what it compares with is the model beneath the "
+            "adapters"
+        )
     if train.schedule.warmup_steps >= train.steps:
         yield (
             f"train.schedule.warmup_steps={train.schedule.warmup_steps} leaves nothing of "

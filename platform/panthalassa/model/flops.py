@@ -28,13 +28,24 @@ PEAK_BF16 = {
 """Dense tensor-core FLOP/s in bf16 (V100: fp16) by GPU, from NVIDIA's data sheets."""
 
 
-def flops_per_token(model: Model, parameters: int, sequence_length: int) -> float:
+def flops_per_token(
+    model: Model,
+    parameters: int,
+    sequence_length: int,
+    trained: int | None = None,
+    forward_only: int = 0,
+) -> float:
     """6 N + 12 layers x width x sequence: forward and backward, attention counted in full.
 
-    As PaLM (Chowdhery et al. 2022, appendix B) counts; what is computed again does not count.
+    As PaLM (Chowdhery et al. 2022, appendix B) counts; what is computed again does not count. Of
+    parameters that are not among the `trained` ones, the third of the 6 N that is their gradient is
+    not computed. Each pass that is `forward_only` adds a third of a whole one.
     """
     width = model.heads * model.head_size
-    return 6.0 * parameters + 12.0 * model.layers * width * sequence_length
+    attention = 12.0 * model.layers * width * sequence_length
+    frozen = 0 if trained is None else parameters - trained
+    whole = 6.0 * parameters + attention
+    return whole - 2.0 * frozen + forward_only * whole / 3
 
 
 def peak_of(gpu: str) -> float:

@@ -13,6 +13,7 @@ Shapes: `batch` samples of `sequence` positions; `hidden`, `heads`, `kv_heads` a
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -133,21 +134,29 @@ class Head(nn.Module):
         self.gather = nn.Identity()  # where sequence parallelism puts the sequence together again
         self.output = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None, chunk: int = 1024) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        chunk: int = 1024,
+        reduction: Literal["sum", "none"] = "sum",
+    ) -> Tensor:
         x = self.gather(self.norm(x))
         if labels is None:
             return self.output(x)  # type: ignore[no-any-return]
         hidden, targets = (torch.split(y.flatten(0, 1), chunk) for y in (x, labels))
-        pieces = list(zip(hidden, targets, strict=True))
+        pieces = [(*piece, reduction) for piece in zip(hidden, targets, strict=True)]
         if len(pieces) == 1:
             losses = [self._loss(*pieces[0])]
         else:
             losses = [checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]
+        if reduction == "none":
+            return torch.cat(losses).view_as(labels)
         return torch.stack(losses).sum()
 
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, x: Tensor, labels: Tensor, reduction: str) -> Tensor:
         logits = self.output(x).float()
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction=reduction)
         return loss.to_local() if isinstance(loss, DTensor) else loss
 
 
@@ -168,9 +177,15 @@ class Transformer(nn.Module):
             self.head.output.weight = self.embedding.weight
 
     def forward(
-        self, tokens: Tensor, documents: Tensor, labels: Tensor | None = None, chunk: int = 1024
+        self,
+        tokens: Tensor,
+        documents: Tensor,
+        labels: Tensor | None = None,
+        chunk: int = 1024,
+        reduction: Literal["sum", "none"] = "sum",
     ) -> Tensor:
-        """Logits [batch, sequence, vocabulary], or the summed loss (nats) when labels are given.
+        """Logits [batch, sequence, vocabulary], or the loss (nats) when labels are given: its sum, or
+        that of each position [batch, sequence] without a reduction.
 
         tokens, documents, labels: [batch, sequence]; positions labelled IGNORED do not count.
         """
@@ -188,12 +203,13 @@ class Transformer(nn.Module):
         x = self.embedding(tokens).clone()
         for block in self.blocks:
             x = block(x, table, mask)
-        return self.head(x, labels, chunk)  # type: ignore[no-any-return]
+        return self.head(x, labels, chunk, reduction)  # type: ignore[no-any-return]
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Parameters of the whole model, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(model: nn.Module, trained: bool = False) -> int:
+    """Parameters of the whole model, shared ones once; or of those alone that are trained."""
+    found = (p for p in model.parameters() if p.requires_grad or not trained)
+    return sum(parameter.numel() for parameter in found)
 
 
 def parameters_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -208,12 +224,17 @@ def initial_weight(
     """The whole initial value of a parameter, in fp32: a function of its name and the seed alone.
 
     Normal with deviation 0.02, projections onto the residual path divided by sqrt(2 layers), norms
-    one: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo.
+    one: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo. Of an adapter, B is zero
+    and A keeps the size of what it is given (Hu et al. 2021, section 4.1).
     """
+    if name.endswith("lora_b"):
+        return torch.zeros(shape, device=device)
     if len(shape) == 1:
         return torch.ones(shape, device=device)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
     onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
     std = INITIAL_STD / math.sqrt(2 * config.layers) if onto_residual else INITIAL_STD
+    if name.endswith("lora_a"):
+        std = 1 / math.sqrt(shape[1])
     return torch.empty(shape, device=device).normal_(0, std, generator=generator)

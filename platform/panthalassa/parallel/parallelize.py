@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from panthalassa.config import Parallel
+from panthalassa.model.lora import adapted, freeze
 from panthalassa.model.transformer import Transformer, initial_weight, parameters_by_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,6 +33,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh, config: Parallel) -> Trans
     """Shard `model` in place over a mesh of `build_mesh`; it stays on its device (meta)."""
     if mesh["tp"].size() > 1:
         _tensor_parallel(model, mesh["tp"])
+    freeze(model)
     _checkpoint_activations(model, config.activation_checkpointing)
     if config.compile:
         for block in model.blocks:
@@ -87,6 +89,8 @@ def _tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         parallelize_module(block, mesh, block_plan)
     model.tie()  # parallelize_module makes a new parameter for each layer
+    for layer in adapted(model):
+        layer.split_as_weight(mesh)
 
 
 def _checkpoint_activations(model: Transformer, mode: str) -> None:

@@ -4,12 +4,14 @@ import torch
 
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.model.generate import generate
+from panthalassa.model.lora import adapted
 from panthalassa.stream.order import evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.train.agreement import together, total
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Evaluated, Generated, Step
-from panthalassa.train.step import loss_context, micro_batches
+from panthalassa.train.micro_batch import micro_batches
+from panthalassa.train.step import loss_context
 from panthalassa.train.training_run import TrainingRun
 
 
@@ -47,16 +49,24 @@ class Evaluation(Callback):
         part = slice(mine.start, mine.start + mine.samples)
         with together():
             samples = run.reader.fetch(where[part], train.sequence_length)
-        loss = 0.0
+        loss, units = 0.0, run.objective.units(samples)
         batches = micro_batches(samples, mine.micro_batches(size), size, run.device)
         with loss_context(run.mesh):
             for batch in batches:
                 run.beat()
-                loss += run.model(
-                    batch.tokens, batch.documents, batch.labels, train.loss_chunk
-                ).item()
-        loss_sum, token_sum = total(loss * run.reads, samples.targets * run.reads)
-        return Evaluated(run.step, loss_sum / token_sum, int(token_sum))
+                loss += run.objective.loss(run.model, batch, train.loss_chunk).item()
+        loss_sum, unit_sum, token_sum = total(
+            loss * run.reads, units * run.reads, samples.targets * run.reads
+        )
+        return Evaluated(run.step, loss_sum / unit_sum, int(token_sum))
+
+
+class AdapterDropout(Callback):
+    """Has adapters leave out other inputs in each step."""
+
+    def before_step(self, run: TrainingRun) -> None:
+        for layer in adapted(run.model):
+            layer.dropout.step = run.step
 
 
 class Continuations(Callback):

@@ -16,6 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from panthalassa.config import Model
+from panthalassa.config_finetune import Lora
 from panthalassa.errors import CheckpointError, CorruptError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage
@@ -40,7 +42,8 @@ class Commit(BaseModel):
 
     format: Literal[4] = FORMAT
     model: dict[str, Any]
-    """The shape of the model."""
+    """The shape of the model; of one that has adapters, also these (`lora`) and the SHA-256 of the
+    commit of the weights beneath them (`base`)."""
     phases: list[Phase]
     """The order of the samples: what the run went through, and what it planned."""
     attempt: int = 0
@@ -59,6 +62,16 @@ class Commit(BaseModel):
     """SHA-256 by file name."""
     sha256: str = ""
     """Of all the other fields: the commit, too, is verified."""
+
+    @property
+    def shape(self) -> Model:
+        return Model.model_validate(
+            {key: value for key, value in self.model.items() if key not in ("lora", "base")}
+        )
+
+    @property
+    def lora(self) -> Lora | None:
+        return Lora.model_validate(self.model["lora"]) if "lora" in self.model else None
 
     def digest(self) -> str:
         return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
@@ -185,9 +198,9 @@ def phases_from(
     checkpoint has another model, or other data.
     """
     other = [
-        f"model.{key} is {value} there, {model.get(key)} here"
-        for key, value in commit.model.items()
-        if model.get(key) != value
+        f"model.{key} is {commit.model.get(key)} there, {model.get(key)} here"
+        for key in {**commit.model, **model}
+        if commit.model.get(key) != model.get(key)
     ]
     changed = differences(commit.phases, plan, commit.step)
     if changed and may_change and not other:
@@ -209,18 +222,22 @@ class State:
     """How the names of those begin that change in the optimizer's step alone."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.parameters = dict(parameters_by_name(model))
+        self.weights = dict(parameters_by_name(model))
+        self.trained = {
+            name: weight for name, weight in self.weights.items() if weight.requires_grad
+        }
         self.optimizer = optimizer
         self.guard = NormGuard(next(model.parameters()).device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name: weights, AdamW's two moments and its counter, the guard's, torch's random state."""
+        """By name: weights that are trained, AdamW's two moments and its counter, the guard's, torch's
+        random state."""
         found = {
             "rng": torch.get_rng_state(),
             "guard.norms": self.guard.norms,
             "guard.skips": self.guard.skips,
         }
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.trained.items():
             moments = self.optimizer.state[parameter]
             # AdamW counts in a float32 scalar on the parameter's device, the same for all parameters.
             updates = moments.setdefault("step", torch.zeros((), device=parameter.device))
@@ -234,7 +251,7 @@ class State:
     def loaded(self, tensors: dict[str, Tensor]) -> None:
         """Take over what DCP wrote into `tensors`."""
         torch.set_rng_state(tensors["rng"])
-        for parameter in self.parameters.values():
+        for parameter in self.trained.values():
             self.optimizer.state[parameter]["step"].copy_(tensors["updates"])
 
 

@@ -140,7 +140,7 @@ class Checkpoints(Callback):
         self.taken_at, self.began, self.slowed = run.step, time.perf_counter(), 0.0
         waited = self.began - start
         commit = Commit(
-            model=run.config.model.identity(),
+            model=run.identity,
             phases=run.curriculum.phases,
             attempt=run.attempt,
             step=run.step,

@@ -20,8 +20,9 @@ from panthalassa.stream.reader import Batch, Samples
 from panthalassa.train.agreement import everywhere, raise_together, total
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Notice, Started, Step
+from panthalassa.train.micro_batch import MicroBatch, micro_batches
 from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import MicroBatch, micro_batches, train_step
+from panthalassa.train.step import train_step
 from panthalassa.train.training_run import TrainingRun
 
 
@@ -33,6 +34,8 @@ class Input:
     """This rank's samples; None on ranks that do not read."""
     tokens: int
     """Positions that count in the loss, over all ranks."""
+    units: int
+    """Of what the loss is a mean, over all ranks."""
     stopping: bool
     """Whether a rank was asked to stop after this step."""
     began: float
@@ -83,8 +86,8 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
         except PanthalassaError as caught:
             error = caught
     seconds = run.local_seconds = time.perf_counter() - began
-    targets = batch.samples.targets if batch else 0
-    unread, tokens, stopping = total(error is not None, targets, run.poster.stopping)
+    mine = (batch.samples.targets, run.objective.units(batch.samples)) if batch else (0, 0)
+    unread, tokens, units, stopping = total(error is not None, *mine, run.poster.stopping)
     if tokens == 0 and not unread:
         error = CorpusError(
             f"step {run.step + 1} has nothing to train on: none of its samples could be read"
@@ -93,7 +96,7 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
         raise_together(error)
     for callback in callbacks:
         callback.after_input(run)
-    return Input(batch, int(tokens), stopping > 0, began, seconds)
+    return Input(batch, int(tokens), int(units), stopping > 0, began, seconds)
 
 
 def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> None:
@@ -109,7 +112,8 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
         batches,
         run.mesh,
         config,
-        given.tokens,
+        run.objective,
+        given.units,
         rate,
         run.config.parallel.keep_gathered,
         guard,
@@ -129,11 +133,17 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
     seconds = time.perf_counter() - given.began
     run.interrupted = given.stopping
     positions = phase.global_batch * phase.sequence_length
-    per_token = flops_per_token(run.config.model, run.parameters, phase.sequence_length)
+    per_token = flops_per_token(
+        run.config.model,
+        run.parameters,
+        phase.sequence_length,
+        run.trained,
+        run.objective.forward_only,
+    )
     step = Step(
         step=run.step,
         at=time.time(),
-        loss=sums["loss"] / given.tokens,
+        loss=sums["loss"] / given.units,
         grad_norm=norm.item(),
         learning_rate=rate,
         tokens=given.tokens,

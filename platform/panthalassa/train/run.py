@@ -53,6 +53,7 @@ from panthalassa.train.events import (
 )
 from panthalassa.train.goodput import Goodput, goodput_metrics
 from panthalassa.train.goodput_ledger import GoodputLedger
+from panthalassa.train.objective import NextToken, Objective
 from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task, open_curriculum
 
@@ -155,6 +156,16 @@ class Outcome:
     """The same of its energy; None when nothing was measured."""
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """In what a fine-tuning differs from a training from scratch, which this is."""
+
+    objective: Objective = field(default_factory=NextToken)
+    place_weights: Callable[[Storage], None] = lambda run: None
+    """Called with the run's folder, which is this command's own, before Ray starts: puts there the
+    weights that the run begins with."""
+
+
 def check(config: Config) -> Manifest:
     """Refuse what can not be run, before anything starts; returns the corpus.
 
@@ -219,11 +230,13 @@ def pretrain(
     debug: bool = False,
     began: float | None = None,
     stopping: threading.Event | None = None,
+    beginning: Beginning = Beginning(),
 ) -> Outcome:
     """Train until the configured step, or until asked to stop. `show` gets every event as it comes.
 
     began: when the program began, in seconds since 1970, for the time to the first step.
     stopping: set by whoever wants the run to stop at a step boundary, with a checkpoint.
+    beginning: what is minimised, and from which weights on.
     Raises PanthalassaError when a user has to mend something first, or another command has the run.
     """
     began = began or time.time()
@@ -231,7 +244,15 @@ def pretrain(
     run = replace(folder_of(config), patience=PATIENCE)
     with Lease(run, lambda text: show(Notice(text))) as lease:
         return _command(
-            config, manifest, run, lease, show, debug, began, stopping or threading.Event()
+            config,
+            manifest,
+            run,
+            lease,
+            show,
+            debug,
+            began,
+            stopping or threading.Event(),
+            beginning,
         )
 
 
@@ -244,9 +265,11 @@ def _command(
     debug: bool,
     began: float,
     stopping: threading.Event,
+    beginning: Beginning,
 ) -> Outcome:
     """What `pretrain` does with the lease of the run."""
     changed = keep(config, run)
+    beginning.place_weights(run)
     history = History()
     parts = [Started("program", time.time() - began)]
     before_ray = time.time()
@@ -274,7 +297,7 @@ def _command(
                 take(part)
             if changed:
                 take(Notice(f"other than in this run's last command: {', '.join(changed)}"))
-            _fit(config, manifest, run, lease, take, ledger.goodput, stopping)
+            _fit(config, manifest, run, lease, take, ledger.goodput, stopping, beginning.objective)
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
@@ -334,11 +357,12 @@ def _fit(
     take: Callable[[Event], None],
     goodput: Callable[[], Goodput],
     stopping: threading.Event,
+    objective: Objective,
 ) -> None:
     """Run the attempts here, where signals arrive, until the run is complete or stopped."""
     board = boards.create()
     corpus = open_storage(config.corpus.directory)
-    task = Task(config, manifest, run, corpus, board)
+    task = Task(config, manifest, run, corpus, objective, board)
     requests = StopRequests(run, lambda: lease.fence.check())
     elastic = Elastic(task, lease, take, stopping, requests, goodput)
     try:

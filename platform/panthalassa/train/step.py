@@ -1,17 +1,14 @@
 """One optimizer step on one rank: micro-batches in, an updated model out.
 
-The loss of a step is the sum over the tokens of the global batch divided by their number. So each
-rank divides its own sums by the *global* count, gradients are summed over ranks, and the result does
-not depend on how the batch was split.
+The loss of a step is the sum over the tokens (or other units of the objective) of the global batch
+divided by their number. So each rank divides its own sums by the *global* count, gradients are summed
+over ranks, and the result does not depend on how the batch was split.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -19,45 +16,18 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
 from panthalassa.config import Guard, Optimizer, Train
-from panthalassa.model.transformer import IGNORED, Transformer
-from panthalassa.stream.reader import PADDING, Samples, no_samples
+from panthalassa.model.transformer import Transformer
+from panthalassa.stream.reader import no_samples
 from panthalassa.train.guard import NormGuard
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What the model takes at once: three int64 tensors [micro_batch, sequence]."""
-
-    tokens: Tensor
-    documents: Tensor
-    labels: Tensor
-
-
-def micro_batches(
-    samples: Samples, count: int, size: int, device: torch.device
-) -> list[MicroBatch]:
-    """Cut samples into `count` micro-batches of `size`; what is missing is fully masked."""
-    labels = np.full_like(samples.tokens, IGNORED)
-    labels[:, :-1] = np.where(samples.has_target, samples.tokens[:, 1:], IGNORED)
-    missing = ((0, count * size - len(samples)), (0, 0))
-    arrays = [
-        _to_device(np.pad(array, missing, constant_values=fill).astype(np.int64), device)
-        for array, fill in ((samples.tokens, 0), (samples.documents, PADDING), (labels, IGNORED))
-    ]
-    parts = [torch.split(array, size) for array in arrays]
-    return [MicroBatch(*part) for part in zip(*parts, strict=True)]
-
-
-def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
-    """From pinned memory when there is a GPU, so that the copy waits for nothing."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+from panthalassa.train.micro_batch import MicroBatch, micro_batches
+from panthalassa.train.objective import Objective
 
 
 def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves norms alone."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    """AdamW that decays matrices and leaves norms alone, and what is frozen altogether."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay},
          {"params": vectors, "weight_decay": 0.0}],
@@ -90,14 +60,16 @@ def train_step(
     batches: Sequence[MicroBatch],
     mesh: DeviceMesh,
     train: Train,
-    global_tokens: int,
+    objective: Objective,
+    units: int,
     learning_rate: float,
     keep_gathered: bool,
     guard: NormGuard,
     setting: Guard,
 ) -> tuple[Tensor, Tensor]:
-    """Run one step; returns this rank's summed loss (nats) and the gradient's global norm.
+    """Run one step; returns this rank's summed loss and the gradient's global norm.
 
+    units: those of the objective in the global batch.
     The guard may leave out the update. All are tensors on the device: reading them waits for it.
     """
     loss_sum = torch.zeros((), device=batches[0].tokens.device)
@@ -108,8 +80,8 @@ def train_step(
             model.set_requires_gradient_sync(last)
             model.set_reshard_after_backward(last)
         with loss_context(mesh):
-            loss = model(batch.tokens, batch.documents, batch.labels, train.loss_chunk)
-            (loss / global_tokens).backward()
+            loss = objective.loss(model, batch, train.loss_chunk)
+            (loss / units).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.optimizer.clip_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -21,6 +21,7 @@ from panthalassa.stream.reader import ShardReader
 from panthalassa.train.board import Poster
 from panthalassa.train.checkpoint import State
 from panthalassa.train.events import Evaluated, Spent
+from panthalassa.train.objective import Objective
 
 
 @dataclass
@@ -38,6 +39,11 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     parameters: int
     """Of the model, over all ranks."""
+    trained: int
+    """Those of them that are trained."""
+    identity: dict[str, Any]
+    """What the weights depend on: `Commit.model`."""
+    objective: Objective
     peak_flops: float
     """FLOP/s of all ranks."""
     curriculum: Curriculum

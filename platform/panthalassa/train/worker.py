@@ -29,6 +29,7 @@ from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.errors import PanthalassaError
 from panthalassa.lease import Fence
 from panthalassa.model.flops import peak_flops
+from panthalassa.model.lora import add_adapters
 from panthalassa.model.transformer import Transformer, count_parameters
 from panthalassa.parallel.mesh import Standing, build_mesh, regroup
 from panthalassa.parallel.parallelize import materialize, parallelize
@@ -40,6 +41,7 @@ from panthalassa.stream.reader import Batch, ShardReader, open_stream
 from panthalassa.train import callbacks, checkpoint
 from panthalassa.train.agreement import together, total
 from panthalassa.train.audit import keep_manifest
+from panthalassa.train.base import identity, load_base
 from panthalassa.train.board import Launch, Poster
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.checkpointing import Checkpoints
@@ -48,6 +50,7 @@ from panthalassa.train.energy import Energy, EnergyEnd, count_standby
 from panthalassa.train.events import Ended, Failed, Lost, Notice, Ready, Started
 from panthalassa.train.loop import train
 from panthalassa.train.node_watch import watching_node
+from panthalassa.train.objective import Objective
 from panthalassa.train.restore import resume
 from panthalassa.train.rollback import Rollback
 from panthalassa.train.step import build_optimizer, warm_up
@@ -69,6 +72,7 @@ class Task:
     run: Storage
     """The run's folder."""
     corpus: Storage
+    objective: Objective
     board: Any
 
 
@@ -169,7 +173,7 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         with together():
             tokenizer = read_tokenizer(task.corpus, task.manifest)
     with part("model"):
-        model, parameters = _build_model(config, mesh, device)
+        model, parameters, trained = _build_model(config, mesh, device)
     with part("peak"), together():
         peak = launch.peak_flops or peak_flops(config.cluster.peak_flops, device)
     run = TrainingRun(
@@ -182,6 +186,9 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         model=model,
         optimizer=build_optimizer(model, config.train.optimizer),
         parameters=parameters,
+        trained=trained,
+        identity=identity(config, task.run),
+        objective=task.objective,
         peak_flops=total(peak)[0],
         curriculum=curriculum,
         ledger=ledger,
@@ -193,8 +200,10 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         permit=fence.check,
         beat=watchdog.beat,
     )
-    if found:
-        with part("checkpoint"):
+    with part("checkpoint"):
+        if config.finetune and (config.finetune.lora or not found):
+            load_base(task.run, run.state, config.checkpoint.staging_directory)
+        if found:
             found.load(run.state)
     if config.parallel.compile:
         with part("compile"):
@@ -205,6 +214,7 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
         watchdog,
         energy,
         Straggler(),
+        callbacks.AdapterDropout(),
         Rollback(checkpoints),
         callbacks.Evaluation(),
         checkpoints,
@@ -241,7 +251,7 @@ def open_curriculum(
     phases = planned(config, manifest.fingerprint)
     if commit:
         may_change = config.stream.on_change == "new_phase"
-        phases = checkpoint.phases_from(run, commit, config.model.identity(), phases, may_change)
+        phases = checkpoint.phases_from(run, commit, identity(config, run), phases, may_change)
     return Curriculum(phases, manifest)
 
 
@@ -279,14 +289,19 @@ def _open_ledger(
     return Ledger(task.run, attempt)
 
 
-def _build_model(config: Config, mesh: DeviceMesh, device: torch.device) -> tuple[Transformer, int]:
-    """The sharded model with its initial weights, and its number of parameters over all ranks."""
+def _build_model(
+    config: Config, mesh: DeviceMesh, device: torch.device
+) -> tuple[Transformer, int, int]:
+    """The sharded model with its initial weights, and over all ranks how many parameters it has and how
+    many of them are trained."""
+    lora = config.finetune and config.finetune.lora
     with torch.device("meta"):
         model = Transformer(config.model)
-    parameters = count_parameters(model)
+        if lora:
+            add_adapters(model, lora, config.run.seed)
     parallelize(model, mesh, config.parallel)
     materialize(model, device, config.run.seed)
-    return model, parameters
+    return model, count_parameters(model), count_parameters(model, trained=True)
 
 
 def _ready(run: TrainingRun, parameters: int, power: str) -> Ready:
