@@ -81,7 +81,7 @@ class Weights:
         skipped = (start - offsets[0]) * width * block.dtype.itemsize
         with (self.directory / place.relative_path).open("rb", buffering=0) as file:
             file.seek(place.offset + skipped)
-            _read_whole(file, as_bytes(part))
+            read_whole(file, as_bytes(part))
         if part is not target:
             target.copy_(part)
         return part.numel()
@@ -92,7 +92,8 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _read_whole(file: Any, view: memoryview) -> None:
+def read_whole(file: Any, view: memoryview) -> None:
+    """Fill the memory from an unbuffered file. Raises CheckpointError when that ends too early."""
     while len(view):
         count = file.readinto(view)
         if not count:
