@@ -5,21 +5,17 @@ of ranks. All is verified before anything is written: hashes where there is a li
 that each tensor is there. `config.json` and the tokenizer's files are kept in `imported/`.
 """
 
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from panthalassa.config import Model
 from panthalassa.errors import ConfigError
-from panthalassa.exchange.fresh_checkpoint import FreshCheckpoint
-from panthalassa.exchange.llama_folder import CONFIG, SUMS, LlamaFolder, read_folder
+from panthalassa.exchange.fresh_checkpoint import write_checkpoint
+from panthalassa.exchange.llama_folder import CONFIG, SUMS, read_folder
 from panthalassa.lease import FOLDER as LEASE
 from panthalassa.lease import Lease
 from panthalassa.storage import Storage
-from panthalassa.train.checkpoint import COMMIT, Commit, folder, remove
-from panthalassa.train.staging import staged
+from panthalassa.train.checkpoint import COMMIT, folder
 
 FOLDER = "imported"
 """Of a run: what came with its weights."""
@@ -61,7 +57,7 @@ def import_model(
             for name in (CONFIG, *KEPT):
                 if source.exists(name):
                     run.write(f"{FOLDER}/{name}", found.read(name))
-            _write(run, found, staging)
+            write_checkpoint(run, found.model, found, staging, optimizer=True)
     except OSError as error:
         raise ConfigError(f"{source.uri} can not be imported into {run.uri}: {error}") from error
     count = sum(entry.size // entry.dtype.itemsize for _, entry in found.tensors.values())
@@ -83,35 +79,6 @@ def _refuse_occupied(run: Storage) -> None:
                 f"{run.uri} is not empty: there is {name}. Choose the folder of a run that does not "
                 "exist yet."
             )
-
-
-def _write(run: Storage, source: LlamaFolder, staging: str | None) -> None:
-    target = run.below(folder(0))
-    with ExitStack() as stack:
-        place = Path(target.root)
-        remove(run, folder(0))
-        if target.is_local:
-            place.mkdir(parents=True)
-        else:
-            place = stack.enter_context(staged(staging, f"import-{secrets.token_hex(8)}"))
-        checkpoint = FreshCheckpoint(place)
-        for file in dict.fromkeys(name for name, _ in source.tensors.values()):
-            tensors = {our: e for our, (name, e) in source.tensors.items() if name == file}
-            checkpoint.copy(source.directory / file, tensors)
-        checkpoint.finish()
-        if not target.is_local:
-            for name in checkpoint.digests:
-                target.upload(name, place / name)
-    commit = Commit(
-        model=source.model.identity(),
-        phases=[],
-        step=0,
-        samples=0,
-        evaluations=[],
-        healthy=True,
-        files=checkpoint.digests,
-    )
-    target.create(COMMIT, (commit.sealed().model_dump_json(indent=1) + "\n").encode())
 
 
 def explain(found: Imported) -> Iterator[tuple[str, str]]:

@@ -59,8 +59,8 @@ class LlamaFolder:
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
-        """A small file. Raises ConfigError when it is missing, CorruptError when it is corrupt."""
-        return _read(self.source, name, self.sums)
+        """A small file, as `read_small` does."""
+        return read_small(self.source, name, self.sums)
 
     def dtype(self, parameter: str) -> torch.dtype:
         """In which a parameter is stored."""
@@ -86,8 +86,8 @@ def read_folder(source: Storage, staging: str | None) -> Iterator[LlamaFolder]:
     Raises ConfigError for another architecture, tensors that do not fit it or a file that is missing,
     CorruptError for one that is not what SHA256SUMS says.
     """
-    sums = _sums(source)
-    model = from_llama(_config(source, sums), f"{source.uri}/{CONFIG}")
+    sums = read_sums(source)
+    model = read_shape(source, sums)
     with ExitStack() as stack:
         directory = Path(source.root)
         names = _files(source, sums)
@@ -99,7 +99,7 @@ def read_folder(source: Storage, staging: str | None) -> Iterator[LlamaFolder]:
         yield LlamaFolder(source, directory, model, sums, tuple(names), tensors)
 
 
-def _sums(source: Storage) -> dict[str, str]:
+def read_sums(source: Storage) -> dict[str, str]:
     """SHA-256 by name, where there is a list."""
     if not source.exists(SUMS):
         return {}
@@ -108,7 +108,16 @@ def _sums(source: Storage) -> dict[str, str]:
     return {match[2]: match[1] for match in found if match}
 
 
-def _read(source: Storage, name: str, sums: Mapping[str, str]) -> bytes:
+def read_shape(source: Storage, sums: Mapping[str, str]) -> Model:
+    """The model that its config.json describes. Raises ConfigError for another architecture."""
+    content = _object(read_small(source, CONFIG, sums))
+    if content is None:
+        raise ConfigError(f"{source.uri}/{CONFIG} is no JSON of a model's configuration")
+    return from_llama(content, f"{source.uri}/{CONFIG}")
+
+
+def read_small(source: Storage, name: str, sums: Mapping[str, str]) -> bytes:
+    """A small file. Raises ConfigError when it is missing, CorruptError when it is corrupt."""
     try:
         data = source.read(name, sums.get(name))
     except FileNotFoundError:
@@ -125,13 +134,6 @@ def _compare(source: Storage, name: str, found: str, sums: Mapping[str, str]) ->
             f"{source.uri}/{name} is corrupt: its SHA-256 is {found}, {SUMS} says {sums[name]}. Copy "
             "the file again."
         )
-
-
-def _config(source: Storage, sums: Mapping[str, str]) -> dict[str, Any]:
-    content = _object(_read(source, CONFIG, sums))
-    if content is None:
-        raise ConfigError(f"{source.uri}/{CONFIG} is no JSON of a model's configuration")
-    return content
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
@@ -151,7 +153,7 @@ def _files(source: Storage, sums: Mapping[str, str]) -> list[str]:
                 "read from safetensors alone."
             )
         return [safetensors.WHOLE]
-    content = _object(_read(source, safetensors.INDEX, sums)) or {}
+    content = _object(read_small(source, safetensors.INDEX, sums)) or {}
     where = content.get("weight_map")
     names = sorted(set(map(str, where.values()))) if isinstance(where, dict) else []
     if not names or not all(re.fullmatch(r"\w[\w.-]*\.safetensors", name) for name in names):

@@ -116,17 +116,14 @@ def newest_good(
         found = None
         for name in reversed(names):
             try:
-                found = stack.enter_context(_verified(run, name, staging))
+                found = stack.enter_context(verified(run, name, staging))
                 break
             except CorruptError as error:
                 corrupt.append(str(error))
         if corrupt and not found:
             raise checkpoint.all_corrupt(run, corrupt)
         if not found:
-            raise PanthalassaError(
-                f"{run.uri} has no checkpoint. A run is a folder such as runs/laptop, and has one when "
-                "it has trained for a while."
-            )
+            raise no_checkpoint(run)
         told = [f"{run.uri}/{name} has no commit and is not used" for name in unfinished]
         for text in [*corrupt, *told]:
             tell(text)
@@ -135,8 +132,17 @@ def newest_good(
         yield found
 
 
+def no_checkpoint(run: Storage) -> PanthalassaError:
+    return PanthalassaError(
+        f"{run.uri} has no checkpoint. A run is a folder such as runs/laptop, and has one when it has "
+        "trained for a while."
+    )
+
+
 @contextmanager
-def _verified(run: Storage, name: str, staging: str | None) -> Iterator[Weights]:
+def verified(run: Storage, name: str, staging: str | None) -> Iterator[Weights]:
+    """The weights of a checkpoint, for the block. Raises CorruptError when it is not what was written,
+    CheckpointError when it can not be read."""
     commit, source = checkpoint.read_commit(run, name), run.below(name)
     with ExitStack() as stack:
         directory = Path(source.root)
