@@ -24,7 +24,8 @@ from checkpoint import SIZES, commit
 from ranks import Ranks, TinyRun, tiny
 
 from panthalassa.exchange.export import export
-from panthalassa.exchange.importing import CONFIG, FOLDER, import_model
+from panthalassa.exchange.importing import FOLDER, import_model
+from panthalassa.exchange.llama_folder import CONFIG
 from panthalassa.model.hugging_face import to_llama
 from panthalassa.storage import open_storage
 from panthalassa.train.checkpoint import State

@@ -30,7 +30,8 @@ from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer, read_tokenizer
 from panthalassa.errors import CheckpointError, ConfigError
 from panthalassa.exchange.card import card
-from panthalassa.exchange.importing import CONFIG, FOLDER, SUMS, kept_files
+from panthalassa.exchange.importing import FOLDER, kept_files
+from panthalassa.exchange.llama_folder import CONFIG, SUMS
 from panthalassa.exchange.weights import Weights, as_bytes, newest_good
 from panthalassa.model import safetensors
 from panthalassa.model.hugging_face import (
@@ -238,7 +239,7 @@ def _small_files(
     dtype = str(entries[0].dtype).removeprefix("torch.")
     imported = kept_files(run)
     if phases:
-        tokenizer = _tokenizer(run, phases[-1].corpus)
+        tokenizer = trained_tokenizer(run, phases[-1].corpus)
         reached = until(phases, weights.commit.step) or phases[:1]
         length = max(phase.sequence_length for phase in reached)
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
@@ -261,7 +262,7 @@ def _imported_config(content: bytes, dtype: str) -> dict[str, Any]:
     return {**config, "dtype" if "dtype" in config else "torch_dtype": dtype}
 
 
-def _tokenizer(run: Storage, fingerprint: str) -> Tokenizer:
+def trained_tokenizer(run: Storage, fingerprint: str) -> Tokenizer:
     """Of the corpus that the run was trained on last."""
     place = str(kept_tree(run).get("corpus", {}).get("directory"))
     return read_tokenizer(open_storage(place), kept_manifest(run, fingerprint))

@@ -1,18 +1,21 @@
-"""The checkpoint of a run that has done no step, with weights from files of safetensors.
+"""The checkpoint of step 0, with weights from elsewhere: from files of safetensors, or from another run.
 
 Its files are those of any checkpoint (`train/tensor_files.py`), without ranks. Weights keep their type,
 so that an export gives the same bytes back; ranks load them into fp32. A tensor is one run of bytes, and
 its parts are some rows each, of which a rank reads those that it needs. The moments of an optimizer that
-has done nothing are all zero: all their parts are the same block of zeros.
+has done nothing are all zero: all their parts are the same block of zeros. Weights that are loaded and
+not trained on their own stand there without an optimizer.
 """
 
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,13 +28,67 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from panthalassa.config import Model
 from panthalassa.exchange.weights import as_bytes
-from panthalassa.model.safetensors import Entry
+from panthalassa.model.hugging_face import parameters
+from panthalassa.model.safetensors import Entry, divide
+from panthalassa.storage import Storage
+from panthalassa.train.checkpoint import COMMIT, Commit, folder, remove
 from panthalassa.train.guard import NormGuard
+from panthalassa.train.staging import staged
 from panthalassa.train.tensor_files import ALIGNMENT, INDEX, PIECE
 
+FILE = 1 << 30
+"""Bytes of a file of weights, at most: ranks verify one each."""
 PART = 64 << 20
 """Bytes of a part in fp32, at most."""
+
+
+class Source(Protocol):
+    """Where weights lie: `weights.Weights` and `llama_folder.LlamaFolder`."""
+
+    def dtype(self, parameter: str) -> torch.dtype: ...
+
+    def blocks(self, parameter: str, shape: tuple[int, ...]) -> Iterator[Tensor]: ...
+
+
+def write_checkpoint(
+    run: Storage, model: Model, source: Source, staging: str | None, optimizer: bool
+) -> Commit:
+    """Write the checkpoint of step 0 in place of a torn one; returns its commit.
+
+    staging: a local folder for files on their way to object storage. optimizer: whether a run can go on
+    from it. Raises OSError.
+    """
+    remove(run, folder(0))
+    target = run.below(folder(0))
+    with ExitStack() as stack:
+        place = Path(target.root)
+        if target.is_local:
+            place.mkdir(parents=True)
+        else:
+            place = stack.enter_context(staged(staging, f"fresh-{secrets.token_hex(8)}"))
+        checkpoint = FreshCheckpoint(place)
+        entries = [Entry(p.ours, source.dtype(p.ours), p.shape) for p in parameters(model)]
+        for share in divide(entries, FILE).values():
+            checkpoint.add(source, share)
+        if optimizer:
+            checkpoint.add_optimizer()
+        checkpoint.finish()
+        if not target.is_local:
+            for name in checkpoint.digests:
+                target.upload(name, place / name)
+    commit = Commit(
+        model=model.identity(),
+        phases=[],
+        step=0,
+        samples=0,
+        evaluations=[],
+        healthy=True,
+        files=checkpoint.digests,
+    ).sealed()
+    target.create(COMMIT, (commit.model_dump_json(indent=1) + "\n").encode())
+    return commit
 
 
 class FreshCheckpoint:
@@ -44,19 +101,18 @@ class FreshCheckpoint:
         self._places: dict[MetadataIndex, _StorageInfo] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def copy(self, path: Path, tensors: Mapping[str, Entry]) -> None:
-        """Put the tensors of a file of safetensors into a file of the checkpoint."""
-        with path.open("rb") as source, self._file() as file:
-            for name, entry in tensors.items():
+    def add(self, source: Source, parameters: Iterable[Entry]) -> None:
+        """Write a file of weights."""
+        with self._file() as file:
+            for entry in parameters:
                 start = file.align()
-                source.seek(entry.start)
-                for offset in range(0, entry.size, PIECE):
-                    file.write(source.read(min(PIECE, entry.size - offset)))
-                self._enter(f"weight.{name}", entry.dtype, entry.shape, file.name, start)
-                self._shapes[name] = entry.shape
+                for block in source.blocks(entry.name, entry.shape):
+                    file.write(as_bytes(block))
+                self._enter(f"weight.{entry.name}", entry.dtype, entry.shape, file.name, start)
+                self._shapes[entry.name] = entry.shape
 
-    def finish(self) -> None:
-        """Write what a new optimizer and a new guard hold, and the index."""
+    def add_optimizer(self) -> None:
+        """Write what a new optimizer of these weights and a new guard hold."""
         guard = NormGuard(torch.device("cpu"))
         rest: dict[str, Tensor] = {
             "rng": torch.Generator().manual_seed(0).get_state(),
@@ -76,6 +132,9 @@ class FreshCheckpoint:
                 for moment in ("exp_avg", "exp_avg_sq"):
                     key = f"{moment}.{name}"
                     self._enter(key, torch.float32, shape, file.name, zeros, shared=True)
+
+    def finish(self) -> None:
+        """Write the index."""
         content = pickle.dumps(Metadata(self._tensors, storage_data=self._places))
         (self.directory / INDEX).write_bytes(content)
         self.digests[INDEX] = hashlib.sha256(content).hexdigest()

@@ -81,7 +81,7 @@ class Weights:
         skipped = (start - offsets[0]) * width * block.dtype.itemsize
         with (self.directory / place.relative_path).open("rb", buffering=0) as file:
             file.seek(place.offset + skipped)
-            _read_whole(file, as_bytes(part))
+            read_whole(file, as_bytes(part))
         if part is not target:
             target.copy_(part)
         return part.numel()
@@ -92,7 +92,8 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _read_whole(file: Any, view: memoryview) -> None:
+def read_whole(file: Any, view: memoryview) -> None:
+    """Fill the memory from an unbuffered file. Raises CheckpointError when that ends too early."""
     while len(view):
         count = file.readinto(view)
         if not count:
@@ -115,17 +116,14 @@ def newest_good(
         found = None
         for name in reversed(names):
             try:
-                found = stack.enter_context(_verified(run, name, staging))
+                found = stack.enter_context(verified(run, name, staging))
                 break
             except CorruptError as error:
                 corrupt.append(str(error))
         if corrupt and not found:
             raise checkpoint.all_corrupt(run, corrupt)
         if not found:
-            raise PanthalassaError(
-                f"{run.uri} has no checkpoint. A run is a folder such as runs/laptop, and has one when "
-                "it has trained for a while."
-            )
+            raise no_checkpoint(run)
         told = [f"{run.uri}/{name} has no commit and is not used" for name in unfinished]
         for text in [*corrupt, *told]:
             tell(text)
@@ -134,8 +132,17 @@ def newest_good(
         yield found
 
 
+def no_checkpoint(run: Storage) -> PanthalassaError:
+    return PanthalassaError(
+        f"{run.uri} has no checkpoint. A run is a folder such as runs/laptop, and has one when it has "
+        "trained for a while."
+    )
+
+
 @contextmanager
-def _verified(run: Storage, name: str, staging: str | None) -> Iterator[Weights]:
+def verified(run: Storage, name: str, staging: str | None) -> Iterator[Weights]:
+    """The weights of a checkpoint, for the block. Raises CorruptError when it is not what was written,
+    CheckpointError when it can not be read."""
     commit, source = checkpoint.read_commit(run, name), run.below(name)
     with ExitStack() as stack:
         directory = Path(source.root)

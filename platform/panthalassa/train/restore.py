@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
@@ -31,7 +32,7 @@ THREADS = 4
 
 @dataclass
 class Verified:
-    """A checkpoint whose files are what their hashes say, in a local folder, held until `load`."""
+    """A checkpoint whose files are what their hashes say, in a local folder, held until it is loaded."""
 
     name: str
     commit: Commit
@@ -44,6 +45,15 @@ class Verified:
         Whether it fits is for `checkpoint.phases_from` to say. Raises CheckpointError on every rank.
         """
         tensors = state.tensors()
+        commit = self.load_tensors(tensors)
+        state.loaded(tensors)
+        return commit
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> Commit:
+        """Fill these, by their names in the checkpoint, of which they may be some.
+
+        Raises CheckpointError on every rank.
+        """
         with self.held:
             try:
                 dcp_load(tensors, storage_reader=Reader(self.directory, set(self.commit.files)))
@@ -53,7 +63,6 @@ class Verified:
                         f"checkpoint {self.directory} can not be loaded: {reason(error)}"
                     )
                 ) from error
-        state.loaded(tensors)
         return self.commit
 
 

@@ -1,0 +1,127 @@
+"""What a fine-tuning begins with: the shape, the tokenizer and the weights of a run, or of a folder in
+the Llama layout of Hugging Face. Weights are copied, and stay when the source goes on or goes away.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from panthalassa.config import Model
+from panthalassa.corpus.manifest import TOKENIZER
+from panthalassa.errors import CheckpointError, ConfigError, CorruptError, PanthalassaError
+from panthalassa.exchange.export import trained_tokenizer
+from panthalassa.exchange.fresh_checkpoint import write_checkpoint
+from panthalassa.exchange.importing import FOLDER, kept_files
+from panthalassa.exchange.llama_folder import (
+    CONFIG,
+    read_folder,
+    read_shape,
+    read_small,
+    read_sums,
+)
+from panthalassa.exchange.weights import newest_good, no_checkpoint, verified
+from panthalassa.storage import Storage
+from panthalassa.train import checkpoint
+from panthalassa.train.checkpoint import COMMIT, Commit, folder
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def copy_weights(
+    source: Storage, target: Storage, staging: str | None, tell: Callable[[str], None]
+) -> Commit:
+    """Write the weights of a source, and nothing else, into a checkpoint of step 0 below `target`.
+
+    Of a run it is the newest good checkpoint; `tell` hears of those that are passed over. A copy that is
+    there already is verified and kept, whatever the source has become; a torn one is made anew. staging:
+    a local folder for files on their way from and to object storage. Raises PanthalassaError.
+    """
+    with _named(source, target):
+        if target.exists(f"{folder(0)}/{COMMIT}"):
+            return _verified_copy(target, staging)
+        if is_folder(source):
+            with read_folder(source, staging) as found:
+                return write_checkpoint(target, found.model, found, staging, optimizer=False)
+        with newest_good(source, staging, tell) as weights:
+            model = Model.model_validate(weights.commit.model)
+            return write_checkpoint(target, model, weights, staging, optimizer=False)
+
+
+def _verified_copy(target: Storage, staging: str | None) -> Commit:
+    try:
+        with verified(target, folder(0), staging) as copy:
+            return copy.commit
+    except CorruptError as error:
+        raise CorruptError(
+            f"{error}. What was trained on it needs these very weights: restore {target.uri} from a "
+            "copy, or choose another run.name to begin anew."
+        ) from error
+
+
+def is_folder(source: Storage) -> bool:
+    """Whether it is a folder in the Llama layout, else a run. Raises PanthalassaError when it is not
+    there."""
+    with _named(source):
+        if not source.exists(""):
+            raise PanthalassaError(
+                f"{source.uri} is not there: expected a run such as runs/laptop, or a folder with "
+                f"{CONFIG} and safetensors as `panthalassa export` writes them."
+            )
+        return source.exists(CONFIG)
+
+
+def shape_of(source: Storage) -> Model:
+    """The model that a source is. Raises PanthalassaError."""
+    with _named(source):
+        if is_folder(source):
+            return read_shape(source, read_sums(source))
+        return Model.model_validate(_newest(source).model)
+
+
+def tokenizer_of(source: Storage) -> bytes:
+    """The tokenizer.json that belongs to a source. Raises PanthalassaError.
+
+    Of a run that was trained it is that of its newest corpus, of an imported one what came with it.
+    """
+    with _named(source):
+        if is_folder(source):
+            return read_small(source, TOKENIZER, read_sums(source))
+        phases = _newest(source).phases
+        if phases:
+            return trained_tokenizer(source, phases[-1].corpus).to_bytes()
+        data = kept_files(source).get(TOKENIZER)
+        if data is None:
+            raise ConfigError(
+                f"{source.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing: copy the "
+                f"{TOKENIZER} of the model there."
+            )
+        return data
+
+
+def tokenizer_config_of(source: Storage) -> bytes | None:
+    """The tokenizer_config.json of a folder, or what an import kept of one. Raises PanthalassaError."""
+    with _named(source):
+        if not is_folder(source):
+            return None if _newest(source).phases else kept_files(source).get(TOKENIZER_CONFIG)
+        if not source.exists(TOKENIZER_CONFIG):
+            return None
+        return read_small(source, TOKENIZER_CONFIG, read_sums(source))
+
+
+def _newest(run: Storage) -> Commit:
+    found = checkpoint.newest(run)
+    if found is None:
+        raise no_checkpoint(run)
+    return found[1]
+
+
+@contextmanager
+def _named(*places: Storage) -> Iterator[None]:
+    """Raises CheckpointError for what the storage can not do."""
+    try:
+        yield
+    except OSError as error:
+        where = " or ".join(place.uri for place in places)
+        raise CheckpointError(
+            f"{where}: the storage failed: {error}. Make room or mend it; the same command then "
+            "begins anew."
+        ) from error

@@ -1,0 +1,148 @@
+"""A model that is ready to be asked, from a run or from a folder in the Llama layout of Hugging Face.
+
+Of a run it is the newest good checkpoint. Weights are verified, and go block by block from the files
+into the parameters: there is no second copy of the model in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from panthalassa.config import Model
+from panthalassa.corpus.manifest import TOKENIZER
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.errors import ConfigError, CorpusError, PanthalassaError
+from panthalassa.exchange.export import trained_tokenizer
+from panthalassa.exchange.importing import FOLDER, kept_files
+from panthalassa.exchange.llama_folder import CONFIG, read_folder
+from panthalassa.exchange.weights import newest_good
+from panthalassa.model.transformer import Transformer
+from panthalassa.storage import Storage
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in evaluation mode, without gradients, and what belongs to it."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    name: str
+    """Such as /home/me/runs/laptop, step-00000200."""
+    digest: str
+    """The SHA-256 that identifies the weights: of a run that of its checkpoint's commit, of a folder
+    that of the list of its files of weights."""
+
+
+class _Source(Protocol):
+    """Where weights lie: `exchange.weights.Weights` and `exchange.llama_folder.LlamaFolder`."""
+
+    def dtype(self, parameter: str) -> torch.dtype: ...
+
+    def blocks(self, parameter: str, shape: tuple[int, ...]) -> Iterator[Tensor]: ...
+
+
+def open_model(
+    place: Storage,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    staging: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> Opened:
+    """The model of a run or a folder, on `device`, in `dtype`; else in that in which it is stored.
+
+    staging: a local folder for files on their way from object storage. tell: is told of checkpoints that
+    are passed over. Raises PanthalassaError.
+    """
+    with _named(place):
+        if not place.exists(""):
+            raise PanthalassaError(
+                f"{place.uri} is not there: expected a run such as runs/laptop, or a folder that "
+                "`panthalassa export` wrote."
+            )
+        if place.exists(CONFIG):
+            return _from_folder(place, device, dtype, staging)
+        return _from_run(place, device, dtype, staging, tell)
+
+
+def _from_folder(
+    place: Storage, device: torch.device, dtype: torch.dtype | None, staging: str | None
+) -> Opened:
+    with read_folder(place, staging) as found:
+        tokenizer = _fitting(found.read(TOKENIZER), found.model, f"{place.uri}/{TOKENIZER}")
+        model = _filled(found.model, found, device, dtype)
+        return Opened(model, tokenizer, place.uri, found.digest())
+
+
+def _from_run(
+    run: Storage,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    staging: str | None,
+    tell: Callable[[str], None],
+) -> Opened:
+    with newest_good(run, staging, tell) as weights:
+        commit = weights.commit
+        config = Model.model_validate(commit.model)
+        if commit.phases:
+            tokenizer = trained_tokenizer(run, commit.phases[-1].corpus)
+        elif data := kept_files(run).get(TOKENIZER):
+            tokenizer = _fitting(data, config, f"{run.uri}/{FOLDER}/{TOKENIZER}")
+        else:
+            raise ConfigError(
+                f"{run.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing. Import it from a "
+                "folder with that file, or train it."
+            )
+        model = _filled(config, weights, device, dtype)
+        return Opened(model, tokenizer, f"{run.uri}, {weights.name}", commit.sha256)
+
+
+def _fitting(data: bytes, model: Model, place: str) -> Tokenizer:
+    """Raises ConfigError for a tokenizer of another kind, or of more tokens than the model has."""
+    try:
+        tokenizer = Tokenizer.from_bytes(data)
+    except CorpusError as error:
+        raise ConfigError(
+            f"{place} is no tokenizer of `panthalassa prepare`. A text can not be "
+            "turned into its ids here: ask this model through transformers."
+        ) from error
+    if tokenizer.vocabulary_size > model.vocabulary_size:
+        raise ConfigError(
+            f"{place} has {tokenizer.vocabulary_size} tokens, and the model {model.vocabulary_size}: it "
+            "is that of another model. Copy the right one there."
+        )
+    return tokenizer
+
+
+@torch.no_grad()
+def _filled(
+    config: Model, source: _Source, device: torch.device, dtype: torch.dtype | None
+) -> Transformer:
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to(dtype or source.dtype("embedding.weight")).to_empty(device=device)
+    model.tie()  # which moving has undone
+    for name, parameter in model.named_parameters():
+        rows = parameter.view(parameter.shape[0], -1)
+        first = 0
+        for block in source.blocks(name, tuple(parameter.shape)):
+            rows[first : first + len(block)].copy_(block)
+            first += len(block)
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _named(place: Storage) -> Iterator[None]:
+    """Raises PanthalassaError for what the storage can not do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PanthalassaError(
+            f"a file of {place.uri} vanished: {error}. A run that trains removes old checkpoints; the "
+            "same command takes its newest one."
+        ) from error
+    except OSError as error:
+        raise PanthalassaError(f"{place.uri} can not be read: {error}") from error
