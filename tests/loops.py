@@ -133,7 +133,7 @@ def stream(run: TrainingRun) -> Iterator[Batch]:
         sample = np.arange(own.start, own.start + own.samples)
         place = piece.order.locate(piece.positions(np.full_like(sample, step), sample))
         every, rows = packed(step, tiny()), slice(own.start, own.start + own.samples)
-        samples = Samples(every.tokens[rows, :16].copy(), every.documents[rows, :16].copy())
+        samples = Samples.of_text(every.tokens[rows, :16].copy(), every.documents[rows, :16].copy())
         yield Batch(samples, len(sample), HASHES.limbs(place).sum(axis=0), [])
 
 

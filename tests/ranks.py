@@ -215,7 +215,7 @@ def packed(step: int, config: Config) -> Samples:
         documents[row, :full] = np.searchsorted(ends, np.arange(full), side="right")
         # A skewed draw: there is something to learn, and the loss falls.
         tokens[row, :full] = config.model.vocabulary_size * draw.random(full) ** 3
-    return Samples(tokens, documents)
+    return Samples.of_text(tokens, documents)
 
 
 def unsharded(config: Config) -> Transformer:
@@ -271,7 +271,7 @@ class TinyRun:
     def samples(self, step: int) -> Samples:
         every, own = packed(step, self.config), self.partition
         part = slice(own.start, own.start + own.samples)
-        return Samples(every.tokens[part], every.documents[part])
+        return Samples.of_text(every.tokens[part], every.documents[part])
 
     @property
     def partition(self) -> Partition:

@@ -86,7 +86,7 @@ def test_a_packed_document_is_worth_what_it_is_alone(model: Transformer) -> None
 
     def loss(*parts: tuple[int, Tensor]) -> float:
         arrays = (part.numpy().astype(np.int32) for part in row(*parts))
-        (batch,) = micro_batches(Samples(*arrays), 1, 1, CPU)
+        (batch,) = micro_batches(Samples.of_text(*arrays), 1, 1, CPU)
         with torch.no_grad():
             return model(batch.tokens, batch.documents, batch.labels).item()
 

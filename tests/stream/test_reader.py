@@ -82,7 +82,7 @@ class Corpus:
             cut = slice(part * sequence_length, (part + 1) * sequence_length)
             tokens.append(self.tokens[shard][at][cut])
             documents.append(self.documents[shard][at][cut])
-        return Samples(np.array(tokens), np.array(documents))
+        return Samples.of_text(np.array(tokens), np.array(documents))
 
 
 def lengths_of(row: int) -> list[int]:
@@ -173,7 +173,7 @@ def test_the_ranks_together_read_the_order_step_for_step(
         assert [len(part) for part in parts] == sizes
         assert {part.tokens.dtype for part in parts} == {np.dtype(np.int32)}
         tokens = np.concatenate([part.tokens for part in parts])
-        together.append(Samples(tokens, np.concatenate([part.documents for part in parts])))
+        together.append(Samples.of_text(tokens, np.concatenate([part.documents for part in parts])))
     positions = np.arange(12 * GLOBAL_BATCH).reshape(12, GLOBAL_BATCH)
     assert_same(together, [corpus.expected(step) for step in positions])
 
@@ -186,7 +186,7 @@ def test_a_stream_that_starts_later_gives_the_tail_of_the_whole(
     assert_same(read(corpus, 2, 1, range(4, 9)), whole[4:])
     alone = read(corpus, 1, 0, range(4, 9))
     start = Partition(GLOBAL_BATCH, 2, 1).start
-    assert_same([Samples(s.tokens[start:], s.documents[start:]) for s in alone], whole[4:])
+    assert_same([Samples.of_text(s.tokens[start:], s.documents[start:]) for s in alone], whole[4:])
 
 
 def test_blocks_that_are_read_slowly_keep_their_place(
@@ -314,7 +314,9 @@ def test_with_a_quarantine_the_samples_of_an_ill_shard_are_padding(
 
 def split(samples: Samples, size: int) -> list[Samples]:
     starts = range(0, len(samples), size)
-    return [Samples(samples.tokens[s:][:size], samples.documents[s:][:size]) for s in starts]
+    return [
+        Samples.of_text(samples.tokens[s:][:size], samples.documents[s:][:size]) for s in starts
+    ]
 
 
 def test_an_ill_shard_does_not_matter_to_who_does_not_read_it(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def samples_of(lengths: Rows) -> Samples:
     for row, parts in zip(documents, lengths, strict=True):
         indices = np.repeat(np.arange(len(parts)), parts)
         row[: len(indices)] = indices
-    return Samples(tokens, documents)
+    return Samples.of_text(tokens, documents)
 
 
 @given(rows(), st.integers(1, 4), st.integers(0, 2))

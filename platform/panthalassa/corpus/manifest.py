@@ -9,6 +9,10 @@ A shard holds packed samples of one domain, one a row, in three columns: `tokens
 of `sequence_length` token ids; `lengths`, those of the documents in the row from left to right (what
 is left of the row behind them is padding); and `offsets`, how many tokens of each of these documents
 are in other rows before it: 0 where it begins here, and more where it goes on.
+
+A shard for fine-tuning has one column more, `answers`: the runs of tokens in the row that count in
+the loss, as positions [start, end, start, end …], each end behind its run. Without it every token
+counts. No document of such a shard is in more than one row.
 """
 
 import hashlib
@@ -26,7 +30,12 @@ TOKENIZER = "tokenizer.json"
 CLAIM = "preparation.json"
 """Says whose the folder is before the manifest does."""
 PAGE = "corpus.html"
+ANSWERS = "answers"
+"""The column of a shard that says what counts."""
 Split = Literal["train", "held_out"]
+Objective = Literal["sft", "dpo"]
+"""Answers to learn (supervised fine-tuning), or pairs of a chosen and a rejected one (Rafailov et al.
+2023)."""
 
 
 class Record(BaseModel):
@@ -36,13 +45,15 @@ class Record(BaseModel):
 
 
 class Shard(Record):
-    """One Parquet file: rows of one domain, in row groups that are read whole."""
+    """One Parquet file: rows of one domain, in row groups that are read whole. `counted` are the tokens
+    that count in the loss, where not all do."""
 
     path: str
     domain: str
     split: Split
     rows: int = Field(gt=0)
     tokens: int = Field(gt=0)
+    counted: int | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
     row_groups: tuple[int, ...] = Field(min_length=1)
     size: int = Field(gt=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -66,9 +77,12 @@ class Manifest(Record):
     `preparation` is the SHA-256 of the settings and source files that the corpus was made from.
     `index` has the provenance of every document (`corpus.parts`), and `report_sha256` is that of
     `report.json` (`corpus.funnel`).
+    `objective` is that of a corpus for fine-tuning. For `dpo` a row holds whole pairs: its documents
+    2k and 2k + 1 are the chosen and the rejected answer of pair k, each behind its own prompt.
     """
 
     format: Literal[2] = 2
+    objective: Objective | None = Field(default=None, exclude_if=lambda value: value is None)
     sequence_length: int = Field(gt=1)
     vocabulary_size: int = Field(gt=2)
     bos: int
@@ -91,6 +105,13 @@ class Manifest(Record):
         found: Counter[str] = Counter()
         for shard in self.shards:
             found[f"{shard.split}/{shard.domain}"] += shard.tokens
+        return dict(sorted(found.items()))
+
+    def counted(self) -> dict[str, int]:
+        """Tokens that count in the loss, as far as shards say so, by `{split}/{domain}`."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            found[f"{shard.split}/{shard.domain}"] += shard.counted or 0
         return dict(sorted(found.items()))
 
     def encode(self) -> bytes:

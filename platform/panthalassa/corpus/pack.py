@@ -15,6 +15,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,25 +27,35 @@ Tokens = NDArray[np.int32]
 class Packed:
     """`tokens` [rows, sequence_length], and for the pieces of documents in each row, from left to
     right, their `lengths` and their `offsets`: the tokens of the document that come before the piece.
+    `answers` [start, end, start, end …] are the runs of a row's tokens that count in the loss; None:
+    all do.
     """
 
     tokens: Tokens
     lengths: list[list[int]]
     offsets: list[list[int]]
+    answers: list[list[int]] | None = None
 
     def slice(self, start: int, stop: int) -> "Packed":
-        return Packed(self.tokens[start:stop], self.lengths[start:stop], self.offsets[start:stop])
+        return Packed(
+            self.tokens[start:stop],
+            self.lengths[start:stop],
+            self.offsets[start:stop],
+            None if self.answers is None else self.answers[start:stop],
+        )
 
 
 @dataclass(frozen=True)
 class Packing:
     """Which of the `pieces`, tokens with their offset, lie in each of the `rows`: the tokens stay where
-    they are until `filled` lays some rows out."""
+    they are until `filled` lays some rows out. `answers`, if given, are the runs of each piece that
+    count in the loss."""
 
     pieces: Sequence[tuple[Tokens, int]]
     rows: Sequence[Sequence[int]]
     sequence_length: int
     pad: int
+    answers: Sequence[Sequence[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +68,8 @@ class Packing:
 
     def filled(self, start: int = 0, stop: int | None = None) -> Packed:
         """The rows from `start` to before `stop`, or to the end."""
-        chosen = [[self.pieces[member] for member in row] for row in self.rows[start:stop]]
+        rows = self.rows[start:stop]
+        chosen = [[self.pieces[member] for member in row] for row in rows]
         tokens = np.full((len(chosen), self.sequence_length), self.pad, dtype=np.int32)
         for row, members in zip(tokens, chosen, strict=True):
             filled = np.concatenate([piece for piece, _ in members])
@@ -66,7 +78,13 @@ class Packing:
             tokens,
             [[len(piece) for piece, _ in members] for members in chosen],
             [[offset for _, offset in members] for members in chosen],
+            None if self.answers is None else [self._answers(row, self.answers) for row in rows],
         )
+
+    def _answers(self, row: Sequence[int], answers: Sequence[Sequence[int]]) -> list[int]:
+        starts = accumulate((len(self.pieces[member][0]) for member in row), initial=0)
+        pairs = zip(row, starts, strict=False)
+        return [start + bound for member, start in pairs for bound in answers[member]]
 
 
 def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packing:
@@ -78,6 +96,24 @@ def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packing
     ]
     rows = best_fit([len(piece) for piece, _ in pieces], sequence_length)
     return Packing(pieces, rows, sequence_length, pad)
+
+
+def pack_whole(
+    units: Sequence[Sequence[Tokens]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    sequence_length: int,
+    pad: int,
+) -> Packing:
+    """Lay units of one document or more, none longer than a row together, into rows: their documents
+    stay side by side, and whole. `answers` are the runs of each document that count."""
+    ends = list(accumulate(map(len, units), initial=0))
+    sizes = [sum(map(len, unit)) for unit in units]
+    rows = [
+        [document for unit in row for document in range(ends[unit], ends[unit + 1])]
+        for row in best_fit(sizes, sequence_length)
+    ]
+    pieces = [(document, 0) for unit in units for document in unit]
+    return Packing(pieces, rows, sequence_length, pad, list(chain.from_iterable(answers)))
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

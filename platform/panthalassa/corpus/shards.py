@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from panthalassa.corpus.manifest import Shard, Split
+from panthalassa.corpus.manifest import ANSWERS, Shard, Split
 from panthalassa.corpus.pack import Packed
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
@@ -38,6 +38,7 @@ def write_shard(
         split=split,
         rows=rows,
         tokens=sum(map(sum, packed.lengths)),
+        counted=None if packed.answers is None else int(counted(packed).sum()),
         row_groups=tuple(min(rows_per_group, rows - start) for start in starts),
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -52,6 +53,9 @@ def encode_shard(packed: Packed, rows_per_group: int) -> bytes:
         pa.array(column, pa.list_(pa.int32())) for column in (packed.lengths, packed.offsets)
     )
     table = pa.table({"tokens": tokens, "lengths": lengths, "offsets": offsets})
+    if packed.answers is not None:
+        answers = pa.array(packed.answers, pa.list_(pa.int32()))
+        table = table.append_column(ANSWERS, answers)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
     return buffer.getvalue()
@@ -62,7 +66,8 @@ def decode_shard(data: bytes) -> Packed:
     table = pq.read_table(io.BytesIO(data))
     tokens = table["tokens"].combine_chunks()
     flat = tokens.flatten().to_numpy().reshape(len(tokens), tokens.type.list_size)
-    return Packed(flat, table["lengths"].to_pylist(), table["offsets"].to_pylist())
+    answers = table[ANSWERS].to_pylist() if ANSWERS in table.column_names else None
+    return Packed(flat, table["lengths"].to_pylist(), table["offsets"].to_pylist(), answers)
 
 
 def write(storage: Storage, path: str, data: bytes) -> None:
@@ -82,16 +87,29 @@ def unwritable(storage: Storage, path: str, error: OSError) -> CorpusError:
 
 
 def count_targets(packed: Packed, vocabulary_size: int) -> Counts:
-    """How often each token [vocabulary_size] is a target: all but the first token of each piece."""
+    """How often each token [vocabulary_size] is a target: all but the first token of each piece, as far
+    as they count."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)
     for start in range(0, len(packed.tokens), ROWS_AT_ONCE):
         part = packed.slice(start, start + ROWS_AT_ONCE)
         filled = np.array([sum(lengths) for lengths in part.lengths])
-        tokens = part.tokens[np.arange(part.tokens.shape[1]) < filled[:, None]]
+        inside = np.arange(part.tokens.shape[1]) < filled[:, None]
         ends = np.cumsum([length for lengths in part.lengths for length in lengths])
-        targets = np.delete(tokens, np.append(0, ends[:-1]))
+        firsts = np.append(0, ends[:-1])
+        targets = np.delete(part.tokens[inside], firsts)
+        if part.answers is not None:
+            targets = targets[np.delete(counted(part)[inside], firsts)]
         counts += np.bincount(targets, minlength=vocabulary_size)
     return counts
+
+
+def counted(packed: Packed) -> NDArray[np.bool_]:
+    """Which tokens [rows, sequence_length] lie in the answers of their row."""
+    found = np.zeros(packed.tokens.shape, dtype=bool)
+    for row, bounds in zip(found, packed.answers or (), strict=True):
+        for start, end in zip(bounds[::2], bounds[1::2], strict=True):
+            row[start:end] = True
+    return found
 
 
 def unigram_loss(train: Counts, held_out: Counts) -> float:

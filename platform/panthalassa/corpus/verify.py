@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from panthalassa.corpus.funnel import REPORT
 from panthalassa.corpus.manifest import (
+    ANSWERS,
     CLAIM,
     MANIFEST,
     PAGE,
@@ -242,13 +243,24 @@ def _of_shard(manifest: Manifest, shard: Shard, copy: Path) -> dict[str, tuple[o
         width = parquet.schema_arrow.field("tokens").type.list_size
         batches = parquet.iter_batches(ROWS_AT_ONCE, columns=["lengths"])
         tokens = sum(pc.sum(batch["lengths"].flatten()).as_py() for batch in batches)
+        counted = None
+        if ANSWERS in parquet.schema_arrow.names:
+            batches = parquet.iter_batches(ROWS_AT_ONCE, columns=[ANSWERS])
+            counted = sum(_counted(batch[ANSWERS].flatten()) for batch in batches)
     return {
         "rows": (metadata.num_rows, shard.rows),
         "rows in its row groups": (groups, shard.row_groups),
         "tokens": (tokens, shard.tokens),
+        "tokens that count": (counted, shard.counted),
         "tokens in a row": (width, manifest.sequence_length),
         "folder": (shard.path.rpartition("/")[0], f"{shard.split}/{shard.domain}"),
     }
+
+
+def _counted(bounds: pa.Array) -> int:
+    """Tokens in the runs from each first bound to the one behind it."""
+    positions = bounds.to_numpy()
+    return int((positions[1::2] - positions[::2]).sum())
 
 
 def _of_index(

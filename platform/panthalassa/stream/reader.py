@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from panthalassa.cluster import mendable
 from panthalassa.config import Stream
-from panthalassa.corpus.manifest import Manifest, Shard
+from panthalassa.corpus.manifest import ANSWERS, Manifest, Shard
 from panthalassa.errors import CorpusError, ShardError
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Piece
@@ -31,7 +31,9 @@ from panthalassa.stream.partition import Partition
 
 TOKENS_PER_BLOCK = 1 << 17
 BYTES_PER_TOKEN = 6
-"""Of a sample on its way: its token, and its document within the row."""
+"""Of a sample on its way: its token, and its document within the row with whether it counts."""
+COLUMNS = ("tokens", "lengths", ANSWERS)
+"""Of a shard."""
 MOST_TASKS = 16
 """In a segment."""
 READ_CPUS = 0.25
@@ -46,20 +48,38 @@ Tokens = NDArray[np.int32]
 @dataclass(frozen=True)
 class Samples:
     """tokens: int32 [n, sequence]; documents: int32 [n, sequence], which document of its row a token
-    belongs to, or PADDING."""
+    belongs to, or PADDING; counted: bool [n, sequence], whether a token counts in the loss when it is
+    predicted, as each does in pre-training; padding never does."""
 
     tokens: Tokens
     documents: Tokens
+    counted: NDArray[np.bool_]
+
+    @classmethod
+    def of_text(cls, tokens: Tokens, documents: Tokens) -> "Samples":
+        """Samples in which every token counts."""
+        return cls(tokens, documents, documents != PADDING)
+
+    @classmethod
+    def unmarked(cls, tokens: Tokens, marked: Tokens) -> "Samples":
+        """Inverse of `marked`."""
+        counted = marked >= 0
+        return cls(tokens, np.where(counted, marked, -2 - marked).astype(np.int32), counted)
+
+    @property
+    def marked(self) -> Tokens:
+        """`documents` and `counted` in one array: a token of document d that does not count has
+        -2 - d, which leaves padding as it is."""
+        return np.where(self.counted, self.documents, -2 - self.documents)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def has_target(self) -> NDArray[np.bool_]:
-        """Whether the token behind each [n, sequence - 1] belongs to the same document."""
-        before, behind = self.documents[:, :-1], self.documents[:, 1:]
-        found: NDArray[np.bool_] = (before == behind) & (behind != PADDING)
-        return found
+        """Whether the token behind each [n, sequence - 1] belongs to the same document, and counts."""
+        same: NDArray[np.bool_] = self.documents[:, :-1] == self.documents[:, 1:]
+        return same & self.counted[:, 1:]
 
     @property
     def targets(self) -> int:
@@ -69,7 +89,7 @@ class Samples:
 
 def no_samples(sequence_length: int) -> Samples:
     empty = np.empty((0, sequence_length), np.int32)
-    return Samples(empty, empty)
+    return Samples.of_text(empty, empty)
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,7 @@ class ShardReader:
         """
         shape = (len(location), sequence_length)
         tokens, documents = np.zeros(shape, np.int32), np.full(shape, PADDING, np.int32)
+        counted = np.zeros(shape, bool)
         whole = np.ones(len(location), bool)
         places = np.stack((location.shard, location.row_group), axis=1)
         groups, group_of = np.unique(places, axis=0, return_inverse=True)
@@ -113,7 +134,8 @@ class ShardReader:
             columns = location.part[here, None] * sequence_length + np.arange(sequence_length)
             cut = location.row[here, None], columns
             tokens[here], documents[here] = rows.tokens[cut], rows.documents[cut]
-        return Samples(tokens, documents), whole
+            counted[here] = rows.counted[cut]
+        return Samples(tokens, documents, counted), whole
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +146,9 @@ def _file(cache: ShardCache, shard: Shard) -> pq.ParquetFile:
 @lru_cache(maxsize=128)
 def _row_group(cache: ShardCache, shard: Shard, group: int) -> Samples:
     try:
-        table = _file(cache, shard).read_row_group(group, ["tokens", "lengths"])
+        file = _file(cache, shard)
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        table = file.read_row_group(group, columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise CorpusError(
             f"shard {cache.storage.uri}/{shard.path} was whole but can not be read any more: "
@@ -133,7 +157,12 @@ def _row_group(cache: ShardCache, shard: Shard, group: int) -> Samples:
     column, lengths = table["tokens"].combine_chunks(), table["lengths"].combine_chunks()
     tokens = column.flatten().to_numpy().reshape(len(column), -1)
     starts = lengths.offsets.to_numpy()
-    return Samples(tokens, _documents(lengths.flatten().to_numpy(), starts, tokens.shape[1]))
+    documents = _documents(lengths.flatten().to_numpy(), starts, tokens.shape[1])
+    if ANSWERS not in columns:
+        return Samples.of_text(tokens, documents)
+    answers = table[ANSWERS].combine_chunks()
+    bounds, starts = answers.flatten().to_numpy(), answers.offsets.to_numpy()
+    return Samples(tokens, documents, _inside(bounds, starts, tokens.shape[1]))
 
 
 def _documents(lengths: Tokens, starts: Tokens, row_length: int) -> Tokens:
@@ -150,6 +179,17 @@ def _documents(lengths: Tokens, starts: Tokens, row_length: int) -> Tokens:
     token = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
     documents[np.repeat(place, lengths) + token] = np.repeat(number, lengths)
     return documents.reshape(-1, row_length)
+
+
+def _inside(bounds: Tokens, starts: Tokens, row_length: int) -> NDArray[np.bool_]:
+    """Whether each token [rows, row_length] lies in one of its row's runs.
+
+    `bounds` are start and end of the runs of all rows; `starts` [rows + 1] where each row's begin.
+    """
+    row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    crossings = np.zeros((len(starts) - 1, row_length + 1), np.int8)
+    np.add.at(crossings, (row, bounds), np.tile(np.array((1, -1), np.int8), len(bounds) // 2))
+    return np.cumsum(crossings[:, :-1], axis=1, dtype=np.int8) > 0
 
 
 @dataclass(frozen=True)
@@ -241,7 +281,7 @@ def _open(
             samples, whole = reader.fetch_readable(location, length)
             yield {
                 "tokens": samples.tokens,
-                "documents": samples.documents.astype(np.int16 if length < 1 << 15 else np.int32),
+                "documents": samples.marked.astype(np.int16 if length < 1 << 15 else np.int32),
                 "account": np.column_stack((whole, reader.hashes.limbs(location))),
             }
 
@@ -285,7 +325,7 @@ def _batch(columns: dict[str, Any], first: int) -> Batch:
     account = columns["account"]
     whole = account[:, 0] == 1
     return Batch(
-        samples=Samples(columns["tokens"], columns["documents"].astype(np.int32)),
+        samples=Samples.unmarked(columns["tokens"], columns["documents"]),
         read=int(whole.sum()),
         limbs=account[whole, 1:].sum(axis=0),
         unreadable=(first + np.flatnonzero(~whole)).tolist(),

@@ -223,7 +223,6 @@ def share(samples: Samples | None, run: TrainingRun) -> Samples:
     shape = (2, run.partition.samples, run.phase.sequence_length)
     both = torch.empty(shape, dtype=torch.int32)
     if samples is not None:
-        both = torch.from_numpy(np.stack((samples.tokens, samples.documents)))
+        both = torch.from_numpy(np.stack((samples.tokens, samples.marked)))
     dist.broadcast(both, group=group, group_src=0)
-    tokens, documents = both.numpy()
-    return Samples(tokens, documents)
+    return Samples.unmarked(*both.numpy())
