@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 
 from panthalassa.config import Config
 from panthalassa.config_file import build
+from panthalassa.model.lora import adapted, add_adapters
 from panthalassa.model.transformer import (
     IGNORED,
     Transformer,
@@ -44,13 +45,10 @@ from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import PADDING, Samples
 from panthalassa.train.agreement import total
 from panthalassa.train.guard import NormGuard
+from panthalassa.train.micro_batch import MicroBatch, micro_batches
+from panthalassa.train.objective import NextToken, Objective
 from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import (
-    MicroBatch,
-    build_optimizer,
-    micro_batches,
-    train_step,
-)
+from panthalassa.train.step import build_optimizer, train_step
 
 GRACE = 5
 """Seconds that the other ranks have to end when one has failed."""
@@ -254,11 +252,13 @@ def unsharded_gradients(config: Config, step: int) -> dict[str, torch.Tensor]:
 class TinyRun:
     """A sharded model with its optimizer on this rank, and the batches that it takes."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, objective: Objective | None = None) -> None:
+        self.config, self.objective = config, objective or NextToken()
         self.mesh: DeviceMesh = build_mesh("cpu", config.parallel.tp_size, config.parallel.replicas)
         with torch.device("meta"):
             self.model = Transformer(config.model)
+            if config.finetune and config.finetune.lora:
+                add_adapters(self.model, config.finetune.lora, config.run.seed)
         parallelize(self.model, self.mesh, config.parallel)
         materialize(self.model, torch.device("cpu"), config.run.seed)
         self.optimizer: Any = build_optimizer(self.model, config.train.optimizer)
@@ -287,7 +287,9 @@ class TinyRun:
         """Do step number `step`; the mean loss of the global batch, and the gradient's norm."""
         train = self.config.train
         batches = self.batches(step)
-        (tokens,) = total(self.samples(step).targets if self.reads else 0)
+        (units,) = total(self.objective.units(self.samples(step)) if self.reads else 0)
+        for layer in adapted(self.model):
+            layer.dropout.step = step
         rate = learning_rate(step, train.steps, train.optimizer.learning_rate, train.schedule)
         loss, norm = train_step(
             self.model,
@@ -295,14 +297,15 @@ class TinyRun:
             batches,
             self.mesh,
             train,
-            int(tokens),
+            self.objective,
+            int(units),
             rate,
             self.config.parallel.keep_gathered,
             self.guard,
             self.config.guard,
         )
         (loss_sum,) = total(loss.item() if self.reads else 0.0)
-        return loss_sum / tokens, norm.item()
+        return loss_sum / units, norm.item()
 
     def gradients(self, step: int) -> dict[str, torch.Tensor]:
         """The whole gradients of a step, not clipped, by parameter; no weight changes."""
@@ -327,6 +330,8 @@ class _Recorder:
 
     def step(self) -> None:
         for name, parameter in parameters_by_name(self.model):
+            if not parameter.requires_grad:
+                continue
             assert parameter.grad is not None, f"{name} has no gradient"
             self.found[name] = whole(parameter.grad).clone()
 

@@ -77,8 +77,7 @@ def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tre
     if not isinstance(data, dict):
         found = reprlib.repr(data)
         raise ConfigError(f"{origin}: expected sections such as `train:`, found {found}")
-    for override in overrides:
-        _apply(data, override)
+    apply(data, overrides)
     try:
         # A section of which nothing is left but its name (`stream:`) holds the defaults.
         return kind.model_validate(
@@ -87,6 +86,12 @@ def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tre
     except ValidationError as error:
         lines = dict.fromkeys(_explain(detail, kind) for detail in error.errors())
         raise ConfigError(f"{origin} can not be run:\n" + "\n".join(lines)) from error
+
+
+def apply(data: dict[str, Any], overrides: list[str]) -> None:
+    """Put the values of `key.path=value` overrides into a tree. Raises ConfigError."""
+    for override in overrides:
+        _apply(data, override)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -22,7 +22,7 @@ from panthalassa.model.transformer import (
     rotate,
 )
 from panthalassa.stream.reader import PADDING, Samples
-from panthalassa.train.step import micro_batches
+from panthalassa.train.micro_batch import micro_batches
 
 CPU = torch.device("cpu")
 

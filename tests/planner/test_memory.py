@@ -154,6 +154,7 @@ def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
                 batches,
                 run.mesh,
                 config.train,
+                run.objective,
                 100,
                 0.01,
                 config.parallel.keep_gathered,

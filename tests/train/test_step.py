@@ -13,8 +13,9 @@ from ranks import TinyRun, mean_loss, packed, tiny, unsharded, unsharded_gradien
 from panthalassa.config import Config, Schedule
 from panthalassa.model.transformer import IGNORED
 from panthalassa.stream.reader import PADDING, Samples
+from panthalassa.train.micro_batch import micro_batches
 from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import build_optimizer, micro_batches
+from panthalassa.train.step import build_optimizer
 
 CPU = torch.device("cpu")
 LENGTH = 24

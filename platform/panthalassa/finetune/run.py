@@ -1,0 +1,59 @@
+"""A fine-tuning as the driver sees it: its examples, the weights that it begins with, and a training.
+
+What follows is `train.run`: the same loop, stream, checkpoints and accounts, on a corpus of examples.
+"""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from panthalassa.config import Config
+from panthalassa.corpus.manifest import MANIFEST, read_manifest
+from panthalassa.corpus.tokenizer import read_tokenizer
+from panthalassa.exchange.base import copy_weights, tokenizer_of
+from panthalassa.finetune.dpo import Preference
+from panthalassa.finetune.prepare import prepare_chats
+from panthalassa.storage import Storage, open_storage
+from panthalassa.train.base import BASE
+from panthalassa.train.events import Event, Notice
+from panthalassa.train.objective import NextToken
+from panthalassa.train.run import Beginning, Outcome, pretrain
+
+
+def finetune(
+    config: Config,
+    show: Callable[[Event], None],
+    debug: bool = False,
+    began: float | None = None,
+    stopping: threading.Event | None = None,
+) -> Outcome:
+    """Prepare the examples where that has not been done, and train as `pretrain` does.
+
+    `config` has a section `finetune`. Raises PanthalassaError as `pretrain`, and for a model or examples
+    that can not be used.
+    """
+    assert config.finetune
+    setting = config.finetune
+
+    def tell(text: str) -> None:
+        show(Notice(text))
+
+    prepare_chats(config.corpus, _tokenizer(config), setting.objective, tell)
+    objective = Preference(setting.beta) if setting.objective == "dpo" else NextToken()
+    beginning = Beginning(objective, partial(_place_weights, config, tell))
+    return pretrain(config, show, debug, began, stopping, beginning)
+
+
+def _tokenizer(config: Config) -> bytes:
+    """That of the model; when that is gone and the examples are prepared, theirs."""
+    assert config.finetune
+    start, corpus = open_storage(config.finetune.start), open_storage(config.corpus.directory)
+    if start.exists("") or not corpus.exists(MANIFEST):
+        return tokenizer_of(start)
+    return read_tokenizer(corpus, read_manifest(corpus)).to_bytes()
+
+
+def _place_weights(config: Config, tell: Callable[[str], None], run: Storage) -> None:
+    assert config.finetune
+    source = open_storage(config.finetune.start)
+    copy_weights(source, run.below(BASE), config.checkpoint.staging_directory, tell)
