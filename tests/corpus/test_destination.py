@@ -8,8 +8,8 @@ import pytest
 from preparations import files_of, run
 
 from panthalassa.config import Corpus
+from panthalassa.corpus.destination import claim
 from panthalassa.corpus.manifest import Manifest
-from panthalassa.corpus.prepare import _claim as claim
 from panthalassa.corpus.prepare import prepare
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
@@ -134,7 +134,7 @@ def test_a_source_that_changes_while_it_is_read_makes_no_corpus(
         claim(*arguments)
         changing.write_text("other words")
 
-    monkeypatch.setattr("panthalassa.corpus.prepare._claim", claim_and_change)
+    monkeypatch.setattr("panthalassa.corpus.prepare.claim", claim_and_change)
     with pytest.raises(CorpusError, match=r"007\.txt has changed since the preparation began"):
         run(make_config(tmp_path / "corpus", tmp_path / "raw"))
     assert not (tmp_path / "corpus" / "manifest.json").exists()

@@ -23,18 +23,11 @@ import ray.exceptions
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
 from panthalassa.corpus.decontaminate import Contamination, read_evaluations
+from panthalassa.corpus.destination import already_prepared, claim, commit, refuse_overlap
 from panthalassa.corpus.documents import SourceFile
 from panthalassa.corpus.fertility import counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
-from panthalassa.corpus.manifest import (
-    CLAIM,
-    MANIFEST,
-    TOKENIZER,
-    Manifest,
-    Split,
-    read_manifest,
-)
-from panthalassa.corpus.parts import INDEX
+from panthalassa.corpus.manifest import TOKENIZER, Manifest, Split
 from panthalassa.corpus.pipeline import (
     Division,
     Kept,
@@ -46,11 +39,10 @@ from panthalassa.corpus.pipeline import (
 from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
 from panthalassa.corpus.refine import Refiner, open_refiner
 from panthalassa.corpus.selection import Census, select
-from panthalassa.corpus.shards import unwritable, write
+from panthalassa.corpus.shards import write
 from panthalassa.corpus.sources import content_sha256, list_files
-from panthalassa.corpus.staging import STAGING, Stage, clear
+from panthalassa.corpus.staging import Stage, clear
 from panthalassa.corpus.tokenizer import Tokenizer
-from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
 RECIPE = 4
@@ -76,19 +68,19 @@ def prepare(
     listing = list_files(corpus.sources)
     files, left_out = listing.files, listing.left_out
     storage = open_storage(corpus.directory)
-    _refuse_overlap(files, storage)
+    refuse_overlap(files, storage)
     refine, contamination = open_refiner(corpus), read_evaluations(corpus)
     for line in contamination.warnings() if contamination else ():
         report(line)
     with ThreadPoolExecutor(8) as pool:
         hashes = list(pool.map(content_sha256, files))
     preparation = _preparation(corpus, files, hashes, contamination)
-    if done := _already_prepared(storage, preparation):
+    if done := already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         with suppress(OSError):  # it may be read-only now
             clear(storage)
         return done
-    _claim(storage, corpus, preparation)
+    claim(storage, corpus, preparation)
     if left_out:
         endings = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(NAMED))
         report(f"{left_out.total()} files of other kinds are left out: {endings}")
@@ -150,7 +142,7 @@ def _prepare(
     funnel = make_report(files, tally, census, manifest.tokens())
     write(storage, REPORT, funnel.encode())
     manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
-    _commit(storage, manifest)
+    commit(storage, manifest)
     with suppress(OSError):  # the same command removes what is left
         clear(storage)
     for line in _told(manifest, funnel):
@@ -239,28 +231,6 @@ def make_report(
     )
 
 
-def _commit(storage: Storage, manifest: Manifest) -> None:
-    """Write the manifest, last of all and never over another one."""
-    try:
-        storage.create(MANIFEST, manifest.encode())
-    except FileExistsError:
-        raise _occupied(storage, "a manifest that another command has written meanwhile") from None
-    except OSError as error:
-        raise unwritable(storage, MANIFEST, error) from error
-
-
-# The door: what is asked for, and what is there already.
-
-
-def _refuse_overlap(files: list[SourceFile], storage: Storage) -> None:
-    for root in sorted({file.root for file in files}):
-        if f"{storage.uri}/".startswith(f"{root}/"):
-            raise CorpusError(
-                f"corpus.directory {storage.uri} lies inside the source {root}, which would then "
-                "hold its own corpus. Choose a folder outside of it."
-            )
-
-
 def _preparation(
     corpus: config.Corpus,
     files: list[SourceFile],
@@ -284,53 +254,6 @@ def _preparation(
             os.path.abspath(corpus.language_model)
         )
     return _sha256(json.dumps([RECIPE, settings, content], sort_keys=True).encode())
-
-
-def _already_prepared(storage: Storage, preparation: str) -> Manifest | None:
-    try:
-        if not storage.exists(MANIFEST):
-            return None
-    except OSError as error:
-        raise CorpusError(
-            f"corpus.directory {storage.uri} can not be reached: {error}. Correct the key, or "
-            "the endpoint, credentials and permissions."
-        ) from error
-    manifest = read_manifest(storage)
-    if manifest.preparation != preparation:
-        raise _occupied(storage, "the corpus of other sources or settings")
-    return manifest
-
-
-def _claim(storage: Storage, corpus: config.Corpus, preparation: str) -> None:
-    """Mark the destination before the work, which also shows early that it can be written."""
-    others = (TOKENIZER, REPORT, INDEX, STAGING, "train", "held_out")
-    if not storage.exists(CLAIM) and any(storage.exists(name) for name in others):
-        raise _occupied(storage, "files that are not of this preparation")
-    claim = {"preparation": preparation, "corpus": corpus.model_dump(mode="json")}
-    try:
-        storage.create(CLAIM, (json.dumps(claim, indent=1) + "\n").encode())
-    except FileExistsError:
-        try:
-            claimed = json.loads(storage.read(CLAIM))["preparation"]
-        except (OSError, ValueError, KeyError, TypeError):
-            claimed = None
-        if claimed != preparation:
-            raise _occupied(
-                storage, "an unfinished preparation of other sources or settings"
-            ) from None
-    except NotADirectoryError:
-        raise CorpusError(
-            f"corpus.directory {storage.uri} is no folder. Choose another, or remove what is there."
-        ) from None
-    except OSError as error:
-        raise unwritable(storage, CLAIM, error) from error
-
-
-def _occupied(storage: Storage, what: str) -> CorpusError:
-    return CorpusError(
-        f"{storage.uri} holds {what}, and nothing is ever overwritten. "
-        "Choose another corpus.directory or remove the folder."
-    )
 
 
 @contextmanager

@@ -93,16 +93,10 @@ class Reader:
             file = SourceFile(**fields)
             for found in read_documents(file):
                 if isinstance(found, Problem):
-                    example = Example(place=_place(file, found.place), reason=found.reason)
-                    name = _place(file, file.place)
-                    tally.add("unreadable", file.domain, found.records, rule=name, example=example)
+                    add_problem(tally, file, found)
                 elif document := _refined(found, file, self.refine, tally):
                     yield _row(document, file)
-            if content_sha256(file) != sha256:
-                raise CorpusError(
-                    f"{file.place} has changed since the preparation began. Put back what it was, or "
-                    "prepare the sources as they are now into an empty folder."
-                )
+            refuse_changed(file, sha256)
 
     def _tables(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, pa.Table]]:
         table = pa.Table.from_pylist(rows, READ)
@@ -122,6 +116,22 @@ class Reader:
         )
         yield "texts", table.select(["text"])
         yield "about", about
+
+
+def refuse_changed(file: SourceFile, sha256: str) -> None:
+    """Raises CorpusError when the file is not any more what it was."""
+    if content_sha256(file) != sha256:
+        raise CorpusError(
+            f"{file.place} has changed since the preparation began. Put back what it was, or "
+            "prepare the sources as they are now into an empty folder."
+        )
+
+
+def add_problem(tally: Tally, file: SourceFile, problem: Problem) -> None:
+    """Count what is lost of a file, and name it."""
+    example = Example(place=_place(file, problem.place), reason=problem.reason)
+    name = _place(file, file.place)
+    tally.add("unreadable", file.domain, problem.records, rule=name, example=example)
 
 
 def bands_of(corpus: config.Corpus) -> tuple[int, int] | None:

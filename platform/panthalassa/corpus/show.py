@@ -11,6 +11,8 @@ HEADER = (
     *("", "documents", "MB", "tokens", "share", "drawn"),
     *("tokens/byte", "tokens/char", "parity", "held out", "its tokens"),
 )
+COUNTED = ("counted", "its counted")
+"""Of a corpus for fine-tuning: the share of each split's tokens that count in the loss."""
 ABSENT = "–"
 ALL = "all"
 
@@ -19,8 +21,8 @@ def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
     """Lines of a table: a header, the domains with the most tokens first, and their sum.
 
     drawn: the share of the samples that training draws of each domain. The first columns tell of the
-    train split, then come fertility and parity (`corpus.fertility`) of both, and the last two tell of
-    the documents that are held out.
+    train split, then come fertility and parity (`corpus.fertility`) of both, and then two tell of the
+    documents that are held out. For fine-tuning, two more have the share of the tokens that count.
     """
     tokens = {split: Counter[str]() for split in get_args(Split)}
     for shard in manifest.shards:
@@ -35,6 +37,7 @@ def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
         key=lambda domain: (-tokens["train"][domain], domain),
     )
     whole = tokens["train"].total()
+    counted = manifest.counted() if manifest.objective else None
 
     def row(name: str, group: list[str], drawn: float) -> tuple[str, ...]:
         documents, text_bytes, held_out = (
@@ -56,14 +59,24 @@ def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
             *_fertility(found.get(name)),
             f"{held_out:,}",
             f"{kept:,}",
+            *(_shares(counted, group, trained, kept) if counted else ()),
         )
 
     rows = [row(domain, [domain], drawn.get(domain, 0.0)) for domain in domains]
     rows.append(row(ALL, domains, sum(drawn.values())))
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    for name, *cells in (HEADER, *rows):
+    header = (*HEADER, *COUNTED) if counted else HEADER
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for name, *cells in (header, *rows):
         padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *padded])
+
+
+def _shares(
+    counted: Mapping[str, int], domains: list[str], trained: int, held_out: int
+) -> Iterator[str]:
+    for split, tokens in (("train", trained), ("held_out", held_out)):
+        those = sum(counted.get(f"{split}/{domain}", 0) for domain in domains)
+        yield f"{those / tokens:.1%}" if tokens else ABSENT
 
 
 def _fertility(found: Fertility | None) -> tuple[str, str, str]:

@@ -245,7 +245,7 @@ def _small_files(
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
         yield TOKENIZER, _beginning_with_bos(tokenizer)
         yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
-        yield GENERATION, _json(generation_config(delimiters))
+        yield GENERATION, _json(generation_config(delimiters, tokenizer.turn_end))
         yield CONFIG, _json(to_llama(model, length, dtype, delimiters))
     elif CONFIG in imported:
         yield CONFIG, _json(_imported_config(imported[CONFIG], dtype))

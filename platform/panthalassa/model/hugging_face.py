@@ -49,6 +49,12 @@ ROPE = {
     "original_length": "original_max_position_embeddings",
 }
 OUTPUT = "lm_head.weight"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] | trim) + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The format of `finetune.chat` in Jinja."""
 IN_BLOCK = {
     "attention_norm": "input_layernorm",
     "attention.q_proj": "self_attn.q_proj",
@@ -210,9 +216,9 @@ def _expect(place: str, field: str, found: object, expected: object) -> None:
         )
 
 
-def generation_config(delimiters: Delimiters | None) -> dict[str, Any]:
-    """The content of generation_config.json."""
-    return {"do_sample": False, **_ids(delimiters)}
+def generation_config(delimiters: Delimiters, turn_end: int) -> dict[str, Any]:
+    """The content of generation_config.json: a text ends with its document, or with a turn of a chat."""
+    return {"do_sample": False, **_ids(delimiters), "eos_token_id": [delimiters.eos, turn_end]}
 
 
 def tokenizer_config(bos: str, eos: str, pad: str, length: int) -> dict[str, Any]:
@@ -222,6 +228,7 @@ def tokenizer_config(bos: str, eos: str, pad: str, length: int) -> dict[str, Any
         "bos_token": bos,
         "eos_token": eos,
         "pad_token": pad,
+        "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "model_max_length": length,
     }
