@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from panthalassa.cli_corpus import corpus
+from panthalassa.cli_finetune import finetune
+from panthalassa.cli_jobs import jobs, submit
 from panthalassa.cli_model import model
 from panthalassa.cli_plan import plan
 from panthalassa.errors import PanthalassaError
@@ -22,26 +24,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(corpus, name="corpus")
 app.add_typer(model)
 app.command()(plan)
+app.command()(submit)
+app.command()(finetune)
 tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
 app.add_typer(tracking, name="track")
 energy = typer.Typer(no_args_is_help=True)
 app.add_typer(energy, name="energy", help="What a run's energy went to, and how two runs compare.")
-jobs = typer.Typer(no_args_is_help=True)
 app.add_typer(jobs, name="jobs", help="What `panthalassa submit` has sent to a cluster.")
 
 ConfigFile = Annotated[Path, typer.Argument(help="configuration of the run, YAML")]
 RunFolder = Annotated[
     str, typer.Argument(help="a run's folder or s3:// URI, e.g. runs/laptop", metavar="RUN")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="the cluster's dashboard; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's",
-        metavar="URL",
-    ),
-]
-SubmittedJob = Annotated[
-    str, typer.Argument(help="the id of a job, or the name of its run", metavar="JOB")
 ]
 Metric = Literal["j_per_iteration", "j_per_token"]
 
@@ -128,83 +121,6 @@ def stop(run: RunFolder, debug: Debug = False) -> None:
 
         request_stop(open_storage(run))
         console.print(f"{run} stops after this step, with a checkpoint", markup=False)
-
-    _run(command, debug)
-
-
-@app.command()
-def submit(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    job: Annotated[
-        Literal["pretrain", "prepare", "sweep"], typer.Option(help="which of jobs/ to run")
-    ] = "pretrain",
-    address: Address = None,
-    working_dir: Annotated[
-        Path, typer.Option(help="the repository, of which platform/ and jobs/ are uploaded")
-    ] = Path(),
-    detach: Annotated[bool, typer.Option("--detach", help="do not follow the job")] = False,
-    debug: Debug = False,
-) -> None:
-    """Train (prepare, sweep) as a job on a running cluster, and follow it; its exit code is the job's.
-
-    A first Ctrl-C stops the job with a checkpoint, a second one leaves it to itself.
-    """
-
-    def command(console: Console) -> None:
-        from panthalassa.jobs.follow import follow
-        from panthalassa.jobs.server import connect
-        from panthalassa.jobs.submit import submit
-
-        client = connect(address)
-        sent = submit(client, config, overrides or [], job, working_dir)
-        console.print(f"job {sent} at {client.get_address()}", soft_wrap=True, markup=False)
-        if not detach:
-            raise typer.Exit(follow(client, sent, console))
-
-    _run(command, debug)
-
-
-@jobs.command()
-def status(address: Address = None, debug: Debug = False) -> None:
-    """List the jobs of a cluster, and how each stands."""
-
-    def command(console: Console) -> None:
-        from panthalassa.jobs.server import connect
-        from panthalassa.jobs.submit import explain
-
-        rows = list(explain(client := connect(address)))
-        _table(console, rows or [("no jobs", f"at {client.get_address()}")])
-
-    _run(command, debug)
-
-
-@jobs.command("follow")
-def follow_job(job: SubmittedJob, address: Address = None, debug: Debug = False) -> None:
-    """Show a job's log from its beginning to its end; Ctrl-C as in submit."""
-
-    def command(console: Console) -> None:
-        from panthalassa.jobs.follow import follow
-        from panthalassa.jobs.server import connect
-        from panthalassa.jobs.submit import find
-
-        client = connect(address)
-        raise typer.Exit(follow(client, str(find(client, job).submission_id), console))
-
-    _run(command, debug)
-
-
-@jobs.command("stop")
-def stop_job(job: SubmittedJob, address: Address = None, debug: Debug = False) -> None:
-    """Stop a job at the next step boundary, with a checkpoint, and wait for its end."""
-
-    def command(console: Console) -> None:
-        from panthalassa.jobs.follow import stop
-        from panthalassa.jobs.server import connect
-        from panthalassa.jobs.submit import find
-
-        client = connect(address)
-        raise typer.Exit(stop(client, str(find(client, job).submission_id), console))
 
     _run(command, debug)
 
