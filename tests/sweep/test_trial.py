@@ -59,7 +59,7 @@ def test_a_verdict_stands_when_the_run_evaluates_once_more_before_it_stops(
 def test_evaluations_that_a_killed_command_lost_come_from_the_checkpoint(following: Follow) -> None:
     folder, progress = following()
     done = tuple(Evaluated(step, loss, 100) for step, loss in ((0, 9.0), (10, 5.0), (90, 4.0)))
-    progress.show(Ready(1000, 1, 1, 1e12, True, 90, done, "none"))
+    progress.show(Ready(1000, 1000, 1, 1, 1e12, True, 90, done, "none"))
     progress.show(Ended(90, interrupted=False))
     progress.close()
     known = read(folder, 0)

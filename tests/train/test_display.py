@@ -40,6 +40,7 @@ STORE = "sqlite:////home/somebody/runs/mlflow.db"
 
 READY = Ready(
     parameters=3_900_000,
+    trained=3_900_000,
     dp_size=2,
     tp_size=1,
     peak_flops=6.4e10,

@@ -109,8 +109,9 @@ class Display:
 
     def _ready(self, event: Ready) -> None:
         peak = "measured matmul peak" if event.peak_is_measured else "peak"
+        part = "" if event.trained == event.parameters else f", {event.trained:,} of them trained,"
         self._print(
-            f"{event.parameters:,} parameters on {event.dp_size} data-parallel x {event.tp_size} "
+            f"{event.parameters:,} parameters{part} on {event.dp_size} data-parallel x {event.tp_size} "
             f"tensor-parallel ranks; {peak} {event.peak_flops / 1e9:,.0f} GFLOP/s"
         )
         self._print(f"energy: {event.power}")

@@ -36,6 +36,8 @@ class Ready:
     """The ranks hold the model."""
 
     parameters: int
+    trained: int
+    """Those of them that are trained."""
     dp_size: int
     tp_size: int
     peak_flops: float

@@ -208,7 +208,7 @@ def _run(task: Task, launch: Launch, poster: Poster, claimed: Claim) -> None:
     if config.parallel.compile:
         with part("compile"):
             warm_up(run.model, mesh, config.train, device)
-    poster.post(_ready(run, parameters, claimed.power))
+    poster.post(_ready(run, claimed.power))
     checkpoints = Checkpoints(launch.between_failures)
     around = [
         watchdog,
@@ -304,9 +304,10 @@ def _build_model(
     return model, count_parameters(model), count_parameters(model, trained=True)
 
 
-def _ready(run: TrainingRun, parameters: int, power: str) -> Ready:
+def _ready(run: TrainingRun, power: str) -> Ready:
     return Ready(
-        parameters=parameters,
+        parameters=run.parameters,
+        trained=run.trained,
         dp_size=run.mesh["dp"].size(),
         tp_size=run.mesh["tp"].size(),
         peak_flops=run.peak_flops,
