@@ -24,6 +24,7 @@ from panthalassa.errors import CheckpointError, ConfigError, PanthalassaError
 from panthalassa.exchange import export as module
 from panthalassa.exchange.export import export
 from panthalassa.exchange.importing import import_model
+from panthalassa.finetune.chat import Message, encode_chat, encode_prompt
 from panthalassa.model.generate import generate
 from panthalassa.model.transformer import Transformer
 from panthalassa.storage import open_storage
@@ -96,6 +97,41 @@ def test_tokens_and_texts_are_the_same_in_transformers(tokenizers: tuple[Tokeniz
         ids = theirs(text)["input_ids"]
         assert ids == [ours.bos, *ours.encode(text)]
         assert theirs.decode(ids, skip_special_tokens=True) == text
+
+
+def test_chats_are_the_same_in_transformers(tokenizers: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = tokenizers
+    contents = [
+        "kate mori",
+        "  def f():\n\treturn 1 \n",
+        "Θάλασσα;",
+        "ทะเลลึก",
+        "海很深。",
+        "\u200f\u05d9\u05dd",
+        "🌊",
+        "",
+    ]
+    for content in contents:
+        chat = [
+            Message(role="system", content="Be brief.\n"),
+            Message(role="user", content=content),
+            Message(role="assistant", content=content[::-1]),
+            Message(role="user", content=f"\n\n{content}"),
+        ]
+        said = [message.model_dump() for message in chat]
+        for answering, ids in (
+            (False, encode_chat(ours, chat)[0].tolist()),
+            (True, encode_prompt(ours, chat)),
+        ):
+            found = theirs.apply_chat_template(
+                said, tokenize=True, add_generation_prompt=answering, return_dict=False
+            )
+            assert found == ids, content
+
+
+def test_a_generation_ends_with_the_document_or_the_turn(folder: Path) -> None:
+    found = transformers().GenerationConfig.from_pretrained(folder)
+    assert found.eos_token_id == [Tokenizer.eos, Tokenizer.turn_end]
 
 
 def test_declarations_in_all_languages_come_back(tokenizers: tuple[Tokenizer, Any]) -> None:

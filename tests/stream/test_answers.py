@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from panthalassa.corpus.shards import (
     write_shard,
 )
 from panthalassa.corpus.verify import _of_shard
+from panthalassa.errors import ConfigError
 from panthalassa.model.transformer import IGNORED
 from panthalassa.storage import open_storage
 from panthalassa.stream.cache import ShardCache
@@ -181,6 +183,14 @@ def test_what_counts_comes_through_the_stream(ray_cluster: None, tmp_path: Path)
         together = np.concatenate([getattr(batch, name) for batch in batches])
         assert np.array_equal(together, getattr(expected, name)), name
     assert 0 < expected.targets < Samples.of_text(expected.tokens, expected.documents).targets
+
+
+def test_rows_of_examples_are_never_cut(tmp_path: Path) -> None:
+    manifest, _ = written(tmp_path, packed([Unit([np.arange(9, dtype=np.int32)], [[1, 9]])]), 1)
+    chats = manifest.model_copy(update={"objective": "sft"})
+    Order(chats, LENGTH, Mixture(), 0)
+    with pytest.raises(ConfigError, match=f"set it to {LENGTH}"):
+        Order(chats, LENGTH // 2, Mixture(), 0)
 
 
 @dataclass(frozen=True)

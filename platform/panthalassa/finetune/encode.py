@@ -15,8 +15,8 @@ from panthalassa.finetune.examples import Example, Messages
 class Encoded:
     """An example that fits into a row: its `documents`, and the runs that count in each of them.
 
-    `position` decides what is held out (`Example.position`). `characters` and `text_bytes` (UTF-8) are those
-    of all that is said, once.
+    `position` decides what is held out (`Example.position`). `characters` and `text_bytes` (UTF-8) are
+    those of all that is said, once.
     """
 
     domain: str

@@ -90,6 +90,11 @@ class Order:
         seed: int,
         start: Integers | None = None,
     ) -> None:
+        if manifest.objective and sequence_length != manifest.sequence_length:
+            raise ConfigError(
+                f"train.sequence_length={sequence_length} would cut the examples of a corpus for "
+                f"fine-tuning: set it to {manifest.sequence_length}, as its rows are long."
+            )
         self._rows = _Rows(manifest, "train", sequence_length)
         self.domains = self._rows.domains
         if not self.domains or not self._rows.samples.all():
