@@ -93,6 +93,8 @@ def open_here(place: str, staging: str | None, tell: Callable[[str], None]) -> O
 def _from_folder(
     place: Storage, device: torch.device, dtype: torch.dtype | None, staging: str | None
 ) -> Opened:
+    if not place.exists(TOKENIZER):
+        raise ConfigError(f"{place.uri}/{TOKENIZER} is missing. Copy that of the model there.")
     with read_folder(place, staging) as found:
         tokenizer = _fitting(found.read(TOKENIZER), found.model, f"{place.uri}/{TOKENIZER}")
         length = _longest_text(found.read(CONFIG))

@@ -17,7 +17,7 @@ Show = Callable[[int, str], None]
 
 
 class TextStream:
-    """The text of ids that come one after the other, up to the first of the stop strings."""
+    """The text of ids that come one after the other, up to the stop string that is whole first."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, [string for string in stop if string]
@@ -38,9 +38,10 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + more
-        ends = [place for string in self._stop if (place := text.find(string)) >= 0]
-        self.stopped = bool(ends)
-        shown = min(ends) if ends else len(text) - (0 if last else self._may_begin(text))
+        found = [(start + len(s), start) for s in self._stop if (start := text.find(s)) >= 0]
+        self.stopped = bool(found)
+        end = len(text) - (0 if last else self._may_begin(text))
+        shown = min(found)[1] if found else end  # of several the one that is whole first
         self._held = text[shown:]
         self.text += text[:shown]
         return text[:shown]
