@@ -10,8 +10,8 @@ from rich.console import Console
 
 from panthalassa.cli_corpus import corpus
 from panthalassa.cli_finetune import finetune
-from panthalassa.cli_jobs import jobs, submit
 from panthalassa.cli_generate import generate
+from panthalassa.cli_jobs import jobs, submit
 from panthalassa.cli_model import model
 from panthalassa.cli_plan import plan
 from panthalassa.errors import PanthalassaError

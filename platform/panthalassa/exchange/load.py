@@ -17,6 +17,7 @@ from panthalassa.config import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError, CorpusError, PanthalassaError
+from panthalassa.exchange.base import is_folder
 from panthalassa.exchange.export import trained_length, trained_tokenizer
 from panthalassa.exchange.importing import FOLDER, kept_files
 from panthalassa.exchange.llama_folder import CONFIG, read_folder
@@ -72,12 +73,7 @@ def open_model(
     are passed over. Raises PanthalassaError.
     """
     with _named(place):
-        if not place.exists(""):
-            raise PanthalassaError(
-                f"{place.uri} is not there: expected a run such as runs/laptop, or a folder that "
-                "`panthalassa export` wrote."
-            )
-        if place.exists(CONFIG):
+        if is_folder(place):
             return _from_folder(place, device, dtype, staging)
         return _from_run(place, device, dtype, staging, tell)
 
