@@ -10,6 +10,7 @@ from rich.console import Console
 
 from panthalassa.cli_corpus import corpus
 from panthalassa.cli_finetune import finetune
+from panthalassa.cli_generate import generate
 from panthalassa.cli_jobs import jobs, submit
 from panthalassa.cli_model import model
 from panthalassa.cli_plan import plan
@@ -26,6 +27,7 @@ app.add_typer(model)
 app.command()(plan)
 app.command()(submit)
 app.command()(finetune)
+app.command()(generate)
 tracking = typer.Typer(no_args_is_help=True, help="What MLflow has of a run.")
 app.add_typer(tracking, name="track")
 energy = typer.Typer(no_args_is_help=True)

@@ -123,6 +123,11 @@ class Tokenizer:
         ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         return np.concatenate(([self.bos], ids, [self.eos]), dtype=np.int32, casting="unsafe")
 
+    def bytes_of(self, id: int) -> bytes:
+        """The bytes that an id adds to a text: none for a special token, and for what is no id."""
+        known = len(SPECIAL) <= id < self.vocabulary_size
+        return self._encoding.decode_single_token_bytes(id) if known else b""
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special tokens vanish, and bytes that are no UTF-8 become U+FFFD."""
         return str(self._core.decode(list(ids), skip_special_tokens=True))

@@ -46,6 +46,7 @@ from panthalassa.run_config import kept_tree
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import until
 from panthalassa.train.audit import kept_manifest
+from panthalassa.train.checkpoint import Commit
 from panthalassa.train.staging import staged
 
 CLAIM = "export.json"
@@ -240,8 +241,7 @@ def _small_files(
     imported = kept_files(run)
     if phases:
         tokenizer = trained_tokenizer(run, phases[-1].corpus)
-        reached = until(phases, weights.commit.step) or phases[:1]
-        length = max(phase.sequence_length for phase in reached)
+        length = trained_length(weights.commit)
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
         yield TOKENIZER, _beginning_with_bos(tokenizer)
         yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
@@ -260,6 +260,12 @@ def _small_files(
 def _imported_config(content: bytes, dtype: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(content)
     return {**config, "dtype" if "dtype" in config else "torch_dtype": dtype}
+
+
+def trained_length(commit: Commit) -> int:
+    """Tokens of the longest texts that a run was trained on."""
+    reached = until(commit.phases, commit.step) or commit.phases[:1]
+    return max(phase.sequence_length for phase in reached)
 
 
 def trained_tokenizer(run: Storage, fingerprint: str) -> Tokenizer:

@@ -4,6 +4,7 @@ Of a run it is the newest good checkpoint. Weights are verified, and go block by
 into the parameters: there is no second copy of the model in memory.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from panthalassa.config import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError, CorpusError, PanthalassaError
-from panthalassa.exchange.export import trained_tokenizer
+from panthalassa.exchange.base import is_folder
+from panthalassa.exchange.export import trained_length, trained_tokenizer
 from panthalassa.exchange.importing import FOLDER, kept_files
 from panthalassa.exchange.llama_folder import CONFIG, read_folder
 from panthalassa.exchange.weights import newest_good
 from panthalassa.model.transformer import Transformer
+from panthalassa.run_config import run_at
 from panthalassa.storage import Storage
+from panthalassa.train.checkpoint import Commit
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,17 @@ class Opened:
     digest: str
     """The SHA-256 that identifies the weights: of a run that of its checkpoint's commit, of a folder
     that of the list of its files of weights."""
+    length: int | None
+    """Tokens of the longest text that it was trained on, where that is known."""
+
+    def notice(self, tokens: int) -> str | None:
+        """What is to be told of texts of so many tokens, if anything is."""
+        if self.length is None or tokens <= self.length:
+            return None
+        return (
+            f"texts of up to {tokens:,} tokens are asked for; {self.name} was trained on texts of up to "
+            f"{self.length:,}, and may lose the thread beyond that"
+        )
 
 
 class _Source(Protocol):
@@ -58,23 +73,29 @@ def open_model(
     are passed over. Raises PanthalassaError.
     """
     with _named(place):
-        if not place.exists(""):
-            raise PanthalassaError(
-                f"{place.uri} is not there: expected a run such as runs/laptop, or a folder that "
-                "`panthalassa export` wrote."
-            )
-        if place.exists(CONFIG):
+        if is_folder(place):
             return _from_folder(place, device, dtype, staging)
         return _from_run(place, device, dtype, staging, tell)
+
+
+def open_here(place: str, staging: str | None, tell: Callable[[str], None]) -> Opened:
+    """The same on a GPU if there is one; else on the CPU in fp32, which is many times as fast there as
+    halves are."""
+    if torch.cuda.is_available():
+        return open_model(run_at(place), torch.device("cuda"), None, staging, tell)
+    return open_model(run_at(place), torch.device("cpu"), torch.float32, staging, tell)
 
 
 def _from_folder(
     place: Storage, device: torch.device, dtype: torch.dtype | None, staging: str | None
 ) -> Opened:
+    if not place.exists(TOKENIZER):
+        raise ConfigError(f"{place.uri}/{TOKENIZER} is missing. Copy that of the model there.")
     with read_folder(place, staging) as found:
         tokenizer = _fitting(found.read(TOKENIZER), found.model, f"{place.uri}/{TOKENIZER}")
+        length = _longest_text(found.read(CONFIG))
         model = _filled(found.model, found, device, dtype)
-        return Opened(model, tokenizer, place.uri, found.digest())
+        return Opened(model, tokenizer, place.uri, found.digest(), length)
 
 
 def _from_run(
@@ -87,17 +108,31 @@ def _from_run(
     with newest_good(run, staging, tell) as weights:
         commit = weights.commit
         config = Model.model_validate(commit.model)
-        if commit.phases:
-            tokenizer = trained_tokenizer(run, commit.phases[-1].corpus)
-        elif data := kept_files(run).get(TOKENIZER):
-            tokenizer = _fitting(data, config, f"{run.uri}/{FOLDER}/{TOKENIZER}")
-        else:
-            raise ConfigError(
-                f"{run.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing. Import it from a "
-                "folder with that file, or train it."
-            )
+        tokenizer, length = _trained(run, commit) if commit.phases else _imported(run, config)
         model = _filled(config, weights, device, dtype)
-        return Opened(model, tokenizer, f"{run.uri}, {weights.name}", commit.sha256)
+        return Opened(model, tokenizer, f"{run.uri}, {weights.name}", commit.sha256, length)
+
+
+def _trained(run: Storage, commit: Commit) -> tuple[Tokenizer, int | None]:
+    return trained_tokenizer(run, commit.phases[-1].corpus), trained_length(commit)
+
+
+def _imported(run: Storage, model: Model) -> tuple[Tokenizer, int | None]:
+    """Of a run that has not been trained: what came with its weights."""
+    kept = kept_files(run)
+    if TOKENIZER not in kept:
+        raise ConfigError(
+            f"{run.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing. Import it from a "
+            "folder with that file, or train it."
+        )
+    tokenizer = _fitting(kept[TOKENIZER], model, f"{run.uri}/{FOLDER}/{TOKENIZER}")
+    return tokenizer, _longest_text(kept[CONFIG])
+
+
+def _longest_text(config: bytes) -> int | None:
+    """Tokens of the longest text that a model was trained on, where its `config.json` says so."""
+    found = json.loads(config).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def _fitting(data: bytes, model: Model, place: str) -> Tokenizer:

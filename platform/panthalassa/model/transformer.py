@@ -12,7 +12,7 @@ Shapes: `batch` samples of `sequence` positions; `hidden`, `heads`, `kv_heads` a
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -28,6 +28,10 @@ IGNORED = -100
 """The label of a position that has no target."""
 
 INITIAL_STD = 0.02
+
+Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Keeps the keys and values [batch, kv_heads, sequence, head] of new positions, and returns those of
+all positions so far: `kv_cache`."""
 
 
 def rotary_table(
@@ -83,12 +87,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, table: Tensor, mask: Tensor, memory: Memory | None = None
+    ) -> Tensor:
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, table), rotate(k, table)
+        if memory is not None:
+            k, v = memory(k, v)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -116,8 +124,10 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, mask)
+    def forward(
+        self, x: Tensor, table: Tensor, mask: Tensor, memory: Memory | None = None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, mask, memory=memory)
         return x + self.ffn(self.ffn_norm(x))  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,113 @@
+"""`panthalassa generate`: what a model says."""
+
+import sys
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from panthalassa.cli_model import Staging
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.terminal import Debug, run_command
+
+ROUND = 128
+"""Prompts of a file after which results are written."""
+
+
+def generate(
+    run: Annotated[
+        str,
+        typer.Argument(help="a run, or a folder that export wrote; local or s3://", metavar="RUN"),
+    ],
+    prompt: Annotated[str | None, typer.Argument(help="else it is read from stdin")] = None,
+    max_tokens: Annotated[int, typer.Option(help="of a continuation", min=1)] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token", min=0.0)
+    ] = 0.7,
+    top_k: Annotated[
+        int, typer.Option(help="draw from so many tokens at most; 0: from all", min=0)
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="draw from the likely tokens that make this probability")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="above 1: fewer tokens that stand in the text already")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed, the same text")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="end before this string; can be repeated")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            help='prompts, local or s3://: one a line, or .jsonl of {"prompt": …}', metavar="FILE"
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="where the results of --file go (.jsonl); else stdout", metavar="FILE"),
+    ] = None,
+    staging: Staging = None,
+    debug: Debug = False,
+) -> None:
+    """Continue a prompt, or each of a file, with a run's newest good checkpoint or an export."""
+
+    def command(console: Console) -> None:
+        if file and prompt is not None:
+            raise ConfigError("there are a prompt and --file: give one of them")
+        if out and not file:
+            raise ConfigError("--out is for the results of --file; redirect stdout instead")
+
+        from panthalassa.exchange.prompts import Prompt, read_prompts, write_results
+        from panthalassa.model.sampling import Sampling
+
+        setting = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
+        prompts = read_prompts(file) if file else [Prompt(prompt=_given(prompt))]
+        texts = [asked.prompt for asked in prompts]
+
+        from panthalassa.exchange.load import open_here
+        from panthalassa.model.text import continue_texts, ids_of
+
+        tell = partial(print, file=sys.stderr)
+        opened = open_here(run, staging, tell)
+        longest = max(len(ids_of(opened.tokenizer, text)) for text in texts)
+        if notice := opened.notice(longest + max_tokens):
+            tell(notice)
+        ask = partial(
+            continue_texts,
+            opened.model,
+            opened.tokenizer,
+            limit=max_tokens,
+            sampling=setting,
+            stop=stop or (),
+        )
+        if not file:
+            try:
+                ask(texts, show=lambda _, piece: typer.echo(piece.encode(), nl=False))
+            finally:
+                typer.echo()
+            return
+        results: list[str] = []
+        for start in range(0, len(texts), ROUND):
+            found = ask(texts[start : start + ROUND])
+            lines = [p.result(text) for p, text in zip(prompts[start:], found, strict=False)]
+            results += lines
+            if not out:
+                typer.echo("".join(lines).encode(), nl=False)
+        if out:
+            write_results(out, results)
+            console.print(f"{len(results)} continuations in {out}", soft_wrap=True, markup=False)
+
+    run_command(command, debug)
+
+
+def _given(prompt: str | None) -> str:
+    """The prompt of the command line, or what stdin has. Raises PanthalassaError for none."""
+    if prompt is None:
+        if sys.stdin.isatty():
+            print("the prompt, and Ctrl-D at its end:", file=sys.stderr)
+        prompt = sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n")
+    if not prompt:
+        raise PanthalassaError("the prompt is empty: there is nothing that could be continued")
+    return prompt

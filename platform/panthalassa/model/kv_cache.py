@@ -1,0 +1,79 @@
+"""The keys and values of a batch of texts that grow: each token is read once.
+
+The ids that each text has got come in, the logits of what follows it go out. Prompts of unequal length
+are padded on the left, so that all texts end in the same column; padding sees only padding, and
+positions count from the first token of a text. The model must be whole: under tensor parallelism ranks
+split sequences, which a single token can not be.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from panthalassa.model.transformer import Transformer, rotary_table
+
+
+class LayerCache:
+    """Keys and values of one block: two tensors [batch, kv_heads, length, head]."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.used = keys, values, 0
+
+    def __call__(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep those of the next positions; returns those of all so far."""
+        start, self.used = self.used, self.used + keys.shape[2]
+        self.keys[:, :, start : self.used] = keys
+        self.values[:, :, start : self.used] = values
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows of the batch, and forget the others."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class KVCache:
+    """Of `batch` texts of at most `length` tokens each, padding included."""
+
+    def __init__(self, model: Transformer, batch: int, length: int) -> None:
+        self.model = model
+        config, weight = model.config, model.embedding.weight
+        shape = (batch, config.kv_heads, length, config.head_size)
+        self._layers = [
+            LayerCache(weight.new_empty(shape), weight.new_empty(shape)) for _ in model.blocks
+        ]
+        self._table = rotary_table(
+            length, config.head_size, config.rope_theta, weight.device, config.rope_scaling
+        )
+        self._is_text = torch.zeros(batch, length, dtype=torch.bool, device=weight.device)
+        self._lengths = torch.zeros(batch, 1, dtype=torch.long, device=weight.device)
+        self._used = 0
+
+    @torch.no_grad()
+    def read(self, new: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [batch, vocabulary] in fp32 of what follows each text, which has got the ids `new`."""
+        width, device = max(map(len, new)), self._table.device
+        start, self._used = self._used, self._used + width
+        padded = [[0] * (width - len(ids)) + list(ids) for ids in new]
+        is_text = torch.tensor(
+            [[False] * (width - len(ids)) + [True] * len(ids) for ids in new], device=device
+        )
+        self._is_text[:, start : self._used] = is_text
+        positions = (self._lengths + is_text.cumsum(1) - 1).clamp(min=0)
+        self._lengths += is_text.sum(1, keepdim=True)
+        columns = torch.arange(self._used, device=device)
+        mask = self._is_text[:, None, None, : self._used] == is_text[:, None, :, None]
+        mask &= columns <= columns[start:, None]
+        table = self._table[:, positions].unsqueeze(2)  # the same for all heads
+        x = self.model.embedding(torch.tensor(padded, device=device))
+        for block, layer in zip(self.model.blocks, self._layers, strict=True):
+            x = block(x, table, mask, layer)
+        logits: Tensor = self.model.head(x[:, -1:])
+        return logits[:, 0].float()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some texts of the batch alone."""
+        index = torch.tensor(rows, device=self._table.device)
+        for layer in self._layers:
+            layer.keep(index)
+        self._is_text, self._lengths = self._is_text[index], self._lengths[index]
