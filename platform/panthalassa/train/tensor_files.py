@@ -15,7 +15,6 @@ rebuilds an enumeration's member. The tensors are no pickles. So loading runs no
 import hashlib
 import io
 import mmap
-import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,6 +47,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from panthalassa.errors import CheckpointError
+from panthalassa.train.hashed_file import HashedFile
 
 INDEX = ".metadata"
 WEIGHTS = "weight."
@@ -55,8 +55,6 @@ WEIGHTS = "weight."
 KINDS = (WEIGHTS, "exp_avg.", "exp_avg_sq.")
 """Of a file each, by the beginnings of names; what is small is in the last."""
 ALIGNMENT = 64
-PIECE = 1 << 20
-"""Bytes that are written and hashed at once: they are still in the processor's cache for the second."""
 
 
 class Writer(FileSystemWriter):
@@ -77,23 +75,16 @@ class Writer(FileSystemWriter):
         return _done([result for results in written for result in results])
 
     def _write(self, planner: SavePlanner, name: str, items: list[WriteItem]) -> list[WriteResult]:
-        digest, results = hashlib.sha256(), []
-        with (self.directory / name).open("wb") as file:
+        results = []
+        with HashedFile(self.directory / name) as file:
             for item in items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
-                offset, data = file.tell(), _bytes(tensor)
-                for start in range(0, len(data), PIECE):
-                    file.write(data[start : start + PIECE])
-                    digest.update(data[start : start + PIECE])
-                gap = bytes(-len(data) % ALIGNMENT)
-                file.write(gap)
-                digest.update(gap)
+                offset, data = file.align(ALIGNMENT), _bytes(tensor)
+                file.write(data)
                 place = _StorageInfo(name, offset, len(data))
                 results.append(WriteResult(item.index, len(data), place))
-            file.flush()
-            os.fsync(file.fileno())
-        self.digests[name] = digest.hexdigest()
+        self.digests[name] = file.digest
         return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
