@@ -132,6 +132,9 @@ class Storage:
                 yield bytes(self._retrying(path, partial(file.read_at, count, offset)))
 
     def sha256(self, path: str) -> str:
+        if self.is_local:
+            with open(self.path(path), "rb", buffering=0) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         for chunk in self.chunks(path):
             digest.update(chunk)

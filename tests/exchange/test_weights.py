@@ -1,5 +1,6 @@
 """Weights of a checkpoint are put together without ranks, whatever they were, in little memory."""
 
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import save
+from checkpoints import DAMAGES, refusal, save
+from llama import load_ours
 from ranks import TinyRun, tiny, whole
+from s3 import BUCKET, FaultyProxy, Server
 
 from panthalassa.config import Config
 from panthalassa.errors import CheckpointError
@@ -17,6 +20,10 @@ from panthalassa.exchange import weights
 from panthalassa.exchange.weights import newest_good
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import open_storage
+from panthalassa.train import restore, tensor_files
+from panthalassa.train.checkpoint import State
+
+NAME = "step-00000001"
 
 
 def save_one(config: Config, folder: str) -> dict[str, torch.Tensor]:
@@ -24,6 +31,61 @@ def save_one(config: Config, folder: str) -> dict[str, torch.Tensor]:
     run.step(0)
     save(run, open_storage(folder), 1)
     return {name: whole(parameter).clone() for name, parameter in parameters_by_name(run.model)}
+
+
+def save_mixed(config: Config, folder: str) -> dict[str, torch.Tensor]:
+    """With weights and moments in one file, as earlier versions wrote it."""
+    tensor_files.KINDS = ("",)
+    return save_one(config, folder)
+
+
+def loaded(config: Config, folder: str) -> dict[str, torch.Tensor]:
+    run = TinyRun(config)
+    restore.load(open_storage(folder), NAME, State(run.model, run.optimizer))
+    return {name: whole(parameter) for name, parameter in parameters_by_name(run.model)}
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_ours(folder)[0].named_parameters())
+
+
+def test_a_file_of_weights_and_moments_is_read_as_well(ranks: Any, tmp_path: Path) -> None:
+    expected = ranks(2, save_mixed, tiny(), str(tmp_path))[0]
+    assert len(list((tmp_path / NAME).glob("*.distcp"))) == 2
+    found = ranks(1, loaded, tiny("run.seed=99"), str(tmp_path))[0]
+    for weights_ in (found, read(tmp_path)):
+        assert weights_.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(weights_[name], tensor), name
+
+
+def test_only_files_of_weights_are_verified_and_downloaded(
+    ranks: Any, server: Server, s3: str, tmp_path: Path
+) -> None:
+    expected = ranks(2, save_one, tiny(), str(tmp_path / "run"))[0]
+    moments = [tmp_path / "run" / NAME / f"__{rank}_{n}.distcp" for rank in (0, 1) for n in (1, 2)]
+    for file in moments:
+        DAMAGES["missing"](file)
+    for name, tensor in read(tmp_path / "run").items():
+        assert torch.equal(tensor, expected[name]), name
+    shutil.copytree(tmp_path / "run", server.folder / BUCKET / "run")
+    with FaultyProxy(s3) as proxy:
+        storage = open_storage(f"s3://{BUCKET}/run", endpoint=proxy.url)
+        with newest_good(storage, str(tmp_path / "staging"), print) as found:
+            assert found.files() == {"__0_0.distcp", "__1_0.distcp"}
+            assert torch.equal(
+                torch.cat(list(found.blocks("embedding.weight", (256, 32)))),
+                expected["embedding.weight"],
+            )
+        for name in (".metadata", *found.files()):
+            assert proxy.downloads(f"{BUCKET}/run/{NAME}/{name}") == 1
+    for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+        for damage, spoil in DAMAGES.items():
+            copy = Path(shutil.copytree(tmp_path / "run", tmp_path / f"{damage} {name}"))
+            spoil(copy / NAME / name)
+            message = refusal(read, copy)
+            assert message is not None
+            assert f"{copy / NAME / name} is " in message
 
 
 def test_parts_of_tensor_and_data_parallel_ranks_make_whole_tensors(
@@ -48,6 +110,10 @@ import resource, sys
 from panthalassa.exchange.export import export
 from panthalassa.exchange.importing import import_model
 from panthalassa.storage import open_storage
+from panthalassa.train import restore, tensor_files
+from panthalassa.train.checkpoint import State
+
+NAME = "step-00000001"
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -24,7 +24,7 @@ from panthalassa.train.checkpoint import COMMIT, Commit, State
 
 SAVED_AT = 3
 STEP = "step-00000003"
-FILES = [".metadata", *(f"__{rank}_{n}.distcp" for rank in range(4) for n in range(2))]
+FILES = [".metadata", *(f"__{rank}_{n}.distcp" for rank in range(4) for n in range(3))]
 
 
 def load(run: TinyRun, storage: Storage, name: str = STEP) -> Commit:

@@ -15,7 +15,7 @@ from panthalassa.train import restore
 from panthalassa.train.checkpoint import COMMIT, State
 
 OLD, NEW = "step-00000003", "step-00000004"
-FILES = [".metadata", "__0_0.distcp", "__0_1.distcp", "__1_0.distcp", "__1_1.distcp"]
+FILES = [".metadata", *(f"__{rank}_{n}.distcp" for rank in range(2) for n in range(3))]
 
 
 def save_two(config: Config, folder: str) -> list[float]:

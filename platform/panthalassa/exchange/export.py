@@ -9,11 +9,10 @@ command.
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,6 @@ from typing import Any
 import tokenizers
 import torch
 from tokenizers import processors
-from torch import Tensor
 
 from panthalassa.config import Model
 from panthalassa.corpus.manifest import TOKENIZER
@@ -47,6 +45,7 @@ from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import until
 from panthalassa.train.audit import kept_manifest
 from panthalassa.train.checkpoint import Commit
+from panthalassa.train.hashed_file import HashedFile
 from panthalassa.train.staging import staged
 
 CLAIM = "export.json"
@@ -108,11 +107,11 @@ def export(
         claimed = (json.dumps(claim, indent=1) + "\n").encode()
         _claim(target, claimed)
         sums = {**sums, CLAIM: hashlib.sha256(claimed).hexdigest()}
-        with ThreadPoolExecutor(FILES) as pool:
+        with ThreadPoolExecutor(FILES) as pool, ThreadPoolExecutor(1) as other:
+            written = other.map(target.write, *zip(*small.items(), strict=True))
             write = partial(_write, target, staging, weights, weight_of)
             sums |= zip(files, pool.map(write, files.items()), strict=True)
-        for name, data in small.items():
-            target.write(name, data)
+            list(written)
         listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
         target.create(SUMS, listed.encode())
     return Exported(
@@ -182,49 +181,16 @@ def _write(
         if not target.is_local:
             path = stack.enter_context(staged(staging, f"export{own}")) / name
         stack.callback(path.unlink, missing_ok=True)
-        with _HashedFile(path) as file:
+        with HashedFile(path) as file:
             file.write(safetensors.header(entries))
             for entry in entries:
                 for block in weights.blocks(weight_of[entry.name], entry.shape):
-                    file.write_tensor(block.to(entry.dtype))
+                    file.write(as_bytes(block.to(entry.dtype)))
         if target.is_local:
             path.replace(target.path(name))
         else:
             target.upload(name, path)
         return file.digest
-
-
-class _HashedFile:
-    """A new file that is hashed by a thread of its own while the next bytes are read."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._sha256 = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1)
-        self._hashing: Future[None] | None = None
-        self.digest = ""
-
-    def write_tensor(self, tensor: Tensor) -> None:
-        self.write(as_bytes(tensor))
-
-    def write(self, data: bytes | memoryview) -> None:
-        """The memory must not change afterwards. At most two pieces are held."""
-        if self._hashing:
-            self._hashing.result()
-        self._hashing = self._hasher.submit(self._sha256.update, data)
-        view = memoryview(data)
-        while len(view):
-            view = view[self._file.write(view) :]
-
-    def __enter__(self) -> "_HashedFile":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._hasher.shutdown()
-        with self._file:
-            if kind is None:
-                os.fsync(self._file.fileno())
-        self.digest = self._sha256.hexdigest()
 
 
 def _small_files(

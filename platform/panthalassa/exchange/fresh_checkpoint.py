@@ -8,11 +8,10 @@ not trained on their own stand there without an optimizer.
 """
 
 import hashlib
-import os
 import pickle
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,17 +28,18 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from panthalassa.config import Model
-from panthalassa.exchange.weights import as_bytes
+from panthalassa.exchange.weights import BLOCK, as_bytes
 from panthalassa.model.hugging_face import parameters
 from panthalassa.model.safetensors import Entry, divide
 from panthalassa.storage import Storage
 from panthalassa.train.checkpoint import COMMIT, Commit, folder, remove
 from panthalassa.train.guard import NormGuard
+from panthalassa.train.hashed_file import HashedFile
 from panthalassa.train.staging import staged
-from panthalassa.train.tensor_files import ALIGNMENT, INDEX, PIECE
+from panthalassa.train.tensor_files import ALIGNMENT, INDEX
 
-FILE = 1 << 30
-"""Bytes of a file of weights, at most: ranks verify one each."""
+FILE = 128 << 20
+"""Bytes of a file of weights, or those of a tensor: files are verified side by side."""
 PART = 64 << 20
 """Bytes of a part in fp32, at most."""
 
@@ -105,7 +105,7 @@ class FreshCheckpoint:
         """Write a file of weights."""
         with self._file() as file:
             for entry in parameters:
-                start = file.align()
+                start = file.align(ALIGNMENT)
                 for block in source.blocks(entry.name, entry.shape):
                     file.write(as_bytes(block))
                 self._enter(f"weight.{entry.name}", entry.dtype, entry.shape, file.name, start)
@@ -122,12 +122,15 @@ class FreshCheckpoint:
         }
         with self._file() as file:
             for name, tensor in rest.items():
-                self._enter(name, tensor.dtype, tuple(tensor.shape), file.name, file.align())
+                self._enter(
+                    name, tensor.dtype, tuple(tensor.shape), file.name, file.align(ALIGNMENT)
+                )
                 file.write(as_bytes(tensor))
-            zeros = file.align()
+            zeros = file.align(ALIGNMENT)
             most = max(part.size for shape in self._shapes.values() for part in _parts(shape))
-            for offset in range(0, most, PIECE):
-                file.write(bytes(min(PIECE, most - offset)))
+            block = memoryview(bytes(BLOCK))
+            for offset in range(0, most, BLOCK):
+                file.write(block[: most - offset])
             for name, shape in self._shapes.items():
                 for moment in ("exp_avg", "exp_avg_sq"):
                     key = f"{moment}.{name}"
@@ -159,8 +162,11 @@ class FreshCheckpoint:
         properties = TensorProperties(dtype=dtype)
         self._tensors[name] = TensorStorageMetadata(properties, torch.Size(shape), chunks)
 
-    def _file(self) -> "_File":
-        return _File(self.directory, f"__0_{len(self.digests)}.distcp", self.digests)
+    @contextmanager
+    def _file(self) -> Iterator[HashedFile]:
+        with HashedFile(self.directory / f"__0_{len(self.digests)}.distcp") as file:
+            yield file
+        self.digests[file.name] = file.digest
 
 
 @dataclass(frozen=True)
@@ -185,30 +191,3 @@ def _parts(shape: tuple[int, ...]) -> Iterator[_Part]:
     for first in range(0, shape[0], rows):
         count = min(rows, shape[0] - first)
         yield _Part(torch.Size((first, *(0 for _ in row))), torch.Size((count, *row)))
-
-
-class _File:
-    """A file of the checkpoint, hashed while it is written."""
-
-    def __init__(self, directory: Path, name: str, digests: dict[str, str]) -> None:
-        self.name, self._digests = name, digests
-        self._file = (directory / name).open("wb")
-        self._sha256 = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-
-    def align(self) -> int:
-        """Go to where a tensor may begin, and return that."""
-        self.write(bytes(-self._file.tell() % ALIGNMENT))
-        return self._file.tell()
-
-    def __enter__(self) -> "_File":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._digests[self.name] = self._sha256.hexdigest()

@@ -22,22 +22,28 @@ from panthalassa.train import checkpoint
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.restore import THREADS, check_file
 from panthalassa.train.staging import staged
-from panthalassa.train.tensor_files import Reader
+from panthalassa.train.tensor_files import INDEX, WEIGHTS, Reader
 
 BLOCK = 4 << 20
 """Bytes that are read at once."""
 
 
 class Weights:
-    """Of a checkpoint whose files are verified, in a local folder."""
+    """Of a checkpoint whose index and files of weights are verified, in a local folder."""
 
     def __init__(self, name: str, commit: Commit, directory: Path) -> None:
         self.name, self.commit, self.directory = name, commit, directory
         index = Reader(directory, set(commit.files)).read_metadata()
         self._tensors: dict[str, Any] = index.state_dict_metadata
         self._places: dict[tuple[str, torch.Size], Any] = {
-            (key.fqn, key.offset): place for key, place in index.storage_data.items()
+            (key.fqn, key.offset): place
+            for key, place in index.storage_data.items()
+            if key.fqn.startswith(WEIGHTS)
         }
+
+    def files(self) -> set[str]:
+        """Those that hold weights."""
+        return {place.relative_path for place in self._places.values()}
 
     def dtype(self, parameter: str) -> torch.dtype:
         """In which a parameter is stored. Raises CheckpointError when it is not there."""
@@ -62,7 +68,7 @@ class Weights:
             yield block
 
     def _stored(self, parameter: str) -> Any:
-        name = f"weight.{parameter}"
+        name = WEIGHTS + parameter
         if name not in self._tensors:
             raise CheckpointError(f"{self.directory} holds no {parameter}")
         return self._tensors[name]
@@ -75,7 +81,7 @@ class Weights:
         width = math.prod(sizes[1:])
         if start >= end or not width:
             return 0
-        place = self._places[f"weight.{parameter}", chunk.offsets]
+        place = self._places[WEIGHTS + parameter, chunk.offsets]
         target = block[start - first : end - first, offsets[1] : offsets[1] + width]
         part = target if target.is_contiguous() else torch.empty_like(target)
         skipped = (start - offsets[0]) * width * block.dtype.itemsize
@@ -148,9 +154,15 @@ def verified(run: Storage, name: str, staging: str | None) -> Iterator[Weights]:
         directory = Path(source.root)
         if not source.is_local:
             directory = stack.enter_context(staged(staging, f"weights-{secrets.token_hex(8)}"))
+
+        def check(file: str) -> None:
+            check_file(source, directory / file, commit.files[file])
+
+        if INDEX not in commit.files:
+            raise CorruptError(f"{source.uri} has no {INDEX}")
+        check(INDEX)
+        weights = Weights(name, commit, directory)
         with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(
-                lambda file: check_file(source, directory / file[0], file[1]), commit.files.items()
-            ):
+            for _ in pool.map(check, weights.files()):
                 pass
-        yield Weights(name, commit, directory)
+        yield weights

@@ -1,10 +1,11 @@
 """The files of a checkpoint: torch DCP's plan and index, and tensors as plain bytes.
 
 DCP decides which rank stores which part of which tensor, and finds the parts again for any other
-mesh. Each rank writes a few files at once, `__<rank>_<n>.distcp`: its parts one after the other, as
-they lie in memory. DCP's own files hold a zip archive for each tensor, whose second checksum and copies
-took a third of the time; ours are hashed on their way to the disk, so that nothing is read back, and
-mapped when they are read.
+mesh. Each rank writes a few files at once, `__<rank>_<n>.distcp`: one of weights, which is all that an
+evaluation or an export needs, and one for each moment of the optimizer. In a file are the rank's parts
+one after the other, as they lie in memory. DCP's own files hold a zip archive for each tensor, whose
+second checksum and copies took a third of the time; ours are hashed on their way to the disk, so that
+nothing is read back, and mapped when they are read.
 
 The index, `.metadata`, is DCP's own, and a pickle: shapes, dtypes, and where each part lies. It is read
 by an unpickler that knows the few classes which DCP puts there, and no function but the one that
@@ -14,7 +15,6 @@ rebuilds an enumeration's member. The tensors are no pickles. So loading runs no
 import hashlib
 import io
 import mmap
-import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +27,6 @@ from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import (
     FileSystemReader,
     FileSystemWriter,
-    _split_by_size_and_type,
     _StorageInfo,
 )
 from torch.distributed.checkpoint.metadata import (
@@ -48,13 +47,14 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from panthalassa.errors import CheckpointError
+from panthalassa.train.hashed_file import HashedFile
 
 INDEX = ".metadata"
-FILES = 2
-"""Of a rank: so many threads write, hash, upload and verify them."""
+WEIGHTS = "weight."
+"""How the names of weights begin."""
+KINDS = (WEIGHTS, "exp_avg.", "exp_avg_sq.")
+"""Of a file each, by the beginnings of names; what is small is in the last."""
 ALIGNMENT = 64
-PIECE = 1 << 20
-"""Bytes that are written and hashed at once: they are still in the processor's cache for the second."""
 
 
 class Writer(FileSystemWriter):
@@ -66,30 +66,25 @@ class Writer(FileSystemWriter):
         self.digests: dict[str, str] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        names = [f"{plan.storage_data.prefix}{number}.distcp" for number in range(FILES)]
-        shares = _split_by_size_and_type(FILES, plan.items)
-        with ThreadPoolExecutor(FILES) as pool:
+        names = [f"{plan.storage_data.prefix}{number}.distcp" for number in range(len(KINDS))]
+        shares: list[list[WriteItem]] = [[] for _ in KINDS]
+        for item in plan.items:
+            shares[_kind(item.index.fqn)].append(item)
+        with ThreadPoolExecutor(len(KINDS)) as pool:
             written = list(pool.map(partial(self._write, planner), names, shares))
         return _done([result for results in written for result in results])
 
     def _write(self, planner: SavePlanner, name: str, items: list[WriteItem]) -> list[WriteResult]:
-        digest, results = hashlib.sha256(), []
-        with (self.directory / name).open("wb") as file:
+        results = []
+        with HashedFile(self.directory / name) as file:
             for item in items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
-                offset, data = file.tell(), _bytes(tensor)
-                for start in range(0, len(data), PIECE):
-                    file.write(data[start : start + PIECE])
-                    digest.update(data[start : start + PIECE])
-                gap = bytes(-len(data) % ALIGNMENT)
-                file.write(gap)
-                digest.update(gap)
+                offset, data = file.align(ALIGNMENT), _bytes(tensor)
+                file.write(data)
                 place = _StorageInfo(name, offset, len(data))
                 results.append(WriteResult(item.index, len(data), place))
-            file.flush()
-            os.fsync(file.fileno())
-        self.digests[name] = digest.hexdigest()
+        self.digests[name] = file.digest
         return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -147,6 +142,11 @@ class Reader(FileSystemReader):
             return torch.empty(sizes, dtype=dtype)
         count = sizes.numel()
         return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(sizes)
+
+
+def _kind(name: str) -> int:
+    """The number of the file of a tensor."""
+    return next((n for n, kind in enumerate(KINDS) if name.startswith(kind)), len(KINDS) - 1)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
