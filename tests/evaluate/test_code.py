@@ -64,6 +64,16 @@ def test_a_function_passes_when_its_tests_do(tmp_path: Path, answer: str, passes
     assert found.numbers["pass@1"].tolist() == [[float(passes)]]
 
 
+def test_a_chat_is_asked_for_the_whole_function(tmp_path: Path) -> None:
+    task = open_task("human-eval", data(tmp_path, HUMAN_EVAL), chat=True)
+    (request,) = next(task.items()).requests
+    assert isinstance(request, Generation)
+    assert request.stop == ()
+    assert HUMAN_EVAL["prompt"] in request.prompt
+    answer = "Sure.\n```python\ndef double(x):\n    return x * 2\n\ndef other(): pass\n```"
+    assert scored(task, knows(answer)).numbers["pass@1"][0, 0] == 1
+
+
 def test_programs_of_mbpp_are_only_those_of_its_test_set(tmp_path: Path) -> None:
     storage = data(tmp_path, {**MBPP, "task_id": 10}, MBPP, {**MBPP, "task_id": 511})
     task = open_task("mbpp", storage)

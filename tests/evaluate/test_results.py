@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluations import MODEL, right_or_wrong, written
+from s3 import BUCKET
 
 from panthalassa.errors import PanthalassaError
+from panthalassa.evaluate.compare import compare
 from panthalassa.evaluate.results import (
     RESULTS,
     read_results,
@@ -13,6 +15,7 @@ from panthalassa.evaluate.results import (
     scores,
     write_results,
 )
+from panthalassa.evaluate.tasks import open_task
 from panthalassa.evaluate.telling import explain, parity
 from panthalassa.storage import Storage, open_storage
 
@@ -37,6 +40,19 @@ def test_what_is_written_is_read_again_with_every_items_numbers(storage: Storage
     np.testing.assert_array_equal(again.numbers["loss"], [[3.5, 7.0], [1.0, 2.0]])
     assert results.tasks["some.task"].metrics["correct"].whole.n == 2
     assert set(results.tasks["some.task"].metrics["correct"].groups) == {"de"}
+
+
+def test_an_evaluation_lies_in_a_bucket_like_in_a_folder(s3: str) -> None:
+    bucket = open_storage(f"s3://{BUCKET}/evaluation")
+    written(bucket.below("a"), t=right_or_wrong([True, False, True]))
+    written(bucket.below("b"), t=right_or_wrong([True, False, False]))
+    results = read_results(bucket.below("a"))
+    assert read_scores(bucket.below("a"), results, "t").ids == ["item-0", "item-1", "item-2"]
+    (difference,) = compare(bucket.below("a"), bucket.below("b"))
+    assert difference.items == 3
+    bucket.write("data/x.jsonl", b'{"text": "abc", "language": "en"}\n')
+    (item,) = open_task("bits-per-byte", bucket.below("data")).items()
+    assert (item.id, item.group) == ("x.jsonl:1", "en")
 
 
 def test_the_same_numbers_have_the_same_intervals(storage: Storage) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -74,6 +75,20 @@ def strangers() -> Iterator[psutil.Process]:
     for process in psutil.process_iter(["uids"]):
         if process.info["uids"] and process.info["uids"].real >= sandboxed.OWN_IDS:
             yield process
+
+
+def test_programs_that_run_at_once_have_limits_of_their_own() -> None:
+    program = """
+import os, time
+for _ in range(5):
+    if not os.fork():
+        time.sleep(1)
+        os._exit(0)
+print("started")
+"""
+    with ThreadPoolExecutor(4) as pool:
+        endings = list(pool.map(run, [program] * 4))
+    assert [ending.output for ending in endings] == ["started\n"] * 4
 
 
 def test_an_endless_loop_ends_when_its_time_is_over() -> None:

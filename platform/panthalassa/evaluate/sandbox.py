@@ -35,7 +35,7 @@ class Limits:
 
     seconds: int = 10
     """By the clock, and of a processor for each process."""
-    memory: int = 1 << 30
+    memory: int = 512 << 20
     """Bytes of addresses of a process."""
     file_bytes: int = 1 << 20
     """Of a file, and of what is printed."""
@@ -43,7 +43,7 @@ class Limits:
     """Of all files together."""
     files: int = 64
     """That are open in a process."""
-    processes: int = 16
+    processes: int = 8
     """And threads."""
 
 

@@ -5,6 +5,7 @@ likely choice behind the prompt is the answer. Longer choices are less likely fo
 also the accuracy of likelihoods by byte of UTF-8, which is a measure of length in all scripts.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pydantic import Field, model_validator
@@ -58,6 +59,17 @@ class Choices(FileTask):
             "accuracy": (float(most(nats) == item.target),),
             "accuracy_by_byte": (float(most(by_byte) == item.target),),
         }
+
+
+def majority(task: Choices) -> float:
+    """The accuracy of always giving the right answer that is the most frequent: what a model that has
+    learned something is beyond."""
+    right = Counter(
+        request.continuation
+        for item in task.items()
+        if isinstance(request := item.requests[item.target], Likelihood)
+    )
+    return max(right.values()) / right.total()
 
 
 def continuations(prompt: str, choices: Sequence[str]) -> tuple[Likelihood, ...]:

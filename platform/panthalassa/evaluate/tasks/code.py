@@ -22,6 +22,8 @@ from panthalassa.evaluate.tasks.reading import Record, find, read_objects
 from panthalassa.evaluate.tasks.settings import CHECKED, FileTask
 
 KS = (1, 10, 100)
+END_OF_FUNCTION = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(")
+"""What begins something else behind a function (Chen et al. 2021)."""
 MBPP_TEST = range(11, 511)
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -93,13 +95,18 @@ class Programs(FileTask):
 class HumanEval(Programs):
     """The rest of a function whose head and description are the prompt."""
 
+    chat: bool = False
+    """Ask for the whole function in a block of code, as models that were tuned on chats answer."""
     name = "human-eval"
 
     def read(self) -> Iterator[Item]:
-        stop = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(")
         for path in find(self.data, ".jsonl"):
             for _, row in read_objects(self.data, path, HumanEvalRow):
-                yield Item(row.task_id, self.asked(row.prompt, stop), row)
+                if self.chat:
+                    prompt = f"Complete this Python function.\n\n```python\n{row.prompt}```"
+                    yield Item(row.task_id, self.asked(prompt, ()), row)
+                else:
+                    yield Item(row.task_id, self.asked(row.prompt, END_OF_FUNCTION), row)
 
     def program(self, target: HumanEvalRow, answer: str) -> str:
         whole = fenced(answer)

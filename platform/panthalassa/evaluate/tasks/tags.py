@@ -1,6 +1,7 @@
 """Words with tags: files of the CoNLL shared tasks, and the entities that tags mean.
 
-A line has a word and, behind the last space, its tag; an empty line ends a sentence.
+A line has a word, what else is known of it, and its tag behind the last space; an empty line ends a
+sentence.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,12 @@ def read_tags(data: Storage, path: str) -> Iterator[tuple[int, list[str], list[s
     tags: list[str] = []
     number = 0
     for number, line in read_lines(data, path):
-        parts = line.split()
-        if parts and parts[0] != DOCUMENT:
-            if len(parts) < 2:
+        word, _, tag = line.strip(" ").rpartition(" ")
+        if tag and not line.startswith(DOCUMENT):
+            if not word:
                 raise wrong(data, path, number, f"expected a word and a tag, found {line[:40]!r}")
-            words.append(parts[0])
-            tags.append(parts[-1])
+            words.append(word.partition(" ")[0])
+            tags.append(tag)
         elif words:
             yield number, words, tags
             words, tags = [], []
