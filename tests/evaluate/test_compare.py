@@ -10,7 +10,7 @@ from scipy import stats
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.compare import compare, compare_scores, holm, left_out, mcnemar
 from panthalassa.evaluate.intervals import interval
-from panthalassa.evaluate.results import scores
+from panthalassa.evaluate.results import Scores, scores
 from panthalassa.storage import Storage, open_storage
 
 TRIALS = 150
@@ -61,6 +61,18 @@ def test_nothing_in_common_is_an_error(storage: Storage) -> None:
     written(storage.below("b"), t=right_or_wrong([True], ids="y"))
     with pytest.raises(PanthalassaError, match="no item of a task and metric in common"):
         compare(storage.below("a"), storage.below("b"))
+
+
+def test_perplexities_of_two_tokenizers_are_not_compared() -> None:
+    def texts(tokens: float) -> Scores:
+        metrics = {"bits_per_byte": "bits-per-byte", "perplexity": "perplexity"}
+        numbers = {"bits_per_byte": (9.0, 8.0), "perplexity": (9.0, tokens)}
+        return scores(metrics, [("a", "", numbers), ("b", "", numbers)])
+
+    same = compare_scores("t", texts(3), texts(3))
+    assert [found.metric for found in same] == ["bits_per_byte", "perplexity"]
+    other = compare_scores("t", texts(3), texts(4))
+    assert [found.metric for found in other] == ["bits_per_byte"]
 
 
 def test_mcnemar_is_the_binomial_test_of_the_items_that_differ() -> None:
