@@ -69,7 +69,7 @@ class Contamination:
         """For each text the file that it shares a passage with, the first of several; else None."""
         found: list[str | None] = []
         for start, stop in slices(texts):
-            passages, text = _passages(texts[start:stop])
+            passages, text = passages_of(texts[start:stop])
             order = np.argsort(passages)  # neighbours are then searched for in the same memory
             passages = passages[order]
             at = np.searchsorted(self.passages, passages)
@@ -90,7 +90,7 @@ def build(evaluations: Iterable[tuple[str, Iterable[str]]]) -> Contamination:
         listed = pa.chunked_array([pa.array(texts, pa.large_string())])
         with_passage: set[int] = set()
         for start, stop in slices(listed):
-            found, text = _passages(listed[start:stop])
+            found, text = passages_of(listed[start:stop])
             with_passage.update((np.unique(text) + start).tolist())
             passages.append(np.unique(found))
             owners.append(np.full(len(passages[-1]), len(names), np.uint16))
@@ -145,7 +145,7 @@ def _texts(file: SourceFile) -> Iterator[str]:
         yield found.text
 
 
-def _passages(texts: pa.ChunkedArray) -> tuple[Hashes, NDArray[np.int64]]:
+def passages_of(texts: pa.ChunkedArray) -> tuple[Hashes, NDArray[np.int64]]:
     """The passages of texts, and for each the number of its text.
 
     At each token that has enough behind it in its text one passage begins: the shortest run of tokens
