@@ -1,0 +1,46 @@
+"""How well a figure is known: percentile bootstrap over items (Efron 1979).
+
+Items are drawn with replacement, the figure is computed anew, and the middle 95 % of a thousand such
+figures are its interval. It tells what other items of the same kind would have given, not what another
+training would have.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from panthalassa.evaluate.metrics import AGGREGATES, Floats
+
+CONFIDENCE = 0.95
+REPLICATES = 1000
+SEED = 0
+
+
+def interval(aggregate: str, numbers: Floats) -> tuple[float, float]:
+    """The 95 % interval of `aggregate` over the items' numbers [n, k].
+
+    Where all items are right, or all wrong, resampling knows of no other, and the far end is that of
+    the exact binomial interval (Clopper & Pearson 1934).
+    """
+    if aggregate == "mean" and (numbers == numbers[0]).all() and numbers[0, 0] in (0, 1):
+        far = ((1 - CONFIDENCE) / 2) ** (1 / len(numbers))
+        return (far, 1.0) if numbers[0, 0] else (0.0, 1 - far)
+    return middle(replicates(aggregate, (numbers,))[0])
+
+
+def replicates(aggregate: str, numbers: Sequence[Floats]) -> Floats:
+    """The figure of each of the sets of numbers, over the same drawn items: [sets, REPLICATES]."""
+    generator, of = np.random.default_rng(SEED), AGGREGATES[aggregate]
+    n = len(numbers[0])
+    figures = np.empty((len(numbers), REPLICATES))
+    for drawn in range(REPLICATES):
+        items = generator.integers(0, n, n)
+        figures[:, drawn] = [of(rows[items]) for rows in numbers]
+    return figures
+
+
+def middle(figures: Floats) -> tuple[float, float]:
+    """What holds the middle 95 % of figures."""
+    outside = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(figures, (outside, 1 - outside))
+    return float(low), float(high)
