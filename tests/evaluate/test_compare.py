@@ -1,0 +1,139 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluations import right_or_wrong, written
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from panthalassa.errors import PanthalassaError
+from panthalassa.evaluate.compare import compare, compare_scores, holm, left_out, mcnemar
+from panthalassa.evaluate.intervals import interval
+from panthalassa.evaluate.results import scores
+from panthalassa.storage import Storage, open_storage
+
+TRIALS = 150
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def test_a_difference_is_told_with_its_interval_and_the_number_of_items(storage: Storage) -> None:
+    written(storage.below("a"), t=right_or_wrong([n % 2 == 0 for n in range(512)]))
+    written(storage.below("b"), t=right_or_wrong([n % 2 == 0 or n % 12 == 1 for n in range(512)]))
+    (found,) = compare(storage.below("a"), storage.below("b"))
+    assert str(found) == "+8.4 points (95 % 6.1 to 10.7, 512 items)"
+    assert found.p < 1e-9
+    (back,) = compare(storage.below("b"), storage.below("a"))
+    assert str(back) == "-8.4 points (95 % -10.7 to -6.1, 512 items)"
+
+
+def test_no_difference_is_claimed_when_the_interval_holds_zero(storage: Storage) -> None:
+    written(storage.below("a"), t=right_or_wrong([True, False, True, False] * 10))
+    written(storage.below("b"), t=right_or_wrong([False, True, True, False] * 9 + [True] * 4))
+    (found,) = compare(storage.below("a"), storage.below("b"))
+    assert found.low <= 0 <= found.high
+    assert "; no difference is shown" in str(found)
+    assert found.p > 0.05
+
+
+def test_the_order_of_items_does_not_matter_and_only_shared_ones_count(storage: Storage) -> None:
+    right = [True, False, False, True, True]
+    rows = [(f"item-{n}", "", {"accuracy": (float(hit),)}) for n, hit in enumerate(right)]
+    written(storage.below("a"), t=right_or_wrong(right))
+    shuffled = scores(
+        {"accuracy": "mean"}, [*rows[3:], *rows[1:3], ("new", "", {"accuracy": (1,)})]
+    )
+    written(storage.below("b"), t=shuffled)
+    (found,) = compare(storage.below("a"), storage.below("b"))
+    assert (found.items, found.only_a, found.only_b) == (4, 1, 1)
+    assert found.a == found.b == 0.5
+    assert found.p == 1
+    (line,) = left_out([found])
+    assert "1 items are only in the first evaluation and 1 only in the second" in line
+
+
+def test_nothing_in_common_is_an_error(storage: Storage) -> None:
+    written(storage.below("a"), t=right_or_wrong([True], ids="x"))
+    written(storage.below("b"), t=right_or_wrong([True], ids="y"))
+    with pytest.raises(PanthalassaError, match="no item of a task and metric in common"):
+        compare(storage.below("a"), storage.below("b"))
+
+
+def test_mcnemar_is_the_binomial_test_of_the_items_that_differ() -> None:
+    a = np.array([1.0] * 9 + [0] * 2 + [1, 0] * 20)
+    b = np.array([0.0] * 9 + [1] * 2 + [1, 0] * 20)
+    assert mcnemar(a, b) == pytest.approx(0.06543, abs=1e-5)  # 2 (1 + 11 + 55) / 2^11
+    assert mcnemar(a, a) == 1
+
+
+def test_holm_is_his_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_a_correction_never_makes_more_of_a_difference_and_keeps_their_order(
+    p: list[float],
+) -> None:
+    corrected = holm(p)
+    assert all(after >= before for before, after in zip(p, corrected, strict=True))
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+    assert max(corrected) <= 1
+
+
+def at_least(hits: int, rate: float = 0.95) -> bool:
+    """Whether so many of TRIALS are what a rate gives, but for one case in a thousand."""
+    return bool(stats.binom.cdf(hits, TRIALS, rate) > 1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.8])
+def test_intervals_of_an_accuracy_cover_the_truth(rate: float) -> None:
+    generator, covered = np.random.default_rng(7), 0
+    for _ in range(TRIALS):
+        low, high = interval("mean", (generator.random((100, 1)) < rate).astype(float))
+        covered += low <= rate <= high
+    assert at_least(covered, 0.93)  # the percentile bootstrap of a hundred items is a little narrow
+    assert covered < TRIALS  # and not so wide that it says nothing
+
+
+def test_intervals_of_bits_per_byte_cover_the_truth() -> None:
+    generator, covered = np.random.default_rng(8), 0
+    for _ in range(TRIALS):
+        size = generator.integers(50, 500, 100)
+        nats = size * generator.gamma(4, 0.2 * np.log(2), 100)  # 0.8 bits a byte in the mean
+        low, high = interval("bits-per-byte", np.stack((nats, size), axis=1))
+        covered += low <= 0.8 <= high
+    assert at_least(covered, 0.93)
+    assert covered < TRIALS
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.1])
+def test_intervals_of_a_difference_cover_the_truth_and_false_alarms_are_as_rare_as_said(
+    truth: float,
+) -> None:
+    generator, covered, alarms = np.random.default_rng(9), 0, 0
+    for _ in range(TRIALS):
+        difficulty = generator.random(200)
+        noise_a, noise_b = generator.random((2, 200))
+        a = 0.5 * difficulty + 0.5 * noise_a < 0.5
+        # What the triangular sum of two uniforms has below 0.5 + shift: 1 - 2 (0.5 - shift)^2.
+        b = 0.5 * difficulty + 0.5 * noise_b < 0.5 + (0.5 - np.sqrt((0.5 - truth) / 2))
+        (found,) = compare_scores("t", right_or_wrong(a.tolist()), right_or_wrong(b.tolist()))
+        covered += found.low <= truth <= found.high
+        alarms += found.p < 0.05
+    assert at_least(covered, 0.94)
+    if truth == 0:
+        assert at_least(TRIALS - alarms)
+    else:
+        assert alarms > TRIALS / 3
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_the_interval_of_what_never_varies_is_that_of_the_binomial(right: float) -> None:
+    low, high = interval("mean", np.full((20, 1), right))
+    exact = stats.binomtest(int(20 * right), 20).proportion_ci(0.95, "exact")
+    assert (low, high) == pytest.approx((exact.low, exact.high))
