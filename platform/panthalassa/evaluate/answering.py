@@ -1,0 +1,171 @@
+"""Answers to requests by one model in one process.
+
+Texts become token ids, ids become windows no longer than what the model was trained on, windows of
+like length become batches. How texts are cut into tokens and windows is that of the LM Evaluation Harness
+0.4 (`TemplateLM._encode_pair`, `get_rolling_token_windows`), so that both count the same; each text begins
+with `bos`, as documents do in training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
+from panthalassa.model.generate import generate
+from panthalassa.model.transformer import Transformer
+
+LOGITS = 1 << 26
+"""That exist at a time: 256 MB in fp32."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that the model reads, and those that it is asked about."""
+
+    request: int
+    inputs: tuple[int, ...]
+    targets: tuple[int, ...]
+    """The last len(targets) of the tokens that follow each input."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers requests. The answers depend on the requests' order only by rounding."""
+
+    model: Transformer
+    """In evaluation mode."""
+    tokenizer: Tokenizer
+    length: int
+    """Tokens that the model reads at most."""
+    batch_tokens: int
+    """That it reads at a time; a longer text is read alone."""
+
+    @torch.inference_mode()
+    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """One for each request, in their order."""
+        likely = self._likely(requests)
+        return [
+            self._continuation(request) if isinstance(request, Generation) else likely[number]
+            for number, request in enumerate(requests)
+        ]
+
+    def _likely(self, requests: Sequence[Request]) -> dict[int, Likely]:
+        """The answers to all but generations, by number of the request."""
+        found: dict[int, Likely] = {}
+        asked: list[Window] = []
+        for number, request in enumerate(requests):
+            if not isinstance(request, Generation):
+                found[number] = Likely(0.0, True, 0)
+                context, continuation = encode(self.tokenizer, request)
+                asked += windows(number, context, continuation, self.length)
+        for batch in batches(asked, self.batch_tokens):
+            for window, (nats, greedy) in zip(batch, self._score(batch), strict=True):
+                so_far = found[window.request]
+                found[window.request] = Likely(
+                    so_far.nats + nats,
+                    so_far.greedy and greedy,
+                    so_far.tokens + len(window.targets),
+                )
+        return found
+
+    def _score(self, batch: Sequence[Window]) -> Iterator[tuple[float, bool]]:
+        """For each window the log-probability of its targets, and whether all are the most likely."""
+        device = next(self.model.parameters()).device
+        rows = {inputs: row for row, inputs in enumerate(dict.fromkeys(w.inputs for w in batch))}
+        width = max(map(len, rows))
+        tokens = torch.tensor([[*inputs, *[0] * (width - len(inputs))] for inputs in rows])
+        tokens = tokens.to(device)
+        hidden = self.model.hidden(tokens, torch.zeros_like(tokens))  # padding is seen by none before it
+        places = torch.tensor(
+            [
+                rows[window.inputs] * width + len(window.inputs) - len(window.targets) + offset
+                for window in batch
+                for offset in range(len(window.targets))
+            ]
+        )
+        targets = torch.tensor([target for window in batch for target in window.targets])
+        scores = self._log_probabilities(hidden.flatten(0, 1), places.to(device), targets.to(device))
+        nats, greedy = (part.split([len(window.targets) for window in batch]) for part in scores)
+        for logs, hits in zip(nats, greedy, strict=True):
+            yield float(logs.sum()), bool(hits.all())
+
+    def _log_probabilities(
+        self, hidden: Tensor, places: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of targets [n] at places [n] of hidden [positions, hidden], in fp64; whether each is the most
+        likely."""
+        head, chunk = self.model.head, max(1, LOGITS // self.model.config.vocabulary_size)
+        nats, greedy = [], []
+        for at, target in zip(places.split(chunk), targets.split(chunk), strict=True):
+            logits = head(hidden[None, at])[0].float()
+            nats.append(torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0].double())
+            greedy.append(logits.argmax(-1) == target)
+        return torch.cat(nats).cpu(), torch.cat(greedy).cpu()
+
+    def _continuation(self, request: Generation) -> str:
+        ids = [self.tokenizer.bos, *self.tokenizer.encode(request.prompt)]
+        kept = max(self.length - request.new_tokens, self.length // 2)
+        found = generate(
+            self.model,
+            ids[-kept:],
+            request.new_tokens,
+            request.temperature,
+            seed=request.sample,
+            stop=self.tokenizer.eos,
+        )
+        return until_stop(self.tokenizer.decode(found), request.stop)
+
+
+def encode(tokenizer: Tokenizer, request: Likelihood | Rolling) -> tuple[list[int], list[int]]:
+    """The ids of what is given, `bos` first, and of what is asked about.
+
+    Spaces at the end of a context go to the continuation, as words have them in front.
+    """
+    if isinstance(request, Rolling):
+        return [tokenizer.bos], tokenizer.encode(request.text)
+    context = request.context.rstrip()
+    before = tokenizer.encode(context)
+    whole = tokenizer.encode(request.context + request.continuation)
+    return [tokenizer.bos, *before], whole[len(before) :]
+
+
+def windows(
+    request: int, context: Sequence[int], continuation: Sequence[int], length: int
+) -> Iterator[Window]:
+    """Each token of the continuation once, behind as much as `length` inputs hold.
+
+    What does not fit is cut off on the left. A continuation of more than `length` tokens is asked about
+    in pieces of `length`, the last of which has more before it.
+    """
+    text = [*context, *continuation]
+    for start in range(len(context), len(text), length):
+        end = min(start + length, len(text))
+        inputs = text[max(0, end - 1 - length) : end - 1]
+        yield Window(request, tuple(inputs), tuple(text[start:end]))
+
+
+def batches(asked: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
+    """Windows of like length together, the longest first, of at most `tokens` inputs with padding.
+
+    Windows with the same inputs are read once.
+    """
+    batch: list[Window] = []
+    inputs: set[tuple[int, ...]] = set()
+    for window in sorted(asked, key=lambda window: (-len(window.inputs), window.inputs)):
+        new = window.inputs not in inputs
+        if batch and new and (len(inputs) + 1) * len(batch[0].inputs) > tokens:
+            yield batch
+            batch, inputs = [], set()
+        batch.append(window)
+        inputs.add(window.inputs)
+    if batch:
+        yield batch
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    ends = [end for mark in stop if mark and (end := text.find(mark)) >= 0]
+    return text[: min(ends)] if ends else text
