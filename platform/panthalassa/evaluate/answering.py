@@ -1,9 +1,9 @@
 """Answers to requests by one model in one process.
 
 Texts become token ids, ids become windows no longer than what the model was trained on, windows of
-like length become batches. How texts are cut into tokens and windows is that of the LM Evaluation Harness
-0.4 (`TemplateLM._encode_pair`, `get_rolling_token_windows`), so that both count the same; each text begins
-with `bos`, as documents do in training.
+like length become batches. How texts are cut into tokens and windows is that of the LM Evaluation
+Harness 0.4 (`TemplateLM._encode_pair`, `get_rolling_token_windows`), so that both count the same; each
+text begins with `bos`, as documents do in training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -78,7 +78,9 @@ class Answerer:
         width = max(map(len, rows))
         tokens = torch.tensor([[*inputs, *[0] * (width - len(inputs))] for inputs in rows])
         tokens = tokens.to(device)
-        hidden = self.model.hidden(tokens, torch.zeros_like(tokens))  # padding is seen by none before it
+        hidden = self.model.hidden(
+            tokens, torch.zeros_like(tokens)
+        )  # padding is seen by none before it
         places = torch.tensor(
             [
                 rows[window.inputs] * width + len(window.inputs) - len(window.targets) + offset
@@ -87,8 +89,11 @@ class Answerer:
             ]
         )
         targets = torch.tensor([target for window in batch for target in window.targets])
-        scores = self._log_probabilities(hidden.flatten(0, 1), places.to(device), targets.to(device))
-        nats, greedy = (part.split([len(window.targets) for window in batch]) for part in scores)
+        scores = self._log_probabilities(
+            hidden.flatten(0, 1), places.to(device), targets.to(device)
+        )
+        sizes = [len(window.targets) for window in batch]
+        nats, greedy = (torch.split(part, sizes) for part in scores)
         for logs, hits in zip(nats, greedy, strict=True):
             yield float(logs.sum()), bool(hits.all())
 
@@ -99,7 +104,9 @@ class Answerer:
         likely."""
         head, chunk = self.model.head, max(1, LOGITS // self.model.config.vocabulary_size)
         nats, greedy = [], []
-        for at, target in zip(places.split(chunk), targets.split(chunk), strict=True):
+        for at, target in zip(
+            *(torch.split(part, chunk) for part in (places, targets)), strict=True
+        ):
             logits = head(hidden[None, at])[0].float()
             nats.append(torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0].double())
             greedy.append(logits.argmax(-1) == target)

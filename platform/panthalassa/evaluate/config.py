@@ -22,7 +22,7 @@ class Asked(Section):
     as .jsonl or .parquet, local."""
     limit: Positive | None = None
     """Items, the first of the task; all if not given."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default={})
     """What the task itself can be told; for the harness `num_fewshot`."""
 
 

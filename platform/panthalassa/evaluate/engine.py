@@ -1,10 +1,11 @@
 """Ray workers that answer: requests come in, and the answers in their order.
 
-Each worker holds the whole model. Requests are put in a fixed order and cut into chunks, which depends on
-nothing but the requests: so the answers are the same for any number of workers, and after any number of
-interruptions. A chunk that is answered is kept at once; chunks of which all is known are not asked again.
+Each worker holds the whole model. Requests are put in a fixed order and cut into chunks, which depends
+on nothing but the requests: so the answers are the same for any number of workers, and after any number
+of interruptions. A chunk that is answered is kept at once; one of which all is known is not asked again.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,9 @@ class Worker:
     def describe(self) -> Described:
         return self._opened()[0]
 
+    def process(self) -> int:
+        return os.getpid()
+
     def answers(self, requests: Sequence[Request], digest: str) -> list[Answer]:
         """Raises PanthalassaError when the model is not that of `digest`."""
         described, answerer = self._opened()
@@ -99,7 +103,7 @@ class Engine:
             max_restarts=config.cluster.max_failures,
             max_task_retries=config.cluster.max_failures,
         )(Worker)
-        self._workers = [actor.remote(config) for _ in range(config.cluster.workers)]
+        self._workers: list[Any] = [actor.remote(config) for _ in range(config.cluster.workers)]
         self.model = self._first_description()
         self.kept = Kept(answers.below(_folder(self.model, config)))
 
@@ -115,11 +119,11 @@ class Engine:
         keys = [key_of(request) for request in requests]
         known = self.kept.read(self._tell)
         unique = dict(zip(keys, requests, strict=True))
-        missing = [
-            chunk for chunk in chunks(unique) if not all(key in known for key, _ in chunk)
-        ]
+        missing = [chunk for chunk in chunks(unique) if not all(key in known for key, _ in chunk)]
         asked = sum(map(len, missing))
-        self._tell(f"{len(unique):,} requests, of which {len(unique) - asked:,} are answered already")
+        self._tell(
+            f"{len(unique):,} requests, of which {len(unique) - asked:,} are answered already"
+        )
         done, told = 0, time.monotonic()
         for chunk, found in self._run(missing):
             fresh = {key: answer for (key, _), answer in zip(chunk, found, strict=True)}
@@ -131,24 +135,27 @@ class Engine:
                 self._tell(f"{done:,} of {asked:,} requests")
         return [known[key] for key in keys]
 
+    def processes(self) -> list[int]:
+        """The ids of the workers' processes, each on its node."""
+        return list(self._ray.get([worker.process.remote() for worker in self._workers]))
+
     def _first_description(self) -> Described:
         refs = [worker.describe.remote() for worker in self._workers]
         ready, _ = self._ray.wait(refs, num_returns=1, timeout=self._cluster.wait_seconds)
         if not ready:
             self.__exit__()
             raise PanthalassaError(
-                f"no worker found a place in cluster.wait_seconds={self._cluster.wait_seconds:.0f}: each "
+                f"no worker was ready in cluster.wait_seconds={self._cluster.wait_seconds:.0f}: each "
                 f"wants {self._cluster.cpus_per_worker} CPUs and {self._cluster.gpus_per_worker} GPUs"
             )
         try:
-            return self._get(ready[0])
+            described: Described = self._get(ready[0])
+            return described
         except BaseException:
             self.__exit__()
             raise
 
-    def _run(
-        self, waiting_chunks: "list[Chunk]"
-    ) -> "Iterator[tuple[Chunk, list[Answer]]]":
+    def _run(self, waiting_chunks: "list[Chunk]") -> "Iterator[tuple[Chunk, list[Answer]]]":
         """The chunks as they are answered. A worker that is ready gets the next one."""
         waiting = deque(waiting_chunks)
         left = len(waiting)
@@ -202,7 +209,8 @@ def chunks(requests: dict[str, Request]) -> "Iterator[Chunk]":
 
 
 def _order(request: Request) -> tuple[Any, ...]:
-    return isinstance(request, Generation), -_cost(request), astuple(request)
+    first, *others = astuple(request)  # the same context comes with several continuations
+    return isinstance(request, Generation), -len(first), first, others
 
 
 def _cost(request: Request) -> int:
