@@ -12,6 +12,9 @@ from pydantic import Field, field_validator
 from panthalassa.config import Cluster
 from panthalassa.config_file import build, read
 from panthalassa.config_values import LocalFolder, Place, Positive, Section
+from panthalassa.storage import open_storage
+
+PREFIX = "harness:"
 
 
 class Asked(Section):
@@ -24,6 +27,10 @@ class Asked(Section):
     """Items, the first of the task; all if not given."""
     settings: dict[str, Any] = Field(default={})
     """What the task itself can be told; for the harness `num_fewshot`."""
+
+    @property
+    def of_harness(self) -> bool:
+        return self.name.startswith(PREFIX)
 
 
 class Evaluation(Section):
@@ -57,3 +64,19 @@ class Evaluation(Section):
 def load(path: Path, overrides: list[str]) -> Evaluation:
     """Raises ConfigError with every mistake at once."""
     return build(read(path), overrides, str(path), Evaluation)
+
+
+def places(config: Evaluation) -> dict[str, str]:
+    """All folders of an evaluation, by key."""
+    data = {f"tasks: the data of {entry.name}": entry.data for entry in config.tasks}
+    return {"model": config.model, "output": config.output, **data}
+
+
+def anchored(config: Evaluation) -> dict[str, object]:
+    """Overrides by which its folders are the same in any other directory of this machine."""
+    entries = [
+        entry.model_dump(mode="json") | {"data": open_storage(entry.data).uri}
+        for entry in config.tasks
+    ]
+    model, output = (open_storage(place).uri for place in (config.model, config.output))
+    return {"model": model, "output": output, "tasks": entries}

@@ -105,7 +105,8 @@ class Engine:
         )(Worker)
         self._workers: list[Any] = [actor.remote(config) for _ in range(config.cluster.workers)]
         self.model = self._first_description()
-        self.kept = Kept(answers.below(_folder(self.model, config)))
+        self._kept = Kept(answers.below(_folder(self.model, config)))
+        self._known = self._kept.read(tell)
 
     def __enter__(self) -> "Engine":
         return self
@@ -117,7 +118,7 @@ class Engine:
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """One for each request, in their order. Raises PanthalassaError."""
         keys = [key_of(request) for request in requests]
-        known = self.kept.read(self._tell)
+        known = self._known
         unique = dict(zip(keys, requests, strict=True))
         missing = [chunk for chunk in chunks(unique) if not all(key in known for key, _ in chunk)]
         asked = sum(map(len, missing))
@@ -127,8 +128,8 @@ class Engine:
         done, told = 0, time.monotonic()
         for chunk, found in self._run(missing):
             fresh = {key: answer for (key, _), answer in zip(chunk, found, strict=True)}
-            self.kept.write(fresh)
-            known |= fresh
+            self._kept.write(fresh)
+            known.update(fresh)
             done += len(chunk)
             if time.monotonic() - told > TOLD_EVERY:
                 told = time.monotonic()

@@ -17,10 +17,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.evaluator import evaluate
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.tasks import TaskManager
 
 from panthalassa.errors import ConfigError, PanthalassaError
-from panthalassa.evaluate.config import Asked
+from panthalassa.evaluate.config import PREFIX, Asked
 from panthalassa.evaluate.harness_data import open_tasks
 from panthalassa.evaluate.results import Scores, scores
 from panthalassa.evaluate.task import (
@@ -34,7 +33,6 @@ from panthalassa.evaluate.task import (
 )
 from panthalassa.storage import open_storage
 
-PREFIX = "harness:"
 NEW_TOKENS = 256
 """Of tasks that do not say how many."""
 SEED = 1234
@@ -109,16 +107,12 @@ def run(
     Raises PanthalassaError for what it does not have, and data that are not as it expects them.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager()
     random.seed(0)  # some tasks shuffle their choices
     np.random.seed(SEED)
     for entry in asked:
         name = entry.name.removeprefix(PREFIX)
-        tasks = open_tasks(name, open_storage(entry.data), manager)
-        shots = _shots(entry)
+        tasks = open_tasks(name, open_storage(entry.data), _shots(entry))
         for task in tasks.values():
-            if shots is not None or task.get_config("num_fewshot") is None:
-                task.set_config("num_fewshot", shots or 0)
             task.set_fewshot_seed(SEED)
         found = evaluate(
             model,

@@ -7,7 +7,9 @@ downloaded, and no code but the harness's is run.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,13 +29,31 @@ def offline() -> None:
         os.environ[name] = "1"
 
 
-def open_tasks(name: str, data: Storage, manager: Any) -> dict[str, Any]:
-    """The task of the harness, or those of the group, by name, over the files below `data`.
+def open_tasks(name: str, data: Storage, shots: int | None = None) -> dict[str, Any]:
+    """The task of the harness, or those of the group or tag, by name, over the files below `data`.
 
-    manager: a `lm_eval.tasks.TaskManager`. Raises ConfigError for an unknown one, one that is no YAML or
-    runs programs, and PanthalassaError for files that are missing or not as the task expects them.
+    shots: examples before each question, if not as many as the task has. Raises ConfigError for an
+    unknown task, one that is no YAML or runs programs, and PanthalassaError for files that are missing or
+    not as the task expects them.
     """
-    return {leaf: _task(leaf, data.below(leaf), manager) for leaf in _leaves(name, manager)}
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False, include_path=str(_folder_of(name)))
+    return {leaf: _task(leaf, data.below(leaf), shots, manager) for leaf in _leaves(name, manager)}
+
+
+def _folder_of(name: str) -> Path:
+    """The folder of the harness that has all files about it: to read all 14,000 takes a minute."""
+    import lm_eval.tasks
+
+    root, quoted = Path(lm_eval.tasks.__file__).parent, re.escape(name).encode()
+    defined = re.compile(rb"^(task|group):\s*%b\s*$" % quoted, re.MULTILINE)
+    tagged = re.compile(rb"^(tag:\s*|\s*-\s+)%b\s*$" % quoted, re.MULTILINE)
+    texts = {path: path.read_bytes() for path in root.rglob("*.yaml")}
+    for pattern in (defined, tagged):
+        if found := [path.parent for path, text in texts.items() if pattern.search(text)]:
+            return Path(os.path.commonpath(found))
+    raise ConfigError(f"tasks: the harness has no task {name}: `lm-eval ls tasks` lists them")
 
 
 def _leaves(name: str, manager: Any) -> Iterator[str]:
@@ -57,14 +77,24 @@ def _leaves(name: str, manager: Any) -> Iterator[str]:
         yield from _leaves(member, manager)
 
 
-def _task(name: str, folder: Storage, manager: Any) -> Any:
+def _task(name: str, folder: Storage, shots: int | None, manager: Any) -> Any:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config = dict(load_yaml(manager.task_index[name].yaml_path, resolve_func=True))
-    if config.get("unsafe_code") or "class" in config:
+    file = manager.task_index[name].yaml_path
+    if load_yaml(file, resolve_func=False).get("unsafe_code"):
         raise ConfigError(f"tasks: {name} of the harness runs programs without a sandbox: not run")
+    config = dict(load_yaml(file, resolve_func=True))
     splits = _splits(folder)
+    config["num_fewshot"] = config.get("num_fewshot") or 0 if shots is None else shots
+    for key in ("training_split", "fewshot_split"):
+        if (split := config.get(key)) and split not in splits:
+            if config["num_fewshot"]:
+                raise PanthalassaError(
+                    f"{folder.uri} has no split {split}, from which {name} takes its "
+                    f"{config['num_fewshot']} examples: add it, or say num_fewshot: 0"
+                )
+            del config[key]
     for key in ("tag", "group", "task_list", "dataset_kwargs"):
         config.pop(key, None)
     config["custom_dataset"] = lambda **_: splits
