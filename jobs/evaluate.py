@@ -1,6 +1,6 @@
 """An evaluation as a job. `panthalassa submit --job evaluate` sends it, or, from the repository's root:
 
-ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/configs/evaluate-laptop.yaml KEY=VALUE…
+ray job submit --working-dir . -- python jobs/evaluate.py --config FILE KEY=VALUE…
 """
 
 import sys

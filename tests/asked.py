@@ -23,18 +23,18 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS * 20, 340)
 
 
-def save_model(folder: Path) -> Path:
-    """The model reads LENGTH tokens; its weights are so large that it has opinions."""
+def save_model(folder: Path, length: int = LENGTH, **shape: int) -> Path:
+    """The model reads `length` tokens; its weights are so large that it has opinions."""
     ours = tokenizer()
     delimiters = Delimiters(ours.bos, ours.eos, ours.pad)
     save_llama(
         folder,
         vocab_size=ours.vocabulary_size,
-        max_position_embeddings=LENGTH,
-        num_key_value_heads=2,
+        max_position_embeddings=length,
         bos_token_id=ours.bos,
         eos_token_id=ours.eos,
         pad_token_id=ours.pad,
+        **{"num_key_value_heads": 2, **shape},
     )
     core = tokenizers.Tokenizer.from_str(ours.to_bytes().decode())
     core.post_processor = processors.TemplateProcessing(
@@ -42,8 +42,8 @@ def save_model(folder: Path) -> Path:
     )
     (folder / "tokenizer.json").write_text(core.to_str())
     settings = {
-        "tokenizer_config.json": tokenizer_config(*DELIMITERS, LENGTH),
-        "generation_config.json": generation_config(delimiters),
+        "tokenizer_config.json": tokenizer_config(*DELIMITERS, length),
+        "generation_config.json": generation_config(delimiters, ours.turn_end),
     }
     for name, content in settings.items():
         (folder / name).write_text(json.dumps(content))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from panthalassa.terminal import Debug, Overrides, run_command
 class _RunByDefault(TyperGroup):
     """What is no command is the configuration that `run` takes."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         named = bool(args) and (args[0] in self.commands or args[0].startswith("-"))
         return super().parse_args(ctx, args if named or not args else ["run", *args])
 

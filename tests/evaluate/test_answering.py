@@ -8,7 +8,7 @@ from asked import LENGTH, TEXTS, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panthalassa.evaluate.answering import Answerer, encode, until_stop, windows
+from panthalassa.evaluate.answering import Answerer, encode, prompt_ids, windows
 from panthalassa.evaluate.task import Generation, Likelihood, Likely, Request, Rolling
 from panthalassa.exchange.load import Opened, open_model
 from panthalassa.model.generate import generate
@@ -110,7 +110,6 @@ def test_generations_end_before_their_stop(opened: Opened) -> None:
     again, cut = answerer(opened).answers([plain, stopped])
     assert again == said
     assert cut == said[: said.index(mark)]
-    assert until_stop("a b", ("", "c")) == "a b"
 
 
 def test_generations_are_those_of_the_model_alone(opened: Opened) -> None:
@@ -129,3 +128,18 @@ def test_samples_of_a_prompt_differ_and_come_again(opened: Opened) -> None:
     first = answerer(opened).answers(requests)
     assert len(set(map(str, first))) == 3
     assert answerer(opened).answers(requests[::-1]) == first[::-1]
+
+
+def test_in_a_chat_the_context_is_what_a_user_says(opened: Opened) -> None:
+    request = Likelihood("is the cat there? ", " yes ")
+    context, asked = encode(opened.tokenizer, request, chat=True)
+    spelled = prompt_ids(opened.tokenizer, "is the cat there?", chat=True)
+    assert (context, asked) == (spelled, opened.tokenizer.encode("yes"))
+    said = Answerer(opened.model, opened.tokenizer, LENGTH, 256, chat=True).answers(
+        [request, Generation("is the cat there?", new_tokens=8), Rolling("the cat")]
+    )
+    plain = answerer(opened).answers([request, Rolling("the cat")])
+    assert said[0] != plain[0]
+    assert said[2] == plain[1]
+    alone = generate(opened.model, spelled, 8, 0.0, 0, opened.tokenizer.eos)
+    assert said[1] == opened.tokenizer.decode(alone)

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
-from panthalassa.model.generate import generate
+from panthalassa.finetune.chat import Message, encode_prompt
+from panthalassa.model.generate import generate_batch
+from panthalassa.model.sampling import Sampling
+from panthalassa.model.text import TextStream, ids_of
 from panthalassa.model.transformer import Transformer
 
 LOGITS = 1 << 26
@@ -42,15 +45,14 @@ class Answerer:
     """Tokens that the model reads at most."""
     batch_tokens: int
     """That it reads at a time; a longer text is read alone."""
+    chat: bool = False
+    """Whether contexts and prompts are what a user says in a chat, as in `finetune.chat`."""
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """One for each request, in their order."""
-        likely = self._likely(requests)
-        return [
-            self._continuation(request) if isinstance(request, Generation) else likely[number]
-            for number, request in enumerate(requests)
-        ]
+        found: dict[int, Answer] = {**self._likely(requests), **self._continuations(requests)}
+        return [found[number] for number in range(len(requests))]
 
     def _likely(self, requests: Sequence[Request]) -> dict[int, Likely]:
         """The answers to all but generations, by number of the request."""
@@ -59,7 +61,7 @@ class Answerer:
         for number, request in enumerate(requests):
             if not isinstance(request, Generation):
                 found[number] = Likely(0.0, True, 0)
-                context, continuation = encode(self.tokenizer, request)
+                context, continuation = encode(self.tokenizer, request, self.chat)
                 asked += windows(number, context, continuation, self.length)
         for batch in batches(asked, self.batch_tokens):
             for window, (nats, greedy) in zip(batch, self._score(batch), strict=True):
@@ -112,28 +114,62 @@ class Answerer:
             greedy.append(logits.argmax(-1) == target)
         return torch.cat(nats).cpu(), torch.cat(greedy).cpu()
 
-    def _continuation(self, request: Generation) -> str:
-        ids = [self.tokenizer.bos, *self.tokenizer.encode(request.prompt)]
-        kept = max(self.length - request.new_tokens, self.length // 2)
-        found = generate(
+    def _continuations(self, requests: Sequence[Request]) -> dict[int, str]:
+        """The answers to generations, by number of the request."""
+        found: dict[int, str] = {}
+        by_limit: dict[int, list[tuple[int, Generation]]] = {}
+        for number, request in enumerate(requests):
+            if isinstance(request, Generation):
+                by_limit.setdefault(request.new_tokens, []).append((number, request))
+        for limit, asked in by_limit.items():
+            said = self._continue([request for _, request in asked], limit)
+            found |= zip((number for number, _ in asked), said, strict=True)
+        return found
+
+    def _continue(self, asked: Sequence[Generation], limit: int) -> list[str]:
+        kept = max(self.length - limit, self.length // 2)
+        prompts = [prompt_ids(self.tokenizer, r.prompt, self.chat)[-kept:] for r in asked]
+        streams = [TextStream(self.tokenizer, request.stop) for request in asked]
+
+        def watch(number: int, token: int) -> bool:
+            streams[number].add(token)
+            return streams[number].stopped
+
+        generate_batch(
             self.model,
-            ids[-kept:],
-            request.new_tokens,
-            request.temperature,
-            seed=request.sample,
-            stop=self.tokenizer.eos,
+            prompts,
+            limit,
+            [Sampling(request.temperature, seed=request.sample) for request in asked],
+            (self.tokenizer.eos, self.tokenizer.turn_end),
+            watch,
+            max(1, self.batch_tokens // (max(map(len, prompts)) + limit)),
         )
-        return until_stop(self.tokenizer.decode(found), request.stop)
+        for stream in streams:
+            stream.end()
+        return [stream.text for stream in streams]
 
 
-def encode(tokenizer: Tokenizer, request: Likelihood | Rolling) -> tuple[list[int], list[int]]:
+def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
+    """A prompt as documents begin, or as what a user says in a chat."""
+    if chat:
+        return encode_prompt(tokenizer, [Message(role="user", content=text)])
+    return ids_of(tokenizer, text)
+
+
+def encode(
+    tokenizer: Tokenizer, request: Likelihood | Rolling, chat: bool = False
+) -> tuple[list[int], list[int]]:
     """The ids of what is given, `bos` first, and of what is asked about.
 
-    Spaces at the end of a context go to the continuation, as words have them in front.
+    Spaces at the end of a context go to the continuation, as words have them in front. chat: a context
+    is what a user says, and its continuation, without spaces around it, the answer.
     """
     if isinstance(request, Rolling):
         return [tokenizer.bos], tokenizer.encode(request.text)
     context = request.context.rstrip()
+    if chat and context:
+        answer = tokenizer.encode(request.continuation.strip())
+        return prompt_ids(tokenizer, context, chat), answer
     before = tokenizer.encode(context)
     whole = tokenizer.encode(request.context + request.continuation)
     return [tokenizer.bos, *before], whole[len(before) :]
@@ -170,9 +206,3 @@ def batches(asked: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
         inputs.add(window.inputs)
     if batch:
         yield batch
-
-
-def until_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stops."""
-    ends = [end for mark in stop if mark and (end := text.find(mark)) >= 0]
-    return text[: min(ends)] if ends else text

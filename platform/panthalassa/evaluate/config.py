@@ -40,6 +40,8 @@ class Evaluation(Section):
     """The folder or s3:// URI of the results, one for each evaluation; the same goes on where it was."""
     tasks: list[Asked] = Field(min_length=1)
     """What is asked of the model, each by its own name."""
+    chat: bool = False
+    """Whether contexts and prompts are put as what a user says in a chat, which tuned models expect."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the weights; logarithms are taken in fp32."""
     batch_tokens: Positive = 4096

@@ -82,7 +82,7 @@ class Worker:
             length = config.length or trained_length(place)
             self._model = (
                 Described(opened.name, opened.digest, length),
-                Answerer(opened.model, opened.tokenizer, length, config.batch_tokens),
+                Answerer(opened.model, opened.tokenizer, length, config.batch_tokens, config.chat),
             )
         return self._model
 
@@ -222,4 +222,4 @@ def _cost(request: Request) -> int:
 
 def _folder(model: Described, config: Evaluation) -> str:
     """Named by all that an answer depends on."""
-    return f"{model.digest[:32]}-{config.dtype}-{model.length}"
+    return f"{model.digest[:32]}-{config.dtype}-{model.length}{'-chat' * config.chat}"

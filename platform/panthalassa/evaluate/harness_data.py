@@ -33,8 +33,8 @@ def open_tasks(name: str, data: Storage, shots: int | None = None) -> dict[str, 
     """The task of the harness, or those of the group or tag, by name, over the files below `data`.
 
     shots: examples before each question, if not as many as the task has. Raises ConfigError for an
-    unknown task, one that is no YAML or runs programs, and PanthalassaError for files that are missing or
-    not as the task expects them.
+    unknown task, one that is no YAML or runs programs, and PanthalassaError for files that are missing
+    or not as the task expects them.
     """
     from lm_eval.tasks import TaskManager
 

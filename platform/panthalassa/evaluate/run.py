@@ -75,6 +75,7 @@ def told(config: Evaluation, engine: Engine) -> dict[str, JsonValue]:
     """What decided the answers besides the model."""
     return {
         "dtype": config.dtype,
+        "chat": config.chat,
         "length": engine.model.length,
         "tasks": [entry.model_dump(mode="json") for entry in config.tasks],
     }
