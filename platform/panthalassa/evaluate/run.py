@@ -1,11 +1,11 @@
 """An evaluation from its configuration to its results.
 
-Tasks are opened before anything is started; then Ray's workers answer, and every item's numbers are
+Tasks are read before anything is started; then Ray's workers answer, and every item's numbers are
 written with their sums and intervals. Answers are kept in the folder of the results: the same command
 goes on where another was ended or killed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from pydantic import JsonValue
@@ -16,7 +16,7 @@ from panthalassa.evaluate.config import PREFIX, Asked, Evaluation
 from panthalassa.evaluate.engine import Engine
 from panthalassa.evaluate.harness_data import offline
 from panthalassa.evaluate.results import Model, Results, Scores, scores, write_results
-from panthalassa.evaluate.task import Task
+from panthalassa.evaluate.task import Item, Task
 from panthalassa.evaluate.tasks import open_task
 from panthalassa.storage import open_storage
 
@@ -31,6 +31,7 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
     """
     output = open_storage(config.output)
     own = {entry.name: _open(entry) for entry in config.tasks if not entry.of_harness}
+    items = {name: list(task.items()) for name, task in own.items()}
     harness = [entry for entry in config.tasks if entry.of_harness]
     if harness:
         _check_harness()
@@ -39,7 +40,7 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
         Engine(config, output.below(ANSWERS), tell) as engine,
     ):
         tell(f"{engine.model.name} reads {engine.model.length:,} tokens at most")
-        found = {name: score(task, engine) for name, task in own.items()}
+        found = {name: score(task, items[name], engine) for name, task in own.items()}
         if harness:
             from panthalassa.evaluate.harness import HarnessModel, run
 
@@ -58,9 +59,8 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
         ) from error
 
 
-def score(task: Task, engine: Engine) -> Scores:
+def score(task: Task, items: Sequence[Item], engine: Engine) -> Scores:
     """Each item's numbers, from the model's answers."""
-    items = list(task.items())
     answers = iter(engine.answers([request for item in items for request in item.requests]))
     return scores(
         task.metrics,
