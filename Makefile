@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-generate planner-calibration chaos ray-cluster.yaml clean bench-simulation
+.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-sweep    measure what ASHA saves, and what a killed sweep repeats"
 	@echo "make bench-planner    predict the step of this machine at another batch from two"
 	@echo "make bench-export    measure how fast a run is exported, beside a plain copy"
+	@echo "make bench-evaluate    measure what a second worker brings an evaluation"
 	@echo "make bench-generate    measure what a cache of keys and values saves"
 	@echo "make planner-calibration    fit the planner's speed to published runs again"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
@@ -109,6 +110,9 @@ bench-planner: $(INSTALLED)
 
 bench-export: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/export.py
+
+bench-evaluate: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/evaluate.py
 
 bench-generate: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/generate.py

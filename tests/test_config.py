@@ -17,7 +17,8 @@ from panthalassa.sweep.config import SweptConfig
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "jobs" / "configs").glob("s[cw]*-*.yaml"))  # scaling-, sweep-
-SHIPPED = sorted({*(ROOT / "jobs" / "configs").glob("*.yaml")} - {*SWEEPS})
+EVALUATIONS = sorted((ROOT / "jobs" / "configs").glob("evaluate-*.yaml"))
+SHIPPED = sorted({*(ROOT / "jobs" / "configs").glob("*.yaml")} - {*SWEEPS, *EVALUATIONS})
 LAPTOP = ROOT / "jobs" / "configs" / "laptop.yaml"
 
 

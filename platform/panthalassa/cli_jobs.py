@@ -26,7 +26,8 @@ def submit(
     config: Annotated[Path, typer.Argument(help="configuration of the run, YAML")],
     overrides: Overrides = None,
     job: Annotated[
-        Literal["pretrain", "prepare", "sweep"], typer.Option(help="which of jobs/ to run")
+        Literal["pretrain", "prepare", "sweep", "evaluate"],
+        typer.Option(help="which of jobs/ to run"),
     ] = "pretrain",
     address: Address = None,
     working_dir: Annotated[
@@ -35,7 +36,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="do not follow the job")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train (prepare, sweep) as a job on a running cluster, and follow it; its exit code is the job's.
+    """Train (or do another of jobs/) on a running cluster, and follow it; its exit code is the job's.
 
     A first Ctrl-C stops the job with a checkpoint, a second one leaves it to itself.
     """

@@ -1,4 +1,7 @@
-"""`panthalassa export` and `import`: models on their way to Hugging Face's libraries, and back."""
+"""`panthalassa export` and `import`: models on their way to Hugging Face's libraries, and back.
+
+`panthalassa evaluate` is below it, too.
+"""
 
 from functools import partial
 from typing import Annotated, Literal
@@ -6,9 +9,11 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from panthalassa.cli_evaluate import evaluate
 from panthalassa.terminal import Debug, run_command, show_rows
 
 model = typer.Typer()
+model.add_typer(evaluate, name="evaluate")
 
 Staging = Annotated[
     str | None,

@@ -12,8 +12,10 @@ from typing import Literal
 from panthalassa.config import Config
 from panthalassa.config_file import load
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.evaluate import config as evaluation
+from panthalassa.evaluate.config import Evaluation
 
-Command = Literal["train", "prepare", "sweep"]
+Command = Literal["train", "prepare", "sweep", "evaluate"]
 JOIN = "cluster.address=auto"
 
 
@@ -34,8 +36,10 @@ def main(command: Command) -> None:
     app([command, given.config, *overrides, *["--debug"] * given.debug])
 
 
-def read_config(path: Path, overrides: list[str], command: Command) -> Config:
-    """The configuration of a command's runs. Raises ConfigError."""
+def read_config(path: Path, overrides: list[str], command: Command) -> Config | Evaluation:
+    """The configuration of a command's runs, or of an evaluation. Raises ConfigError."""
+    if command == "evaluate":
+        return evaluation.load(path, overrides)
     if command != "sweep":
         return load(path, overrides)
     from panthalassa.sweep import space
@@ -43,11 +47,14 @@ def read_config(path: Path, overrides: list[str], command: Command) -> Config:
     return space.load(path, overrides).config
 
 
-def relative_folders(config: Config, command: Command) -> dict[str, str]:
-    """What the command writes below its current directory, by key."""
-    places = {"corpus.directory": config.corpus.directory}
-    if command != "prepare":
-        places["run.directory"] = config.run.directory
+def relative_folders(config: Config | Evaluation, command: Command) -> dict[str, str]:
+    """What the command reads and writes below its current directory, by key."""
+    if isinstance(config, Evaluation):
+        places = evaluation.places(config)
+    else:
+        places = {"corpus.directory": config.corpus.directory}
+        if command != "prepare":
+            places["run.directory"] = config.run.directory
     return {key: place for key, place in places.items() if is_relative(place)}
 
 
@@ -56,7 +63,7 @@ def is_relative(place: str) -> bool:
     return "://" not in place and not place.startswith(("/", "~"))
 
 
-def refuse_relative(config: Config, command: Command) -> None:
+def refuse_relative(config: Config | Evaluation, command: Command) -> None:
     """Raises ConfigError for folders that would vanish with the job."""
     if found := relative_folders(config, command):
         listed = ", ".join(f"{key}={place}" for key, place in found.items())

@@ -6,6 +6,7 @@ that is all on this machine it becomes absolute, on any other it is refused.
 """
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ import psutil
 
 from panthalassa.config import Config
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.evaluate.config import Evaluation, anchored
 from panthalassa.jobs.driver import (
     Command,
     is_relative,
@@ -29,13 +31,19 @@ from panthalassa.jobs.driver import (
 )
 from panthalassa.jobs.upload import TEXTS, largest, uploaded
 from panthalassa.redact import without_secrets
+from panthalassa.storage import open_storage
 from panthalassa.tracking.provenance import COMMIT, commit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-Job = Literal["pretrain", "prepare", "sweep"]
-COMMANDS: dict[str, Command] = {"pretrain": "train", "prepare": "prepare", "sweep": "sweep"}
+Job = Literal["pretrain", "prepare", "sweep", "evaluate"]
+COMMANDS: dict[str, Command] = {
+    "pretrain": "train",
+    "prepare": "prepare",
+    "sweep": "sweep",
+    "evaluate": "evaluate",
+}
 STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
 """Time for a checkpoint between the signal to stop and the kill; Ray's own is 3."""
 AGENT_SECONDS = 60.0
@@ -68,6 +76,7 @@ def submit(
     PanthalassaError when the cluster does not take the job.
     """
     config = read_config(path, overrides, COMMANDS[job])
+    name = _name(config)
     request = plan(config, path, overrides, job, directory.resolve(), _on_this_machine(client))
     version = {COMMIT: known} if (known := commit(directory)) else {}
     with uploaded(directory.resolve(), request.files) as folder:
@@ -75,8 +84,8 @@ def submit(
             client,
             folder,
             entrypoint=request.entrypoint,
-            submission_id=f"{job}-{config.run.name}-{uuid.uuid4().hex[:8]}",
-            metadata={"run": config.run.name},
+            submission_id=f"{job}-{name}-{uuid.uuid4().hex[:8]}",
+            metadata={"run": name},
             runtime_env={
                 "working_dir": str(folder),
                 "excludes": request.excludes,
@@ -89,8 +98,20 @@ def submit(
         )
 
 
+def _name(config: Config | Evaluation) -> str:
+    """Of the run; of an evaluation that of its folder."""
+    if isinstance(config, Evaluation):
+        return re.sub(r"[^A-Za-z0-9._-]", "-", open_storage(config.output).uri.rpartition("/")[2])
+    return config.run.name
+
+
 def plan(
-    config: Config, path: Path, overrides: list[str], job: Job, directory: Path, local: bool
+    config: Config | Evaluation,
+    path: Path,
+    overrides: list[str],
+    job: Job,
+    directory: Path,
+    local: bool,
 ) -> Request:
     """The request for a job; `local`: all of the cluster is on this machine.
 
@@ -106,12 +127,16 @@ def plan(
 
         if below := base(path):
             files[str(Path(name).with_name(below.name))] = below
-    texts = _relative_texts(config) if job == "prepare" else {}
+    texts = _relative_texts(config) if job == "prepare" and isinstance(config, Config) else {}
     if local:
-        meant: dict[str, object] = {
-            key: str(Path(place).absolute())
-            for key, place in relative_folders(config, command).items()
-        }
+        meant: dict[str, object] = (
+            anchored(config)
+            if isinstance(config, Evaluation)
+            else {
+                key: str(Path(place).absolute())
+                for key, place in relative_folders(config, command).items()
+            }
+        )
         for key, names in texts.items():
             meant[key] = [str(Path(name).absolute()) if _is_text(name) else name for name in names]
         overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in meant.items())]

@@ -199,6 +199,12 @@ class Transformer(nn.Module):
 
         tokens, documents, labels: [batch, sequence]; positions labelled IGNORED do not count.
         """
+        return self.head(  # type: ignore[no-any-return]
+            self.hidden(tokens, documents), labels, chunk, reduction
+        )
+
+    def hidden(self, tokens: Tensor, documents: Tensor) -> Tensor:
+        """What the head reads: [batch, sequence, hidden]."""
         config = self.config
         table = rotary_table(
             tokens.shape[1],
@@ -213,7 +219,7 @@ class Transformer(nn.Module):
         x = self.embedding(tokens).clone()
         for block in self.blocks:
             x = block(x, table, mask)
-        return self.head(x, labels, chunk, reduction)  # type: ignore[no-any-return]
+        return x  # type: ignore[no-any-return]
 
 
 def count_parameters(model: nn.Module, trained: bool = False) -> int:
