@@ -40,12 +40,17 @@ def export(
         str | None,
         typer.Option(help="for the model card; else apache-2.0 of what was trained here"),
     ] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(help="an evaluation of the run, for the model card; may be repeated"),
+    ] = None,
     staging: Staging = None,
     debug: Debug = False,
 ) -> None:
     """Write a run's newest good checkpoint as transformers reads it, with tokenizer and model card."""
 
     def command(console: Console) -> None:
+        from panthalassa.evaluate.telling import for_card
         from panthalassa.exchange.export import explain, export
         from panthalassa.run_config import run_at
         from panthalassa.storage import open_storage
@@ -53,7 +58,8 @@ def export(
         tell = partial(console.print, soft_wrap=True, markup=False)
         size = int(shard_gigabytes * 1e9)
         target = open_storage(folder)
-        found = export(run_at(run), target, tell, dtype, size, licence, staging)
+        told = [for_card(open_storage(place)) for place in evaluation or []]
+        found = export(run_at(run), target, tell, dtype, size, licence, staging, told)
         show_rows(console, explain(found))
 
     run_command(command, debug)

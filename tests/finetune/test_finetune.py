@@ -9,24 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from llama import load_llama
 
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
 from panthalassa.exchange.export import export
+from panthalassa.exchange.load import open_model
+from panthalassa.exchange.weights import newest_good
 from panthalassa.finetune.config import load
 from panthalassa.finetune.run import finetune
 from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.cache import ShardCache
+from panthalassa.stream.order import evenly
+from panthalassa.stream.reader import Samples, ShardReader
 from panthalassa.train.audit import audit_run
 from panthalassa.train.checkpoint import committed, newest
 from panthalassa.train.events import Event, Step
+from panthalassa.train.micro_batch import micro_batches
 from panthalassa.train.run import Outcome
 
 CHANCE = random.Random(4)
+CPU = torch.device("cpu")
 WORDS = ["kate", "mori", "suna", "lope", "wida", "teka"]
 
 
 def ignore(event: Event) -> None:
+    pass
+
+
+def ignore_text(text: str) -> None:
     pass
 
 
@@ -91,6 +104,13 @@ def folder_of(outcome: Outcome) -> Storage:
 
 def losses(*outcomes: Outcome) -> dict[int, float]:
     return {step.step: step.loss for outcome in outcomes for step in outcome.history.steps}
+
+
+def held_out_samples(outcome: Outcome) -> Samples:
+    """All of them, as its evaluations read them."""
+    corpus = open_storage(outcome.config.corpus.directory)
+    reader = ShardReader(ShardCache(Path("unused"), 1, corpus), outcome.manifest)
+    return reader.fetch(evenly(outcome.manifest, "held_out", 64, 1000), 64)
 
 
 def held_out(outcome: Outcome) -> list[float]:
@@ -164,3 +184,35 @@ def test_what_can_not_be_tuned_is_refused_in_one_line(
         finetune(tuning("sft", "finetune.lora.rank=8"), ignore)
     with pytest.raises(PanthalassaError, match=r"model.lora is .* there, None here"):
         finetune(tuning("sft", "finetune.lora=null"), ignore)
+
+
+def test_adapters_are_merged_in_what_is_exported_asked_and_tuned_again(
+    tuning: Callable[..., Config], tmp_path: Path
+) -> None:
+    """The loss of the merged model is the one that the run measured with its adapters."""
+    outcome = finetune(tuning("sft", "evaluation.samples=1000"), ignore)
+    run, exported = folder_of(outcome), tmp_path / "exported"
+    merged = open_model(run, CPU)
+    samples = held_out_samples(outcome)
+    [batch] = micro_batches(samples, 1, len(samples), CPU)
+    with torch.no_grad():
+        loss = merged.model(batch.tokens, batch.documents, batch.labels).item() / samples.targets
+    assert loss == pytest.approx(held_out(outcome)[-1], abs=1e-4)
+
+    export(run, open_storage(str(exported)), ignore_text)
+    theirs = load_llama(exported)
+    ids = merged.tokenizer.encode("kate mori suna")
+    tokens = torch.tensor([[merged.tokenizer.bos, *ids]])
+    with torch.no_grad():
+        ours = merged.model(tokens, torch.zeros_like(tokens))
+        torch.testing.assert_close(ours, theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    card = (exported / "README.md").read_text()
+    assert "fine-tuned from" in card
+    assert "adapters of rank 4 (LoRA), which are merged" in card
+
+    again = tuning("dpo", f"finetune.start={run.uri}", "train.steps=4", directory="again")
+    preferred = finetune(again, ignore)
+    with newest_good(folder_of(preferred).below("base"), None, ignore_text) as base:
+        for name, weight in merged.model.named_parameters():
+            there = torch.cat(list(base.blocks(name, tuple(weight.shape)))).view_as(weight)
+            assert torch.equal(weight, there), name

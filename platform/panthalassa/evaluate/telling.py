@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from panthalassa.evaluate.metrics import AGGREGATES
-from panthalassa.evaluate.results import Figure, Metric, Results
+from panthalassa.evaluate.results import Figure, Metric, Results, read_results
+from panthalassa.exchange.card import Evaluation
+from panthalassa.storage import Storage
 
 Row = tuple[str, ...]
 
@@ -36,6 +38,15 @@ def parity(results: Results) -> Iterator[Row]:
                 value, bounds, n = _told(metric, metric.groups[group])
                 times = f"{metric.groups[group].value / other:.2f} x {first}" if other else ""
                 yield task, name, group, value, bounds, n, times
+
+
+def for_card(folder: Storage) -> Evaluation:
+    """An evaluation as the model card of what it asked tells it. Raises PanthalassaError."""
+    results = read_results(folder)
+    tables = [(HEADINGS, list(explain(results))), (PARITY_HEADINGS, list(parity(results)))]
+    return Evaluation(
+        folder.uri, results.model.digest, [(heads, rows) for heads, rows in tables if rows]
+    )
 
 
 def _told(metric: Metric, figure: Figure) -> Row:

@@ -42,8 +42,7 @@ def copy_weights(
             with read_folder(source, staging) as found:
                 return write_checkpoint(target, found.model, found, staging, optimizer=False)
         with newest_good(source, staging, tell) as weights:
-            model = Model.model_validate(weights.commit.model)
-            return write_checkpoint(target, model, weights, staging, optimizer=False)
+            return write_checkpoint(target, weights.commit.shape, weights, staging, optimizer=False)
 
 
 def _verified_copy(target: Storage, staging: str | None) -> Commit:
@@ -74,7 +73,7 @@ def shape_of(source: Storage) -> Model:
     with _named(source):
         if is_folder(source):
             return read_shape(source, read_sums(source))
-        return Model.model_validate(_newest(source).model)
+        return _newest(source).shape
 
 
 def tokenizer_of(source: Storage) -> bytes:

@@ -6,6 +6,7 @@ there only if one was made.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from panthalassa.config import Model
@@ -29,6 +30,11 @@ Part = TypeVar("Part")
 LICENCE = "apache-2.0"
 """Of a model that was trained here, as Hugging Face names it."""
 UNTOLD = "Not on record"
+OBJECTIVES = {
+    "sft": "on answers (supervised fine-tuning)",
+    "dpo": "on preferences (DPO), of which it is the reference",
+}
+"""What a fine-tuning of each kind learned from."""
 KEYS = {
     "global batch": "train.global_batch",
     "sequence length": "train.sequence_length",
@@ -41,8 +47,24 @@ KEYS = {
 """Of the configuration, that the card tells."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, as tables for people."""
+
+    uri: str
+    digest: str
+    """The SHA-256 of the commit of the checkpoint that it asked."""
+    tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
+    """The headings and the rows of each."""
+
+
 def card(
-    run: Storage, weights: Weights, model: Model, entries: Sequence[Entry], licence: str | None
+    run: Storage,
+    weights: Weights,
+    model: Model,
+    entries: Sequence[Entry],
+    licence: str | None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> str:
     """The content of README.md, for Hugging Face: properties in YAML, then the card."""
     commit, trained = weights.commit, bool(weights.commit.phases)
@@ -67,11 +89,12 @@ def card(
     ]
     if trained:
         lines += ["", "## Training", "", *_training(run, weights, tags)]
+        lines += _start(run)
         lines += ["", "## Data by language", "", *_data(run, weights, data)]
     else:
         lines += ["", "The weights were imported; what they were trained on is not on record here."]
-    if commit.evaluations:
-        lines += ["", "## Evaluation", "", *_evaluation(weights)]
+    if commit.evaluations or evaluations:
+        lines += ["", "## Evaluation", "", *_evaluation(weights, evaluations)]
     if trained:
         lines += ["", "## Energy and carbon", "", *_energy(run)]
         lines += ["", "## Hardware", "", _hardware(tags)]
@@ -134,12 +157,39 @@ def _data(run: Storage, weights: Weights, data: list[Language] | str) -> Iterato
     yield from _table(heads, map(row, data))
 
 
-def _evaluation(weights: Weights) -> Iterator[str]:
-    last = weights.commit.evaluations[-1]
+def _start(run: Storage) -> Iterator[str]:
+    """Of a fine-tuning: with what it began. What that was trained on, its own card tells."""
+    told = _or_reason(lambda: kept_tree(run).get("finetune"))
+    if not isinstance(told, dict):
+        return
+    how, lora = "in all of its weights", told.get("lora")
+    if isinstance(lora, dict):
+        how = (
+            f"by adapters of rank {lora.get('rank')} (LoRA), which are merged into the weights here"
+        )
+    yield ""
     yield (
-        f"Held-out loss {last.loss:.4f} nats a token after step {last.step:,}, over {last.tokens:,} "
-        "tokens of documents that were not trained on. No other evaluation is on record."
+        f"It was fine-tuned from `{_text(str(told.get('start')))}` "
+        f"{OBJECTIVES.get(str(told.get('objective')), UNTOLD)}, {how}. What that model had been trained "
+        "on, and what it took, is not part of this card."
     )
+
+
+def _evaluation(weights: Weights, evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    if weights.commit.evaluations:
+        last = weights.commit.evaluations[-1]
+        yield (
+            f"Held-out loss {last.loss:.4f} after step {last.step:,}, over {last.tokens:,} tokens of "
+            "documents that were not trained on."
+        )
+    if not evaluations:
+        yield "No other evaluation is on record."
+    for evaluation in evaluations:
+        yield ""
+        yield f"From `{_text(evaluation.uri)}`, of these very weights:"
+        for headings, rows in evaluation.tables:
+            yield ""
+            yield from _table(headings, rows)
 
 
 def _energy(run: Storage) -> Iterator[str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from panthalassa.config import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer, read_tokenizer
 from panthalassa.errors import CheckpointError, ConfigError
-from panthalassa.exchange.card import card
+from panthalassa.exchange.card import Evaluation, card
 from panthalassa.exchange.importing import FOLDER, kept_files
 from panthalassa.exchange.llama_folder import CONFIG, SUMS
 from panthalassa.exchange.weights import Weights, as_bytes, newest_good
@@ -79,23 +79,27 @@ def export(
     shard: int = SHARD,
     licence: str | None = None,
     staging: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> Exported:
     """Write the newest good checkpoint of a run to a folder, which must hold nothing else.
 
     dtype: of DTYPES; else as the weights are stored. shard: bytes of a file, at most. staging: a local
-    folder for files on their way from and to object storage. Raises PanthalassaError.
+    folder for files on their way from and to object storage. evaluations: of these
+    weights, for the model card. Raises PanthalassaError.
     """
     began = time.perf_counter()
     _refuse_occupied(run, target)
     with _named(run, target), newest_good(run, staging, tell) as weights:
-        model = Model.model_validate(weights.commit.model)
+        model = weights.commit.shape
         weight_of = {parameter.theirs: parameter.ours for parameter in parameters(model)}
         entries = [
             Entry(p.theirs, DTYPES[dtype] if dtype else weights.dtype(p.ours), p.shape)
             for p in parameters(model)
         ]
         files = safetensors.divide(entries, shard)
-        small = dict(_small_files(run, weights, model, entries, files, licence))
+        _refuse_others(evaluations, weights)
+        small = dict(_small_files(run, weights, model, entries, files))
+        small[CARD] = card(run, weights, model, entries, licence, evaluations).encode()
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
         claim = {
             "run": run.uri.rpartition("/")[2],
@@ -135,6 +139,17 @@ def _refuse_occupied(run: Storage, target: Storage) -> None:
             f"{target.uri} is not empty: there is {names[0]}. Choose another folder; an export never "
             "writes over what it did not write."
         )
+
+
+def _refuse_others(evaluations: Sequence[Evaluation], weights: Weights) -> None:
+    """Raises ConfigError for an evaluation of other weights."""
+    for evaluation in evaluations:
+        if evaluation.digest != weights.commit.sha256:
+            raise ConfigError(
+                f"{evaluation.uri} is an evaluation of other weights than those of {weights.name}: "
+                f"its model's SHA-256 is {evaluation.digest}, that of the checkpoint's commit "
+                f"{weights.commit.sha256}. Evaluate the run anew."
+            )
 
 
 def _claim(target: Storage, claim: bytes) -> None:
@@ -199,9 +214,8 @@ def _small_files(
     model: Model,
     entries: list[Entry],
     files: dict[str, list[Entry]],
-    licence: str | None,
 ) -> Iterator[tuple[str, bytes]]:
-    """All but the weights: of an imported model that was not trained here, what came with it."""
+    """All but weights and card: of an imported model that was not trained here, what came with it."""
     phases = weights.commit.phases
     dtype = str(entries[0].dtype).removeprefix("torch.")
     imported = kept_files(run)
@@ -220,7 +234,6 @@ def _small_files(
         raise ConfigError(f"{run.uri} has neither been trained nor imported: {FOLDER} is missing")
     if len(files) > 1:
         yield safetensors.INDEX, safetensors.index(files)
-    yield CARD, card(run, weights, model, entries, licence).encode()
 
 
 def _imported_config(content: bytes, dtype: str) -> dict[str, Any]:

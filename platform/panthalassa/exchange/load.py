@@ -107,7 +107,7 @@ def _from_run(
 ) -> Opened:
     with newest_good(run, staging, tell) as weights:
         commit = weights.commit
-        config = Model.model_validate(commit.model)
+        config = commit.shape
         tokenizer, length = _trained(run, commit) if commit.phases else _imported(run, config)
         model = _filled(config, weights, device, dtype)
         return Opened(model, tokenizer, f"{run.uri}, {weights.name}", commit.sha256, length)

@@ -3,6 +3,9 @@
 A checkpoint's files hold parts of tensors as the ranks had them (`train/tensor_files.py`). A block of
 rows is put together from the parts that it lies in, of which each gives some rows in one read. So no
 more than a block is in memory, however large the tensor and however many ranks there were.
+
+A run that trains adapters has the weights beneath them in a checkpoint of their own. What is read of it
+are the sums of both.
 """
 
 import math
@@ -16,10 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panthalassa.config_finetune import Lora
 from panthalassa.errors import CheckpointError, CorruptError, PanthalassaError
+from panthalassa.model.lora import ADAPTERS
 from panthalassa.storage import Storage
 from panthalassa.train import checkpoint
-from panthalassa.train.checkpoint import Commit
+from panthalassa.train.base import BASE
+from panthalassa.train.checkpoint import Commit, folder
 from panthalassa.train.restore import THREADS, check_file
 from panthalassa.train.staging import staged
 from panthalassa.train.tensor_files import INDEX, WEIGHTS, Reader
@@ -93,6 +99,31 @@ class Weights:
         return part.numel()
 
 
+class Merged(Weights):
+    """Of a run that trains adapters: W + (alpha / rank) B A (Hu et al. 2021) of each adapted matrix,
+    computed in fp32 and kept in the type of W. Besides a block of W, one adapter is in memory."""
+
+    def __init__(self, adapters: Weights, base: Weights, lora: Lora) -> None:
+        super().__init__(adapters.name, adapters.commit, adapters.directory)
+        self.base, self.rank, self.scale = base, lora.rank, lora.alpha / lora.rank
+
+    def dtype(self, parameter: str) -> torch.dtype:
+        return self.base.dtype(parameter)
+
+    def blocks(self, parameter: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        a, b = (f"{parameter.removesuffix('.weight')}.{adapter}" for adapter in ADAPTERS)
+        if WEIGHTS + a not in self._tensors:
+            yield from self.base.blocks(parameter, shape)
+            return
+        whole_a = torch.cat([*super().blocks(a, (self.rank, shape[1]))])
+        raised = torch.cat([*super().blocks(b, (shape[0], self.rank))])
+        first = 0
+        for block in self.base.blocks(parameter, shape):
+            update = raised[first : first + len(block)] @ whole_a
+            first += len(block)
+            yield (block.float() + self.scale * update).to(block.dtype)
+
+
 def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return tensor.view(-1).view(torch.uint8).numpy().data
@@ -135,6 +166,9 @@ def newest_good(
             tell(text)
         if corrupt or told:
             tell(f"the newest good checkpoint is {run.uri}/{found.name}")
+        if lora := found.commit.lora:
+            base = stack.enter_context(verified(run.below(BASE), folder(0), staging))
+            found = Merged(found, base, lora)
         yield found
 
 
