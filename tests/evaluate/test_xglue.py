@@ -10,7 +10,7 @@ from panthalassa.evaluate.metrics import AGGREGATES
 from panthalassa.evaluate.results import Scores, write_results
 from panthalassa.evaluate.task import Answer, Likelihood, Likely, Request
 from panthalassa.evaluate.tasks import open_task
-from panthalassa.evaluate.tasks.tags import entities
+from panthalassa.evaluate.tasks.tags import entities, read_tags
 from panthalassa.evaluate.tasks.xglue import LANGUAGES, xglue_average
 from panthalassa.storage import Storage, open_storage
 
@@ -112,6 +112,14 @@ def test_entities_are_those_of_the_shared_task() -> None:
     }
     assert entities(["I-PER", "I-LOC", "I-LOC"]) == {("PER", 0, 1), ("LOC", 1, 3)}
     assert entities(["O", "nonsense", "B-", "X-PER"]) == set()
+
+
+def test_a_tag_is_behind_the_last_space_whatever_the_word_is(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(
+        "1\u00a0000 CD I-NP NUM\r\n\u00a0 PUNCT\n \n\n-DOCSTART- -X- O\n\nJa X"
+    )
+    found = list(read_tags(open_storage(str(tmp_path)), "x"))
+    assert found == [(3, ["1\u00a0000", "\u00a0"], ["NUM", "PUNCT"]), (7, ["Ja"], ["X"])]
 
 
 def test_the_average_is_over_languages_and_then_over_tasks(data: Storage, tmp_path: Path) -> None:
