@@ -364,6 +364,7 @@ ALIASES = {
     "model": "config",
     "parallel": "config",
     "optimizer": "config",
+    "beside": "section",
     "evaluation": "setting",
     "guard": "setting",
     "stream": "settings",

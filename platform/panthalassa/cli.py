@@ -79,12 +79,13 @@ def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False)
 
     def command(console: Console) -> None:
         from panthalassa.config_file import load
+        from panthalassa.evaluate.beside import beside
         from panthalassa.train.display import Display, summarize
         from panthalassa.train.run import pretrain
 
         loaded = load(config, overrides)
         with Display(loaded, console, BEGAN) as display:
-            outcome = pretrain(loaded, display.show, debug, BEGAN)
+            outcome = pretrain(loaded, beside(loaded, display.show), debug, BEGAN)
         summarize(outcome, console)
 
     _run(command, debug)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from panthalassa.config_evaluation import Beside
 from panthalassa.config_finetune import Finetune
 from panthalassa.config_values import (
     Length,
@@ -266,6 +267,8 @@ class Evaluation(Section):
     """Tokens in a continuation."""
     sampling_temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)
     """0 takes the most likely token."""
+    beside: Beside | None = None
+    """Tasks that checkpoints are asked on resources of their own, while the training goes on."""
 
 
 class Tracking(Section):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from asked import LENGTH, TEXTS, save_model
 
+from panthalassa.config_evaluation import Asked
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.answering import Answerer
-from panthalassa.evaluate.config import Asked
 from panthalassa.evaluate.harness_data import offline, open_tasks
 from panthalassa.evaluate.metrics import AGGREGATES
 from panthalassa.evaluate.results import Scores
@@ -74,9 +74,7 @@ def score(model: Path, data: Path) -> Callable[..., dict[str, Scores]]:
     from panthalassa.evaluate.harness import HarnessModel, run
 
     opened = open_model(open_storage(str(model)), torch.device("cpu"))
-    adapter = HarnessModel(
-        Answerer(opened.model, opened.tokenizer, LENGTH, 2048).answers, opened.digest
-    )
+    adapter = HarnessModel(Answerer(opened.model, opened.tokenizer, LENGTH, 2048).answers)
 
     def find(name: str, **fields: Any) -> dict[str, Scores]:
         asked = Asked(name=f"harness:{name}", data=str(data), **fields)
@@ -107,7 +105,8 @@ def test_scores_are_those_of_transformers(
         pretrained=str(model), device="cpu", batch_size=4, add_bos_token=False if rolling else None
     )
     tasks = open_tasks(task, open_storage(str(data)), 0)
-    tasks[task].set_config("generation_kwargs", {"max_gen_toks": 16}, update=True)
+    if tasks[task].get_config("output_type") == "generate_until":
+        tasks[task].set_config("generation_kwargs", {"max_gen_toks": 16}, update=True)
     expected = evaluate(theirs, {"tasks": tasks, "groups": {}}, bootstrap_iters=0, log_samples=True)
     monkeypatch.setattr("panthalassa.evaluate.harness.NEW_TOKENS", 16)
     (found,) = score(task, settings={"num_fewshot": 0}).values()

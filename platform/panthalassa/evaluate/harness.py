@@ -18,8 +18,8 @@ from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.evaluator import evaluate
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from panthalassa.config_evaluation import PREFIX, Asked
 from panthalassa.errors import ConfigError, PanthalassaError
-from panthalassa.evaluate.config import PREFIX, Asked
 from panthalassa.evaluate.harness_data import open_tasks
 from panthalassa.evaluate.results import Scores, scores
 from panthalassa.evaluate.task import (
@@ -54,13 +54,9 @@ SUMS: Mapping[str, tuple[str, Sums]] = {
 class HarnessModel(LM):  # type: ignore[misc]
     """What the harness takes for a model."""
 
-    def __init__(self, answers: Callable[[Sequence[Request]], list[Answer]], name: str) -> None:
+    def __init__(self, answers: Callable[[Sequence[Request]], list[Answer]]) -> None:
         super().__init__()
-        self._answers, self._name = answers, name
-
-    @property
-    def tokenizer_name(self) -> str:
-        return self._name
+        self._answers = answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         found = self._likely([Likelihood(*request.args) for request in requests])

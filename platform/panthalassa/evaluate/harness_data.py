@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import TemplateError
 
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.storage import Storage
@@ -104,7 +105,7 @@ def _task(name: str, folder: Storage, shots: int | None, manager: Any) -> Any:
         raise PanthalassaError(f"{folder.uri} has no split {wanted}, which {name} asks about")
     try:
         return ConfigurableTask(config=config)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, TemplateError) as error:
         raise _unexpected(name, folder, error) from error
 
 
