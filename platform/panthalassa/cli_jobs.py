@@ -26,7 +26,7 @@ def submit(
     config: Annotated[Path, typer.Argument(help="configuration of the run, YAML")],
     overrides: Overrides = None,
     job: Annotated[
-        Literal["pretrain", "prepare", "sweep", "evaluate"],
+        Literal["pretrain", "prepare", "sweep", "finetune", "evaluate"],
         typer.Option(help="which of jobs/ to run"),
     ] = "pretrain",
     address: Address = None,

@@ -10,6 +10,7 @@ from functools import partial
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import MANIFEST, read_manifest
 from panthalassa.corpus.tokenizer import read_tokenizer
+from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import copy_weights, tokenizer_of
 from panthalassa.finetune.dpo import Preference
 from panthalassa.finetune.prepare import prepare_chats
@@ -56,4 +57,14 @@ def _tokenizer(config: Config) -> bytes:
 def _place_weights(config: Config, tell: Callable[[str], None], run: Storage) -> None:
     assert config.finetune
     source = open_storage(config.finetune.start)
-    copy_weights(source, run.below(BASE), config.checkpoint.staging_directory, tell)
+    base = copy_weights(source, run.below(BASE), config.checkpoint.staging_directory, tell)
+    ours = config.model.identity()
+    if differs := [
+        f"model.{key} is {value} there, {ours[key]} here"
+        for key, value in base.model.items()
+        if ours[key] != value
+    ]:
+        raise ConfigError(
+            f"{source.uri} is another model than the configuration's: {'; '.join(differs)}. Leave "
+            "out the section model: it is then that of finetune.start."
+        )

@@ -15,7 +15,7 @@ from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.evaluate import config as evaluation
 from panthalassa.evaluate.config import Evaluation
 
-Command = Literal["train", "prepare", "sweep", "evaluate"]
+Command = Literal["train", "prepare", "sweep", "finetune", "evaluate"]
 JOIN = "cluster.address=auto"
 
 
@@ -40,11 +40,15 @@ def read_config(path: Path, overrides: list[str], command: Command) -> Config | 
     """The configuration of a command's runs, or of an evaluation. Raises ConfigError."""
     if command == "evaluate":
         return evaluation.load(path, overrides)
-    if command != "sweep":
-        return load(path, overrides)
-    from panthalassa.sweep import space
+    if command == "sweep":
+        from panthalassa.sweep import space
 
-    return space.load(path, overrides).config
+        return space.load(path, overrides).config
+    if command == "finetune":
+        from panthalassa.finetune import config  # with it comes torch
+
+        return config.load(path, overrides)
+    return load(path, overrides)
 
 
 def relative_folders(config: Config | Evaluation, command: Command) -> dict[str, str]:
@@ -55,6 +59,8 @@ def relative_folders(config: Config | Evaluation, command: Command) -> dict[str,
         places = {"corpus.directory": config.corpus.directory}
         if command != "prepare":
             places["run.directory"] = config.run.directory
+        if config.finetune:
+            places["finetune.start"] = config.finetune.start
     return {key: place for key, place in places.items() if is_relative(place)}
 
 

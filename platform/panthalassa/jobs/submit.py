@@ -37,11 +37,12 @@ from panthalassa.tracking.provenance import COMMIT, commit
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-Job = Literal["pretrain", "prepare", "sweep", "evaluate"]
+Job = Literal["pretrain", "prepare", "sweep", "finetune", "evaluate"]
 COMMANDS: dict[str, Command] = {
     "pretrain": "train",
     "prepare": "prepare",
     "sweep": "sweep",
+    "finetune": "finetune",
     "evaluate": "evaluate",
 }
 STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
@@ -127,7 +128,8 @@ def plan(
 
         if below := base(path):
             files[str(Path(name).with_name(below.name))] = below
-    texts = _relative_texts(config) if job == "prepare" and isinstance(config, Config) else {}
+    reads_texts = job in ("prepare", "finetune") and isinstance(config, Config)
+    texts = _relative_texts(config) if reads_texts else {}
     if local:
         meant: dict[str, object] = (
             anchored(config)
