@@ -39,7 +39,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     tree = read(path)
     if isinstance(tree, dict) and "sweep" in tree:
         raise ConfigError(f"{path} is a sweep, of many runs: `panthalassa sweep {path}`")
-    if isinstance(tree, dict) and "finetune" in tree:
+    if isinstance(tree, dict) and tree.get("finetune"):
         raise ConfigError(f"{path} is a fine-tuning: `panthalassa finetune {path}`")
     return build(tree, overrides or [], str(path), Config)
 
