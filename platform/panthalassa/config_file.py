@@ -39,7 +39,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     tree = read(path)
     if isinstance(tree, dict) and "sweep" in tree:
         raise ConfigError(f"{path} is a sweep, of many runs: `panthalassa sweep {path}`")
-    if isinstance(tree, dict) and "finetune" in tree:
+    if isinstance(tree, dict) and tree.get("finetune"):
         raise ConfigError(f"{path} is a fine-tuning: `panthalassa finetune {path}`")
     return build(tree, overrides or [], str(path), Config)
 
@@ -81,9 +81,11 @@ def build(data: Any, overrides: list[str], origin: str, kind: type[Tree]) -> Tre
         raise ConfigError(f"{origin}: expected sections such as `train:`, found {found}")
     apply(data, overrides)
     try:
-        # A section of which nothing is left but its name (`stream:`) holds the defaults.
+        # A section of which nothing is left but its name (`stream:`) holds the defaults; one that a
+        # run may be without (`finetune: null`) is not there.
+        optional = {key for key, field in kind.model_fields.items() if field.default is None}
         return kind.model_validate(
-            {key: {} if value is None else value for key, value in data.items()}
+            {k: {} if v is None and k not in optional else v for k, v in data.items()}
         )
     except ValidationError as error:
         lines = dict.fromkeys(_explain(detail, kind) for detail in error.errors())

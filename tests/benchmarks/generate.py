@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,8 @@ from panthalassa.model.generate import generate, generate_batch
 from panthalassa.model.transformer import Transformer
 
 TARGET = 5.0
+WARM_UP = 64
+"""Tokens of the round that does not count."""
 PROMPT = [0]
 NEVER = -1
 LAPTOP = Path(__file__).parents[2] / "jobs" / "configs" / "laptop.yaml"
@@ -37,10 +40,21 @@ def opinionated() -> Transformer:
     return model
 
 
-def timed(action: Callable[[], list]) -> tuple[float, list]:
+def timed(action: Callable[..., list], *arguments: Any) -> tuple[float, list]:
     start = time.perf_counter()
-    found = action()
+    found = action(*arguments)
     return time.perf_counter() - start, found
+
+
+def measure(model: Transformer, length: int, batch: int) -> tuple[float, float, float]:
+    """Tokens a second with a cache, without, and of a batch with one."""
+    limit = length - len(PROMPT)
+    cached, found = timed(generate_batch, model, [PROMPT], limit)
+    recomputed, expected = timed(generate, model, PROMPT, limit, 0.0, 0, NEVER)
+    assert found == [expected]
+    prompts = [[*PROMPT, token] for token in range(batch)]
+    many, _ = timed(generate_batch, model, prompts, limit - 1)
+    return limit / cached, limit / recomputed, batch * (limit - 1) / many
 
 
 def main() -> None:
@@ -50,21 +64,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model, limit = opinionated(), arguments.tokens - len(PROMPT)
-    prompts = [[*PROMPT, token] for token in range(arguments.batch)]
-    with_cache, without, ratios, batched = [], [], [], []
-    for number in range(arguments.rounds + 1):
-        cached, found = timed(lambda: generate_batch(model, [PROMPT], limit))
-        recomputed, expected = timed(lambda: generate(model, PROMPT, limit, 0.0, 0, NEVER))
-        assert found == [expected]
-        many, _ = timed(lambda: generate_batch(model, prompts, limit - 1))
-        if number:  # the first round warms up
-            with_cache.append(limit / cached)
-            without.append(limit / recomputed)
-            ratios.append(recomputed / cached)
-            batched.append(len(prompts) * (limit - 1) / many)
+    model, length = opinionated(), arguments.tokens
+    measure(model, WARM_UP, arguments.batch)
+    rounds = [measure(model, length, arguments.batch) for _ in range(arguments.rounds)]
+    with_cache, without, batched = zip(*rounds, strict=True)
+    ratios = [cached / recomputed for cached, recomputed, _ in rounds]
     print(
-        f"up to {arguments.tokens} tokens: {statistics.median(with_cache):,.0f} tokens/s with a cache, "
+        f"up to {length} tokens: {statistics.median(with_cache):,.0f} tokens/s with a cache, "
         f"{statistics.median(without):,.1f} without; median ratio {statistics.median(ratios):.1f} "
         f"({min(ratios):.1f} to {max(ratios):.1f}); target at least {TARGET}\n"
         f"{arguments.batch} prompts at a time: {statistics.median(batched):,.0f} tokens/s"

@@ -39,7 +39,7 @@ class Opened:
     digest: str
     """The SHA-256 that identifies the weights: of a run that of its checkpoint's commit, of a folder
     that of the list of its files of weights."""
-    length: int | None
+    length: int | None = None
     """Tokens of the longest text that it was trained on, where that is known."""
 
     def notice(self, tokens: int) -> str | None:
