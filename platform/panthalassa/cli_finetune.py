@@ -20,13 +20,14 @@ def finetune(
     """Train a model on answers or preferences, or go on where the run of that name was."""
 
     def command(console: Console) -> None:
+        from panthalassa.evaluate.beside import beside
         from panthalassa.finetune.config import load
         from panthalassa.finetune.run import finetune
         from panthalassa.train.display import Display, summarize
 
         loaded = load(config, overrides)
         with Display(loaded, console, BEGAN) as display:
-            outcome = finetune(loaded, display.show, debug, BEGAN)
+            outcome = finetune(loaded, beside(loaded, display.show), debug, BEGAN)
         summarize(outcome, console)
 
     run_command(command, debug)
