@@ -13,12 +13,14 @@ from pydantic import BaseModel
 from panthalassa.config import PRESETS, Config, Stream
 from panthalassa.config_file import load, load_preparation
 from panthalassa.errors import ConfigError
+from panthalassa.finetune.config import load as load_tuning
 from panthalassa.sweep.config import SweptConfig
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "jobs" / "configs").glob("s[cw]*-*.yaml"))  # scaling-, sweep-
 EVALUATIONS = sorted((ROOT / "jobs" / "configs").glob("evaluate-*.yaml"))
-SHIPPED = sorted({*(ROOT / "jobs" / "configs").glob("*.yaml")} - {*SWEEPS, *EVALUATIONS})
+TUNINGS = sorted((ROOT / "jobs" / "configs").glob("finetune-*.yaml"))
+SHIPPED = sorted({*(ROOT / "jobs" / "configs").glob("*.yaml")} - {*SWEEPS, *EVALUATIONS, *TUNINGS})
 LAPTOP = ROOT / "jobs" / "configs" / "laptop.yaml"
 
 
@@ -54,7 +56,19 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     assert isinstance(load(path), Config)
 
 
+@pytest.mark.parametrize("path", TUNINGS, ids=lambda path: path.name)
+def test_every_shipped_fine_tuning_loads_and_says_so_where_another_command_is_given_it(
+    path: Path, tmp_path: Path
+) -> None:
+    config = load_tuning(path, ["model.preset=laptop"])
+    assert config.finetune is not None
+    assert "panthalassa finetune" in refused(path=path)
+    (tmp_path / "config.yaml").write_text(config.dump())
+    assert load_tuning(tmp_path / "config.yaml") == config
+
+
 def test_there_are_shipped_configurations() -> None:
+    assert {"qa", "summarisation", "code"} <= {path.stem.partition("-")[2] for path in TUNINGS}
     assert LAPTOP in SHIPPED
 
 
@@ -366,6 +380,7 @@ ALIASES = {
     "optimizer": "config",
     "beside": "section",
     "evaluation": "setting",
+    "finetune": "setting",
     "guard": "setting",
     "stream": "settings",
 }

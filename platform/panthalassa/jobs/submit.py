@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "prepare": "prepare",
     "sweep": "sweep",
     "finetune": "finetune",
+    "finetune": "finetune",
     "evaluate": "evaluate",
 }
 STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
@@ -128,8 +129,9 @@ def plan(
 
         if below := base(path):
             files[str(Path(name).with_name(below.name))] = below
-    reads_texts = job in ("prepare", "finetune") and isinstance(config, Config)
-    texts = _relative_texts(config) if reads_texts else {}
+    texts = {}
+    if job in ("prepare", "finetune") and isinstance(config, Config):
+        texts = _relative_texts(config)
     if local:
         meant: dict[str, object] = (
             anchored(config)
