@@ -1,8 +1,8 @@
 """How fast a run is exported, beside the plain copy of a file of as many bytes.
 
 `make bench-export`. Medians of rounds, each ratio within one round, so that a disk whose speed drifts
-treats both alike. Both read from the page cache and end with the bytes on the disk. An export hashes what
-it reads before it uses it, and what it writes. There are two kinds:
+treats both alike. Both read from the page cache and end with the bytes on the disk. An export hashes
+what it reads and what it writes. There are two kinds:
 
 - trained: a checkpoint of two ranks, whose weights it puts together;
 - imported: one of whole tensors, as an import leaves it.
@@ -99,9 +99,9 @@ def main() -> None:
                 statistics.median, zip(*rounds, strict=True)
             )
             print(
-                f"{kind}: {weights.stat().st_size / 1e6:.0f} MB of weights in {wall:.2f} s ({used:.2f} s of "
-                f"the processor), a plain copy in {copy_wall:.2f} s ({copy_used:.2f} s); median ratio "
-                f"{ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); target at least {TARGET}"
+                f"{kind}: {weights.stat().st_size / 1e6:.0f} MB of weights in {wall:.2f} s ({used:.2f} "
+                f"of the processor), a plain copy in {copy_wall:.2f} s ({copy_used:.2f}); median "
+                f"ratio {ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); target at least {TARGET}"
             )
 
 
