@@ -1,6 +1,6 @@
 """Fine-tuning as a job. `panthalassa submit --job finetune` sends it, or, from the repository's root:
 
-ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune-qa.yaml KEY=VALUE…
+ray job submit --working-dir . -- python jobs/finetune.py --config jobs/configs/finetune-qa.yaml KEY=VAL…
 """
 
 import sys
