@@ -43,7 +43,6 @@ COMMANDS: dict[str, Command] = {
     "prepare": "prepare",
     "sweep": "sweep",
     "finetune": "finetune",
-    "finetune": "finetune",
     "evaluate": "evaluate",
 }
 STOP_WAIT, STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 600
