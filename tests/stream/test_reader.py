@@ -24,6 +24,7 @@ from panthalassa.config import Stream
 from panthalassa.corpus.manifest import Manifest, Shard
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.storage import open_storage
+from panthalassa.stream import reader
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Curriculum, Phase
 from panthalassa.stream.order import Location, Mixture, Order, evenly
@@ -35,7 +36,6 @@ from panthalassa.stream.reader import (
     Batch,
     Samples,
     ShardReader,
-    _stay,
     _tasks,
     open_stream,
     segments,
@@ -364,11 +364,12 @@ def test_tasks_are_whole_blocks_and_not_too_many(total: int, block: int) -> None
         assert (one["end"] - one["first"]) % block == 0
 
 
-def test_processes_that_read_stay_where_no_cpu_is_free(ray_cluster: str) -> None:
+def test_processes_that_read_stay_for_a_while_where_no_cpu_is_free(ray_cluster: str) -> None:
     @ray.remote(num_cpus=0, runtime_env={"env_vars": {"FRESH": "processes"}})
-    def process(stays: bool) -> int:
-        if stays:
-            _stay()
+    def process(seconds: float) -> int:
+        reader.STAY_SECONDS = seconds
+        if seconds:
+            reader._stay()
         time.sleep(1)
         return os.getpid()
 
@@ -378,9 +379,12 @@ def test_processes_that_read_stay_where_no_cpu_is_free(ray_cluster: str) -> None
 
     busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
     ray.get(busy.ready.remote())
-    stays, ends = map(psutil.Process, ray.get([process.remote(True), process.remote(False)]))
-    assert stays != ends
-    ends.wait(timeout=20)
+    stays, leaves, ends = ray.get([process.remote(s) for s in (60.0, 1.5, 0.0)])
+    assert len({stays, leaves, ends}) == 3
+    until = time.monotonic() + 30
+    while psutil.pid_exists(ends) or psutil.pid_exists(leaves):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     time.sleep(1)
-    assert stays.is_running()
+    assert psutil.pid_exists(stays)
     ray.kill(busy)

@@ -40,7 +40,10 @@ READ_CPUS = 0.25
 BATCHES_AHEAD = 2
 PADDING = -1
 
+STAY_SECONDS = 60.0
+
 _owned: ray.ObjectRef[None] | None = None
+_leaving: threading.Timer | None = None
 
 Tokens = NDArray[np.int32]
 
@@ -310,14 +313,24 @@ def _tasks(total: int, block: int) -> list[dict[str, int]]:
 
 
 def _stay() -> None:
-    """Have Ray keep this process for later tasks: one that owns an object is not ended when idle.
+    """Have Ray keep this process for tasks of the next STAY_SECONDS: one that owns an object is not
+    ended when idle.
 
     On a node whose CPUs are all taken, it would be after a second, and the next task would begin with
-    seconds of imports.
+    seconds of imports. A process that stayed for good would take the place of others that are idle.
     """
+    global _owned, _leaving
+    if _leaving:
+        _leaving.cancel()
+    _owned = _owned or ray.put(None)
+    _leaving = threading.Timer(STAY_SECONDS, _let_go)
+    _leaving.daemon = True
+    _leaving.start()
+
+
+def _let_go() -> None:
     global _owned
-    if _owned is None:
-        _owned = ray.put(None)
+    _owned = None
 
 
 def _batch(columns: dict[str, Any], first: int) -> Batch:
