@@ -18,6 +18,7 @@ from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.config_file import load
 from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.finetune import config as tuning
 from panthalassa.jobs.driver import read_config
 from panthalassa.jobs.server import connect
 from panthalassa.jobs.submit import Request, plan, submit
@@ -44,6 +45,20 @@ def received(request: Request) -> tuple[list[str], Config]:
     """The command of a request, and the configuration as its driver reads it."""
     command = shlex.split(request.entrypoint)
     return command[:3], load(ROOT / command[3], command[4:])
+
+
+def test_a_fine_tuning_finds_its_start_and_its_examples_where_the_submitter_is(here: Path) -> None:
+    path, overrides = ROOT / "jobs" / "configs" / "finetune-laptop.yaml", ["model.preset=laptop"]
+    config = tuning.load(path, overrides)
+    request = plan(config, path, overrides, "finetune", ROOT, True)
+    command = shlex.split(request.entrypoint)
+    assert command[1] == "jobs/finetune.py"
+    found = tuning.load(ROOT / command[3], command[4:])
+    assert found.finetune is not None
+    assert found.finetune.start == f"{here}/runs/laptop"
+    assert found.corpus.sources == [f"{here}/data/languages/train.jsonl"]
+    with pytest.raises(ConfigError, match=r"finetune.start=runs/laptop.*: a relative folder lies"):
+        plan(config, path, overrides, "finetune", ROOT, False)
 
 
 def test_folders_are_meant_where_the_submitter_is_when_the_cluster_is_there_too(here: Path) -> None:
