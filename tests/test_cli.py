@@ -18,8 +18,8 @@ from panthalassa.corpus.manifest import MANIFEST
 from panthalassa.run_config import keep
 from panthalassa.storage import open_storage
 from panthalassa.stream.ledger import Attempt, Consumed, Ledger
+from panthalassa.train.check import check
 from panthalassa.train.checkpoint import COMMIT, committed, folder
-from panthalassa.train.run import check
 
 Run = Callable[..., Result]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import flip
 from click.testing import Result
 from llama import save_llama
@@ -19,6 +20,11 @@ from typer.testing import CliRunner
 from panthalassa.cli import app
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.exchange.importing import import_model
+from panthalassa.exchange.load import open_model
+from panthalassa.finetune.chat import encode_question
+from panthalassa.model.generate import generate_batch
+from panthalassa.model.sampling import Sampling
+from panthalassa.model.text import continue_texts
 from panthalassa.storage import open_storage
 
 Run = Callable[..., Result]
@@ -100,6 +106,46 @@ def test_a_file_is_answered_line_by_line(generate: Run, tmp_path: Path) -> None:
     ]
 
 
+def test_a_chat_is_answered_in_the_same_way_wherever_it_comes_from(
+    generate: Run, tmp_path: Path
+) -> None:
+    options = ("--max-tokens", "20", "--temperature", "0")
+    answer = text(generate("the sea", "--chat", *options))
+    told = text(generate("the sea", "--chat", "--system", "the land", *options))
+    plain = text(generate("the sea", *options))
+    assert len({answer, told, plain}) == 3
+    user = {"role": "user", "content": "the sea"}
+    lines = [
+        {"messages": [user]},
+        {"messages": [{"role": "system", "content": "the land"}, user], "id": None},
+        {"prompt": "the sea"},
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def found(*more: str) -> list[object]:
+        result = text(generate("--file", str(path), *options, *more))
+        return [json.loads(line) for line in result.split("\n")]
+
+    continued = zip(lines, (answer, told, plain), strict=True)
+    assert found() == [{**line, "continuation": said} for line, said in continued]
+    continued = zip(lines, (answer, told, answer), strict=True)
+    assert found("--chat") == [{**line, "continuation": said} for line, said in continued]
+
+
+def test_an_answer_ends_where_the_turn_does(models: Path) -> None:
+    """The model is made to say `<|im_end|>` as its third token."""
+    opened = open_model(open_storage(str(models / "model")), torch.device("cpu"), torch.float32)
+    ids = encode_question(opened.tokenizer, "the sea")
+    [free] = generate_batch(opened.model, [ids], 8, Sampling(0.0))
+    ended = free.index(third := free[2])
+    rows = [third, Tokenizer.turn_end]
+    with torch.no_grad():
+        opened.model.head.weight[rows] = opened.model.head.weight[rows[::-1]].clone()
+    [found] = continue_texts(opened.model, opened.tokenizer, [ids], 8, Sampling(0.0))
+    assert found == opened.tokenizer.decode(free[:ended])
+
+
 def test_model_and_files_can_be_in_object_storage(
     models: Path, generate: Run, server: Server, s3: str
 ) -> None:
@@ -126,6 +172,7 @@ def test_mistakes_are_named_in_one_line(generate: Run, models: Path, tmp_path: P
     assert "the prompt is empty" in message(generate(stdin=""))
     assert "give one of them" in message(generate("the sea", "--file", "x"))
     assert "--out is for the results of --file" in message(generate("the sea", "--out", "x"))
+    assert "--system is for chats" in message(generate("the sea", "--system", "x"))
     assert "top_p=0.0: expected" in message(generate("the sea", "--top-p", "0"))
     assert "is not there: expected a run" in message(generate("x", model="nothing"))
     path = tmp_path / "prompts.jsonl"
@@ -138,6 +185,21 @@ def test_mistakes_are_named_in_one_line(generate: Run, models: Path, tmp_path: P
         (b"[1]", "line 1: Input should be an object"),
         (b"{", 'line 1: Invalid JSON: EOF while parsing an object at line 1 column 1; expected {"'),
         (b"\xff", "is no UTF-8"),
+        (b'{"text": "a"}', "line 1: there must be either a prompt or messages; expected"),
+        (b'{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "must be either"),
+        (b'{"messages": []}', "line 1: messages: Tuple should have at least 1 item"),
+        (
+            b'{"messages": [{"role": "cat", "content": "a"}]}',
+            "line 1: messages.0.role: Input should",
+        ),
+        (
+            b'{"messages": [{"role": "user", "content": 7}]}',
+            "line 1: messages.0.content: Input should",
+        ),
+        (
+            b'{"messages": [{"role": "assistant", "content": "a"}]}',
+            "the last of the messages must be",
+        ),
     ):
         path.write_bytes(content)
         assert told in message(generate("--file", str(path)))

@@ -38,10 +38,17 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="end before this string; can be repeated")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="a prompt is what a user says, and is answered")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="with --chat: what the system says before a prompt")
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
-            help='prompts, local or s3://: one a line, or .jsonl of {"prompt": …}', metavar="FILE"
+            help='prompts, local or s3://: one a line, or .jsonl of {"prompt": …} or {"messages": …}',
+            metavar="FILE",
         ),
     ] = None,
     out: Annotated[
@@ -51,29 +58,35 @@ def generate(
     staging: Staging = None,
     debug: Debug = False,
 ) -> None:
-    """Continue a prompt, or each of a file, with a run's newest good checkpoint or an export."""
+    """Continue or answer a prompt, or each of a file, with a run's newest checkpoint or an export."""
 
     def command(console: Console) -> None:
         if file and prompt is not None:
             raise ConfigError("there are a prompt and --file: give one of them")
         if out and not file:
             raise ConfigError("--out is for the results of --file; redirect stdout instead")
+        if system and not chat:
+            raise ConfigError("--system is for chats: give --chat, too")
 
         from panthalassa.exchange.prompts import Prompt, read_prompts, write_results
         from panthalassa.model.sampling import Sampling
 
         setting = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         prompts = read_prompts(file) if file else [Prompt(prompt=_given(prompt))]
-        texts = [asked.prompt for asked in prompts]
 
         from panthalassa.exchange.load import open_here
-        from panthalassa.model.text import continue_texts, ids_of
+        from panthalassa.model.text import continue_texts
 
         tell = partial(print, file=sys.stderr)
         opened = open_here(run, staging, tell)
-        longest = max(len(ids_of(opened.tokenizer, text)) for text in texts)
-        if notice := opened.notice(longest + max_tokens):
-            tell(notice)
+        asked = [one.ids(opened.tokenizer, chat, system) for one in prompts]
+        formats = sorted({one.is_chat(chat) for one in prompts})
+        for notice in (
+            opened.notice(max(map(len, asked)) + max_tokens),
+            *map(opened.notice_of_format, formats),
+        ):
+            if notice:
+                tell(notice)
         ask = partial(
             continue_texts,
             opened.model,
@@ -84,13 +97,13 @@ def generate(
         )
         if not file:
             try:
-                ask(texts, show=lambda _, piece: typer.echo(piece.encode(), nl=False))
+                ask(asked, show=lambda _, piece: typer.echo(piece.encode(), nl=False))
             finally:
                 typer.echo()
             return
         results: list[str] = []
-        for start in range(0, len(texts), ROUND):
-            found = ask(texts[start : start + ROUND])
+        for start in range(0, len(asked), ROUND):
+            found = ask(asked[start : start + ROUND])
             lines = [p.result(text) for p, text in zip(prompts[start:], found, strict=False)]
             results += lines
             if not out:

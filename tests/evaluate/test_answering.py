@@ -60,7 +60,7 @@ def test_a_likelihood_is_that_of_the_text_alone(
 
 def test_a_continuation_that_is_likely_is_greedy(opened: Opened) -> None:
     ids = [opened.tokenizer.bos, *opened.tokenizer.encode("the cat")]
-    said = opened.tokenizer.decode(generate(opened.model, ids, 1, 0.0, 0, opened.tokenizer.eos))
+    said = opened.tokenizer.decode(generate(opened.model, ids, 1, 0.0, 0, opened.tokenizer.ends))
     requests = [Likelihood("the cat", said), Likelihood("the cat", " mat"), Likelihood("", "")]
     greedy, other, nothing = answerer(opened).answers(requests)
     assert isinstance(greedy, Likely)
@@ -117,7 +117,7 @@ def test_generations_are_those_of_the_model_alone(opened: Opened) -> None:
     requests: list[Request] = [Generation(prompt, new_tokens=16) for prompt in prompts]
     for prompt, said in zip(prompts, answerer(opened).answers(requests), strict=True):
         ids = [opened.tokenizer.bos, *opened.tokenizer.encode(prompt)][-(LENGTH - 16) :]
-        alone = generate(opened.model, ids, 16, 0.0, 0, opened.tokenizer.eos)
+        alone = generate(opened.model, ids, 16, 0.0, 0, opened.tokenizer.ends)
         assert said == opened.tokenizer.decode(alone)
 
 
@@ -141,5 +141,5 @@ def test_in_a_chat_the_context_is_what_a_user_says(opened: Opened) -> None:
     plain = answerer(opened).answers([request, Rolling("the cat")])
     assert said[0] != plain[0]
     assert said[2] == plain[1]
-    alone = generate(opened.model, spelled, 8, 0.0, 0, opened.tokenizer.eos)
+    alone = generate(opened.model, spelled, 8, 0.0, 0, opened.tokenizer.ends)
     assert said[1] == opened.tokenizer.decode(alone)

@@ -80,7 +80,7 @@ def test_it_says_in_transformers_what_the_run_says(
     assert differ(ours, theirs, length=64) < 1e-4
     prompt = [0, 40, 41, 42]
     said = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)
-    expected = generate(ours, prompt, 40, 0.0, seed=0, stop=Tokenizer.eos)
+    expected = generate(ours, prompt, 40, 0.0, seed=0, stop_ids=Tokenizer.ends)
     assert [id for id in said[0, 4:].tolist() if id != Tokenizer.eos] == expected
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
 

@@ -45,7 +45,7 @@ def test_it_says_the_same_and_comes_back_byte_for_byte(kind: str, tmp_path: Path
     prompt = [5, 17, 300]
     ids = torch.tensor([prompt])
     said = theirs.generate(ids, max_new_tokens=60, do_sample=False, eos_token_id=-1)[0, 3:].tolist()
-    assert generate(ours, prompt, 60, 0.0, seed=0, stop=-1) == said
+    assert generate(ours, prompt, 60, 0.0, seed=0, stop_ids=()) == said
     assert len(set(said)) > 3
     exported(tmp_path / "run", tmp_path / "back", shard=100_000)
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 2

@@ -12,7 +12,7 @@ from panthalassa.model.kv_cache import KVCache
 from panthalassa.model.sampling import Sampling
 from panthalassa.model.transformer import Transformer
 
-NEVER = -1
+NEVER: tuple[int, ...] = ()
 
 
 VARIANTS = {
@@ -57,29 +57,29 @@ def test_temperature_zero_takes_the_most_likely_token(model: Transformer, length
     prompt = list(range(length))
     expected = greedy(model, prompt, 12)
     assert len(set(expected)) > 3
-    assert generate(model, prompt, 12, 0.0, seed=1, stop=NEVER) == expected
-    assert generate(model, prompt, 12, 0.0, seed=2, stop=NEVER) == expected
+    assert generate(model, prompt, 12, 0.0, seed=1, stop_ids=NEVER) == expected
+    assert generate(model, prompt, 12, 0.0, seed=2, stop_ids=NEVER) == expected
     assert prompt == list(range(length))
 
 
 def test_the_stop_id_ends_a_continuation_and_is_not_part_of_it(model: Transformer) -> None:
     free = greedy(model, [7, 8, 9], 12)
     for stop in free:
-        found = generate(model, [7, 8, 9], 12, 0.0, seed=0, stop=stop)
+        found = generate(model, [7, 8, 9], 12, 0.0, seed=0, stop_ids=(stop,))
         assert found == free[: free.index(stop)]
 
 
 def test_the_limit_is_kept(model: Transformer) -> None:
-    assert generate(model, [1], 0, 0.0, seed=0, stop=NEVER) == []
-    assert len(generate(model, [1], 5, 1.0, seed=0, stop=NEVER)) == 5
+    assert generate(model, [1], 0, 0.0, seed=0, stop_ids=NEVER) == []
+    assert len(generate(model, [1], 5, 1.0, seed=0, stop_ids=NEVER)) == 5
 
 
 def test_sampling_is_fixed_by_its_seed(model: Transformer) -> None:
     torch.manual_seed(1)
-    first = generate(model, [1, 2], 12, 1.0, seed=3, stop=NEVER)
+    first = generate(model, [1, 2], 12, 1.0, seed=3, stop_ids=NEVER)
     torch.manual_seed(2)
-    assert generate(model, [1, 2], 12, 1.0, seed=3, stop=NEVER) == first
-    assert generate(model, [1, 2], 12, 1.0, seed=4, stop=NEVER) != first
+    assert generate(model, [1, 2], 12, 1.0, seed=3, stop_ids=NEVER) == first
+    assert generate(model, [1, 2], 12, 1.0, seed=4, stop_ids=NEVER) != first
 
 
 def test_a_higher_temperature_leaves_the_most_likely_token_more_often(model: Transformer) -> None:

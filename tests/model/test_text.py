@@ -78,7 +78,8 @@ def model() -> Transformer:
 
 
 def test_texts_are_shown_as_they_are_returned(model: Transformer, tokenizer: Tokenizer) -> None:
-    prompts, sampling = ["the sea", "θάλασσα and", "x"], Sampling(1.0, seed=2)
+    prompts = [ids_of(tokenizer, text) for text in ("the sea", "θάλασσα and", "x")]
+    sampling = Sampling(1.0, seed=2)
     shown = ["", "", ""]
 
     def show(number: int, piece: str) -> None:

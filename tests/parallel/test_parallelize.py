@@ -250,10 +250,10 @@ def test_kept_weights_are_gathered_and_reduced_once_a_step(ranks: Any) -> None:
 
 def continuations(config: Config) -> list[int]:
     run = TinyRun(config)
-    return generate(run.model, [3, 1, 4, 1, 5], 8, 0.0, 0, stop=-1)
+    return generate(run.model, [3, 1, 4, 1, 5], 8, 0.0, 0, stop_ids=())
 
 
 def test_a_sharded_model_continues_a_prompt_as_a_whole_one_does(ranks: Any) -> None:
-    expected = generate(unsharded(tiny()), [3, 1, 4, 1, 5], 8, 0.0, 0, stop=-1)
+    expected = generate(unsharded(tiny()), [3, 1, 4, 1, 5], 8, 0.0, 0, stop_ids=())
     for found in ranks(4, continuations, tiny("parallel.tp_size=2")):
         assert found == expected

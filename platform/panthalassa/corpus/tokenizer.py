@@ -49,13 +49,14 @@ WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s{1,128}(?!\S)|\
 
 class Tokenizer:
     """A trained vocabulary; `bos`, `eos` and `pad` are the ids of its delimiters, `turn_start` and
-    `turn_end` those around a message of a chat."""
+    `turn_end` those around a message of a chat. One of `ends` ends what a model says."""
 
     bos: Final = SPECIAL.index("<|bos|>")
     eos: Final = SPECIAL.index("<|eos|>")
     pad: Final = SPECIAL.index("<|pad|>")
     turn_start: Final = SPECIAL.index("<|im_start|>")
     turn_end: Final = SPECIAL.index("<|im_end|>")
+    ends: Final = (eos, turn_end)
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         if tuple(core.id_to_token(index) for index in range(len(SPECIAL))) != SPECIAL:

@@ -140,7 +140,7 @@ class Answerer:
             prompts,
             limit,
             [Sampling(request.temperature, seed=request.sample) for request in asked],
-            (self.tokenizer.eos, self.tokenizer.turn_end),
+            self.tokenizer.ends,
             watch,
             max(1, self.batch_tokens // (max(map(len, prompts)) + limit)),
         )

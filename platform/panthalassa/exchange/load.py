@@ -25,6 +25,7 @@ from panthalassa.exchange.weights import newest_good
 from panthalassa.model.transformer import Transformer
 from panthalassa.run_config import run_at
 from panthalassa.storage import Storage
+from panthalassa.train.audit import kept_manifest
 from panthalassa.train.checkpoint import Commit
 
 
@@ -41,6 +42,8 @@ class Opened:
     that of the list of its files of weights."""
     length: int | None = None
     """Tokens of the longest text that it was trained on, where that is known."""
+    chats: bool | None = None
+    """Whether it was trained on chats last, where that is known."""
 
     def notice(self, tokens: int) -> str | None:
         """What is to be told of texts of so many tokens, if anything is."""
@@ -50,6 +53,14 @@ class Opened:
             f"texts of up to {tokens:,} tokens are asked for; {self.name} was trained on texts of up to "
             f"{self.length:,}, and may lose the thread beyond that"
         )
+
+    def notice_of_format(self, chat: bool) -> str | None:
+        """What is to be told of prompts in the chat format, or not in it, if anything is."""
+        if self.chats is None or self.chats == chat:
+            return None
+        if chat:
+            return f"{self.name} was not trained on chats: it may not answer as an assistant does"
+        return f"{self.name} was fine-tuned on chats: with --chat a prompt is what a user says"
 
 
 class _Source(Protocol):
@@ -109,12 +120,18 @@ def _from_run(
         commit = weights.commit
         config = commit.shape
         tokenizer, length = _trained(run, commit) if commit.phases else _imported(run, config)
+        chats = _on_chats(run, commit) if commit.phases else None
         model = _filled(config, weights, device, dtype)
-        return Opened(model, tokenizer, f"{run.uri}, {weights.name}", commit.sha256, length)
+        name = f"{run.uri}, {weights.name}"
+        return Opened(model, tokenizer, name, commit.sha256, length, chats)
 
 
 def _trained(run: Storage, commit: Commit) -> tuple[Tokenizer, int | None]:
     return trained_tokenizer(run, commit.phases[-1].corpus), trained_length(commit)
+
+
+def _on_chats(run: Storage, commit: Commit) -> bool:
+    return kept_manifest(run, commit.phases[-1].corpus).objective is not None
 
 
 def _imported(run: Storage, model: Model) -> tuple[Tokenizer, int | None]:

@@ -1,34 +1,65 @@
-"""Files of prompts: in as lines of text or of JSON, out as lines of JSON with what continues each."""
+"""Prompts and chats to be answered, also in files: in as lines of text or of JSON, out as lines of JSON
+with what continues each."""
 
 import json
 from collections.abc import Sequence
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError
+from panthalassa.finetune.chat import Message, encode_prompt, encode_question
+from panthalassa.model.text import ids_of
 from panthalassa.storage import Storage, open_storage
 
 LARGEST = 256 << 20
 """Bytes of a file of prompts."""
 JSON_LINES = (".jsonl", ".ndjson")
+MOST_MESSAGES = 10_000
 
 
 class Prompt(BaseModel):
-    """A line of JSON; what else it has stands in the result, too."""
+    """A line of JSON: a `prompt`, or `messages` that the assistant answers. What else it has stands in
+    the result, too."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    prompt: str = Field(min_length=1)
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    messages: (
+        Annotated[tuple[Message, ...], Field(min_length=1, max_length=MOST_MESSAGES)] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_to_answer(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("there must be either a prompt or messages")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError("the last of the messages must be a user's")
+        return self
+
+    def is_chat(self, chat: bool) -> bool:
+        """Whether it is put in the chat format: messages are, and a prompt where that is asked for."""
+        return chat or self.messages is not None
+
+    def ids(self, tokenizer: Tokenizer, chat: bool, system: str | None) -> list[int]:
+        """What the model is given. chat: a prompt is what a user says, behind what `system` says."""
+        if self.messages is not None:
+            return encode_prompt(tokenizer, self.messages)
+        assert self.prompt is not None
+        if chat:
+            return encode_question(tokenizer, self.prompt, system)
+        return ids_of(tokenizer, self.prompt)
 
     def result(self, text: str) -> str:
         """A line of JSON."""
-        content = {**self.model_dump(mode="json"), "continuation": text}
+        content = {**self.model_dump(mode="json", exclude_unset=True), "continuation": text}
         return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def read_prompts(place: str) -> list[Prompt]:
-    """The prompts of a local file or an `s3://` object: each line is one, or {"prompt": …} when its name
-    ends with one of JSON_LINES. Raises ConfigError that names the line."""
+    """The prompts of a local file or an `s3://` object: each line is one, or the JSON of a
+    Prompt when its name ends with one of JSON_LINES. Raises ConfigError that names the line."""
     lines = _text(place).split("\n")  # and at nothing else, which JSON may hold within its strings
     while lines and not lines[-1].strip():
         lines.pop()
@@ -48,9 +79,10 @@ def _prompt(place: str, number: int, line: str) -> Prompt:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
+        told = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{place}, line {number}: {field + ': ' if field else ''}{first['msg']}; expected "
-            '{"prompt": "…"}'
+            f"{place}, line {number}: {field + ': ' if field else ''}{told}; expected "
+            '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
         ) from error
 
 

@@ -51,6 +51,12 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return [*ids.tolist(), *_beginning(tokenizer, ANSWERING)]
 
 
+def encode_question(tokenizer: Tokenizer, text: str, system: str | None = None) -> list[int]:
+    """The ids of a chat in which a user says `text`, behind what the system says, up to the answer."""
+    before = [Message(role="system", content=system)] if system else []
+    return encode_prompt(tokenizer, [*before, Message(role="user", content=text)])
+
+
 def _beginning(tokenizer: Tokenizer, role: str) -> list[int]:
     return [tokenizer.turn_start, *tokenizer.encode(f"{role}\n")]
 

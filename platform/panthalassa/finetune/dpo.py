@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.finetune.chat import encode_question
 from panthalassa.model.lora import without_adapters
 from panthalassa.model.transformer import Transformer
 from panthalassa.stream.reader import Samples
@@ -37,6 +39,9 @@ class Preference:
         number = torch.arange(chosen.shape[1], device=chosen.device)
         losses = -F.logsigmoid(self.beta * (chosen - rejected))
         return torch.where(number <= pairs, losses, 0.0).sum()
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        return encode_question(tokenizer, text)
 
 
 def _loss_of_each(model: Transformer, batch: MicroBatch, chunk: int) -> Tensor:

@@ -14,10 +14,10 @@ from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import copy_weights, tokenizer_of
 from panthalassa.finetune.dpo import Preference
 from panthalassa.finetune.prepare import prepare_chats
+from panthalassa.finetune.sft import Answers
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train.base import BASE
 from panthalassa.train.events import Event, Notice
-from panthalassa.train.objective import NextToken
 from panthalassa.train.run import Beginning, Outcome, pretrain
 
 
@@ -40,7 +40,7 @@ def finetune(
         show(Notice(text))
 
     prepare_chats(config.corpus, _tokenizer(config), setting.objective, tell)
-    objective = Preference(setting.beta) if setting.objective == "dpo" else NextToken()
+    objective = Preference(setting.beta) if setting.objective == "dpo" else Answers()
     beginning = Beginning(objective, partial(_place_weights, config, tell))
     return pretrain(config, show, debug, began, stopping, beginning)
 

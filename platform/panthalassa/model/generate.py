@@ -71,15 +71,15 @@ def generate(
     limit: int,
     temperature: float,
     seed: int,
-    stop: int,
+    stop_ids: Container[int],
     tp_size: int = 1,
 ) -> list[int]:
-    """At most `limit` ids that continue `prompt` (ids), up to the id `stop`.
+    """At most `limit` ids that continue `prompt` (ids), up to one of `stop_ids`, without it.
 
     tp_size: ranks over which the model splits sequences.
     """
     text = _Text(0, prompt, Sampling(temperature, seed=seed))
-    _continue(_Recomputed(model, tp_size), [text], limit, (stop,), None)
+    _continue(_Recomputed(model, tp_size), [text], limit, stop_ids, None)
     return text.found
 
 

@@ -63,15 +63,16 @@ def ids_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def continue_texts(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     limit: int,
     sampling: Sampling | Sequence[Sampling],
     stop: Sequence[str] = (),
     show: Show | None = None,
     batch: int = BATCH,
 ) -> list[str]:
-    """What continues each prompt, by at most `limit` tokens, up to the end of a document or one of the
-    strings `stop`. `show` gets it as it comes; the rest is as in `generate_batch`."""
+    """What continues each prompt (ids), by at most `limit` tokens, up to the end of a document or of a
+    turn, or one of the strings `stop`. `show` gets it as it comes; the rest is as in
+    `generate_batch`."""
     streams = [TextStream(tokenizer, stop) for _ in prompts]
 
     def watch(number: int, token: int) -> bool:
@@ -81,8 +82,7 @@ def continue_texts(
             show(number, piece)
         return stream.stopped
 
-    ids = [ids_of(tokenizer, prompt) for prompt in prompts]
-    generate_batch(model, ids, limit, sampling, (tokenizer.eos,), watch, batch)
+    generate_batch(model, prompts, limit, sampling, tokenizer.ends, watch, batch)
     for number, stream in enumerate(streams):
         piece = stream.end()
         if show and piece:

@@ -30,10 +30,11 @@ from panthalassa.sweep.results import Trial, all_failed, ancestry, told, trials
 from panthalassa.sweep.space import Plan
 from panthalassa.sweep.tuning import check_dashboard, run_trials
 from panthalassa.tracking.mlflow_store import store_uri
+from panthalassa.train.check import check
 from panthalassa.train.display import STOPPED
 from panthalassa.train.events import Event, Notice
 from panthalassa.train.placement import survey
-from panthalassa.train.run import PATIENCE, check, on_signals
+from panthalassa.train.run import PATIENCE, on_signals
 from panthalassa.train.stop import StopRequests
 
 MAY_CHANGE = (

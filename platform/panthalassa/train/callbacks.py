@@ -78,7 +78,7 @@ class Continuations(Callback):
     def on_end(self, run: TrainingRun) -> None:
         setting = run.config.evaluation
         for prompt in setting.prompts if not run.interrupted else []:
-            ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
+            ids = run.objective.prompt(self.tokenizer, prompt)
             room = run.config.train.sequence_length - len(ids)
             text = generate(
                 run.model,
@@ -86,7 +86,7 @@ class Continuations(Callback):
                 min(setting.new_tokens, room),
                 setting.sampling_temperature,
                 run.config.run.seed,
-                self.tokenizer.eos,
+                self.tokenizer.ends,
                 run.mesh["tp"].size(),
             )
             run.poster.post(Generated(prompt, self.tokenizer.decode(text)))

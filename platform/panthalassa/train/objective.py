@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.model.text import ids_of
 from panthalassa.model.transformer import Transformer
 from panthalassa.stream.reader import Samples
 from panthalassa.train.micro_batch import MicroBatch
@@ -22,6 +24,9 @@ class Objective(Protocol):
     def loss(self, model: Transformer, batch: MicroBatch, chunk: int) -> Tensor:
         """Summed over the units of a micro-batch; logits exist for `chunk` positions at once."""
 
+    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """The ids of a text that the model shall continue, as samples put it."""
+
 
 class NextToken:
     """The cross-entropy (nats) of each token that counts, given those before it."""
@@ -33,3 +38,6 @@ class NextToken:
 
     def loss(self, model: Transformer, batch: MicroBatch, chunk: int) -> Tensor:
         return model(batch.tokens, batch.documents, batch.labels, chunk)  # type: ignore[no-any-return]
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        return ids_of(tokenizer, text)

@@ -16,21 +16,18 @@ import ray
 from ray.exceptions import RayActorError
 
 from panthalassa.cluster import connected
-from panthalassa.config import Config, sequence_lengths
-from panthalassa.corpus.manifest import Manifest, read_manifest
+from panthalassa.config import Config
+from panthalassa.corpus.manifest import Manifest
 from panthalassa.energy.account import Account
 from panthalassa.energy.ledger import EnergyLedger
-from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.errors import PanthalassaError
 from panthalassa.lease import Lease
-from panthalassa.model.flops import peak_of
-from panthalassa.run_config import CONFIG, folder_of, keep, kept_tree
+from panthalassa.run_config import folder_of, keep
 from panthalassa.storage import Storage, open_storage
-from panthalassa.stream.ledger import accounts
-from panthalassa.tracking.mlflow_store import store_uri
 from panthalassa.tracking.prometheus import Gauges
 from panthalassa.tracking.tracker import Tracker
 from panthalassa.train import board as boards
-from panthalassa.train.checkpoint import newest
+from panthalassa.train.check import check
 from panthalassa.train.elastic import Elastic
 from panthalassa.train.energy import entry
 from panthalassa.train.events import (
@@ -55,7 +52,7 @@ from panthalassa.train.goodput import Goodput, goodput_metrics
 from panthalassa.train.goodput_ledger import GoodputLedger
 from panthalassa.train.objective import NextToken, Objective
 from panthalassa.train.stop import StopRequests
-from panthalassa.train.worker import Task, open_curriculum
+from panthalassa.train.worker import Task
 
 RECENT = 1000
 """Steps that are remembered one by one, at least."""
@@ -164,64 +161,6 @@ class Beginning:
     place_weights: Callable[[Storage], None] = lambda run: None
     """Called with the run's folder, which is this command's own, before Ray starts: puts there the
     weights that the run begins with."""
-
-
-def check(config: Config) -> Manifest:
-    """Refuse what can not be run, before anything starts; returns the corpus.
-
-    Raises PanthalassaError for a missing corpus, one that does not fit the configuration, a run of
-    that name with another model or corpus, an unknown GPU, and a store that MLflow does not have.
-    """
-    manifest = read_manifest(open_storage(config.corpus.directory))
-    longest = manifest.sequence_length
-    for key, length in sequence_lengths(config):
-        if longest % length:
-            raise ConfigError(
-                f"{key}={length} does not fit the corpus at {config.corpus.directory}, whose samples "
-                f"have {longest} tokens: it must divide that. "
-                "Change it, or prepare a corpus with another corpus.sequence_length."
-            )
-    if manifest.vocabulary_size > config.model.vocabulary_size:
-        raise ConfigError(
-            f"model.vocabulary_size={config.model.vocabulary_size} is less than the "
-            f"{manifest.vocabulary_size} tokens of the corpus at {config.corpus.directory}"
-        )
-    if isinstance(config.cluster.peak_flops, str) and config.cluster.peak_flops != "auto":
-        peak_of(config.cluster.peak_flops)
-    store_uri(config)
-    run = folder_of(config)
-    try:
-        if (found := newest(run)) is None:
-            _refuse_another_model(config, run)
-    except OSError as error:
-        raise ConfigError(
-            f"run.directory={config.run.directory} can not be read: {error}. Correct the key, or the "
-            "endpoint, credentials and permissions."
-        ) from error
-    open_curriculum(config, manifest, run, found[1] if found else None)
-    if found and found[1].step > config.train.steps:
-        raise ConfigError(
-            f"train.steps={config.train.steps}, but {run.uri}/{found[0]} is further already. Raise it, "
-            "or choose another run.name."
-        )
-    return manifest
-
-
-def _refuse_another_model(config: Config, run: Storage) -> None:
-    """What its checkpoints say, a run that has trained knows before its first one, too."""
-    if not any(account.steps for account in accounts(run)) or not run.exists(CONFIG):
-        return
-    before = kept_tree(run).get("model", {})
-    differs = [
-        f"model.{key} is {before[key]} there, {value} here"
-        for key, value in config.model.identity().items()
-        if before.get(key, value) != value
-    ]
-    if differs:
-        raise ConfigError(
-            f"{run.uri} belongs to another run, which has no checkpoint yet: {'; '.join(differs)}. "
-            "Choose another run.name."
-        )
 
 
 def pretrain(
