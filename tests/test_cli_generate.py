@@ -139,9 +139,9 @@ def test_an_answer_ends_where_the_turn_does(models: Path) -> None:
     ids = encode_question(opened.tokenizer, "the sea")
     [free] = generate_batch(opened.model, [ids], 8, Sampling(0.0))
     ended = free.index(third := free[2])
-    rows = [third, Tokenizer.turn_end]
+    weight, rows = opened.model.head.output.weight, [third, Tokenizer.turn_end]
     with torch.no_grad():
-        opened.model.head.weight[rows] = opened.model.head.weight[rows[::-1]].clone()
+        weight[rows] = weight[rows[::-1]].clone()
     [found] = continue_texts(opened.model, opened.tokenizer, [ids], 8, Sampling(0.0))
     assert found == opened.tokenizer.decode(free[:ended])
 

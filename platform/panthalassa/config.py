@@ -262,7 +262,7 @@ class Evaluation(Section):
     samples: Positive = 128
     """Held-out samples that are read, or all when there are fewer."""
     prompts: list[str] = Field(default_factory=list)
-    """Prompts that are continued at the end of the run."""
+    """Prompts that are continued at the end of the run; of a fine-tuning, what a user says."""
     new_tokens: Positive = 40
     """Tokens in a continuation."""
     sampling_temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)

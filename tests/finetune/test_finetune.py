@@ -12,12 +12,15 @@ import pytest
 import torch
 import yaml
 from llama import load_llama
+from typer.testing import CliRunner
 
+from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.errors import PanthalassaError
 from panthalassa.exchange.export import export
 from panthalassa.exchange.load import open_model
 from panthalassa.exchange.weights import newest_good
+from panthalassa.finetune.chat import encode_question
 from panthalassa.finetune.config import load
 from panthalassa.finetune.run import finetune
 from panthalassa.storage import Storage, open_storage
@@ -117,6 +120,14 @@ def held_out(outcome: Outcome) -> list[float]:
     return [evaluation.loss for evaluation in outcome.history.evaluations]
 
 
+def generated(run: Storage, prompt: str, tokens: int, *options: str) -> tuple[str, str]:
+    """What the command says greedily, and what it tells beside that."""
+    limit = ("--max-tokens", str(tokens), "--temperature", "0")
+    result = CliRunner().invoke(app, ["generate", run.uri, prompt, *limit, *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout.removesuffix("\n"), result.stderr
+
+
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_adapters_learn_alike_undisturbed_and_stopped_and_gone_on_with_at_another_layout(
     tuning: Callable[..., Config], objective: str
@@ -189,8 +200,10 @@ def test_what_can_not_be_tuned_is_refused_in_one_line(
 def test_adapters_are_merged_in_what_is_exported_asked_and_tuned_again(
     tuning: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """The loss of the merged model is the one that the run measured with its adapters."""
-    outcome = finetune(tuning("sft", "evaluation.samples=1000"), ignore)
+    """The merged model has the loss that the run measured with its adapters, and gives its answers."""
+    asked = "evaluation.prompts=[kate 7, lope 160]", "evaluation.sampling_temperature=0"
+    outcome = finetune(tuning("sft", "evaluation.samples=1000", *asked), ignore)
+    assert outcome.config.finetune
     run, exported = folder_of(outcome), tmp_path / "exported"
     merged = open_model(run, CPU)
     samples = held_out_samples(outcome)
@@ -198,6 +211,15 @@ def test_adapters_are_merged_in_what_is_exported_asked_and_tuned_again(
     with torch.no_grad():
         loss = merged.model(batch.tokens, batch.documents, batch.labels).item() / samples.targets
     assert loss == pytest.approx(held_out(outcome)[-1], abs=1e-4)
+
+    assert [told.prompt for told in outcome.history.texts] == ["kate 7", "lope 160"]
+    for told in outcome.history.texts:
+        room = 64 - len(encode_question(merged.tokenizer, told.prompt))
+        assert generated(run, told.prompt, min(40, room), "--chat") == (told.text, "")
+    assert generated(run, "kate", 3)[1].count("step-00000016 was fine-tuned on chats") == 1
+    start = open_storage(outcome.config.finetune.start)
+    assert generated(start, "kate", 3)[1] == ""
+    assert "was not trained on chats" in generated(start, "kate", 3, "--chat")[1]
 
     export(run, open_storage(str(exported)), ignore_text)
     theirs = load_llama(exported)

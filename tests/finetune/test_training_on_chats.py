@@ -3,25 +3,37 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from panthalassa.config import Config, Corpus
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.config import Config
+from panthalassa.exchange.base import tokenizer_of
 from panthalassa.finetune.prepare import prepare_chats
+from panthalassa.finetune.run import finetune
 from panthalassa.storage import open_storage
 from panthalassa.train.audit import audit_run
 from panthalassa.train.events import Event, Step
-from panthalassa.train.run import pretrain
+from panthalassa.train.run import Outcome
 
 
 def test_each_epoch_trains_on_every_answer_token(
     configure: Callable[..., Config],
-    tokenizer: Tokenizer,
+    undisturbed: Outcome,
     write_lines: Callable[..., Path],
-    settings_of: Callable[..., Corpus],
     tmp_path: Path,
 ) -> None:
-    chats = [{"prompt": f"what is {n}?", "answer": f"it is {n}, no more"} for n in range(60)]
-    corpus = settings_of(write_lines("chats.jsonl", chats))
-    manifest = prepare_chats(corpus, tokenizer.to_bytes(), "sft", lambda line: None)
+    chats = [{"prompt": f"kate {n}?", "answer": f"mori {n}"} for n in range(60)]
+    start = f"{undisturbed.config.run.directory}/{undisturbed.config.run.name}"
+    overrides = [
+        f"finetune.start={start}",
+        f"corpus.directory={tmp_path}/corpus",
+        f"corpus.sources=[{write_lines('chats.jsonl', chats)}]",
+        "corpus.sequence_length=64",
+        "corpus.rows_per_group=4",
+        "corpus.held_out_share=0.2",
+        "parallel.tp_size=2",
+        "train.steps=3",
+    ]
+    corpus = configure(tmp_path, *overrides).corpus
+    tokenizer = tokenizer_of(open_storage(start))
+    manifest = prepare_chats(corpus, tokenizer, "sft", lambda line: None)
     rows = sum(shard.rows for shard in manifest.split("train"))
     steps: list[Step] = []
 
@@ -29,15 +41,7 @@ def test_each_epoch_trains_on_every_answer_token(
         if isinstance(event, Step):
             steps.append(event)
 
-    config = configure(
-        tmp_path,
-        f"corpus.directory={corpus.directory}",
-        f"model.vocabulary_size={tokenizer.vocabulary_size}",
-        f"train.global_batch={rows}",
-        "parallel.tp_size=2",
-        "train.steps=3",
-    )
-    pretrain(config, note)
+    finetune(configure(tmp_path, *overrides, f"train.global_batch={rows}"), note)
     counted = manifest.counted()["train/chats"]
     assert [step.tokens for step in steps] == [counted] * 3
     report = audit_run(open_storage(str(tmp_path / "runs" / "small")))

@@ -24,8 +24,8 @@ def check(config: Config) -> Manifest:
     for key, length in sequence_lengths(config):
         if manifest.objective and length != longest:
             raise ConfigError(
-                f"{key}={length}, but the examples at {config.corpus.directory} lie in rows of {longest} "
-                f"tokens, which are never cut: set it to {longest}."
+                f"{key}={length}, but the examples at {config.corpus.directory} lie in rows of "
+                f"{longest} tokens, which are never cut: set it to {longest}."
             )
         if longest % length:
             raise ConfigError(
