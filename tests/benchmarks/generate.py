@@ -23,7 +23,7 @@ TARGET = 5.0
 WARM_UP = 64
 """Tokens of the round that does not count."""
 PROMPT = [0]
-NEVER = -1
+NEVER: tuple[int, ...] = ()
 LAPTOP = Path(__file__).parents[2] / "jobs" / "configs" / "laptop.yaml"
 
 
