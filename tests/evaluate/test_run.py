@@ -64,10 +64,12 @@ def test_a_command_tells_figures_and_goes_on_where_it_was(
     first = runner.invoke(app, ["evaluate", str(config)])
     assert first.exit_code == 0, first.output
     assert "95 % interval" in first.output
+    assert "most frequent answer" in " ".join(first.output.split())
     results = read_results(open_storage(str(tmp_path / "a")))
     figure = results.tasks["choices"].metrics["accuracy"].whole
     assert figure.n == 20
     assert figure.low <= figure.value <= figure.high
+    assert results.tasks["choices"].metrics["accuracy"].baseline == 7 / 20
     again = runner.invoke(app, ["evaluate", str(config), "tasks=" + json.dumps(tasks(place))])
     assert again.exit_code == 0, again.output
     assert "12 requests, of which 0 are answered already" in " ".join(first.output.split())
