@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from panthalassa.cli import app
 from panthalassa.config_file import build
+from panthalassa.corpus.manifest import read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.evaluate.config import Evaluation, load
 from panthalassa.evaluate.results import read_results, read_scores
@@ -81,6 +82,31 @@ def test_a_command_tells_figures_and_goes_on_where_it_was(
     assert "20 items" in " ".join(compared.output.split())
 
 
+def test_a_command_finds_items_that_the_corpus_trains_on(
+    ray_cluster: str, place: Path, small_corpus: Path, tmp_path: Path
+) -> None:
+    known = (small_corpus.parent / "texts" / "aa" / "0.txt").read_text()
+    prompts = [known, "of this nothing is in there " * 5, "short", "shorter"]
+    (tmp_path / "data").mkdir()
+    write_lines(
+        tmp_path / "data" / "test.jsonl",
+        [{"prompt": prompt, "choices": ["yes", "no"], "answer": 0} for prompt in prompts],
+    )
+    config = tmp_path / "evaluate.yaml"
+    entry = {"name": "choices", "data": str(tmp_path / "data")}
+    config.write_text(yaml.safe_dump(tree(place, tmp_path / "out") | {"tasks": [entry]}))
+    runner = CliRunner(env={"COLUMNS": "120"})
+    ran = runner.invoke(app, ["evaluate", str(config), f"corpus={small_corpus}"])
+    assert ran.exit_code == 0, ran.output
+    assert "1 (25.0 %)" in " ".join(ran.output.split())
+    result = read_results(open_storage(str(tmp_path / "out"))).tasks["choices"]
+    assert result.contamination is not None
+    assert result.contamination.corpus == read_manifest(open_storage(str(small_corpus))).fingerprint
+    assert (result.contamination.found, result.contamination.short) == (1, 2)
+    assert result.contamination.without["accuracy"].n == 3
+    assert result.metrics["accuracy"].whole.n == 4
+
+
 def tasks(place: Path) -> list[dict[str, str]]:
     return [{"name": "choices", "data": str(place / "choices")}]
 
@@ -103,6 +129,7 @@ def test_tasks_of_the_harness_stand_beside_ours(
         ("tasks=[{name: nothing, data: .}]", "there is no task nothing"),
         ("tasks=[]", "tasks=\\[\\]"),
         ("tasks=[{name: choices, data: a}, {name: choices, data: b}]", "choices is there twice"),
+        ("corpus=/nowhere", "/nowhere"),
         ("batch_token=5", "did you mean batch_tokens"),
         ("tasks=[{name: choices, data: nowhere}]", "nowhere"),
     ],

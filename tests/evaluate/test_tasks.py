@@ -16,7 +16,7 @@ from panthalassa.evaluate.results import Scores
 from panthalassa.evaluate.task import Answer, Likelihood, Likely, Request, Task
 from panthalassa.evaluate.tasks import known, open_task
 from panthalassa.evaluate.tasks.answers import exact_match, f1
-from panthalassa.evaluate.tasks.choices import Choices, majority
+from panthalassa.evaluate.tasks.choices import majority
 from panthalassa.evaluate.tasks.ranking import ndcg
 from panthalassa.evaluate.text_metrics import rouge
 from panthalassa.storage import open_storage

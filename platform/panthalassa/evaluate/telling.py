@@ -15,8 +15,8 @@ AVERAGE_HEADINGS: Row = ("average", "value", "of")
 PARITY_HEADINGS: Row = ("task", "metric", "group", "value", "95 % interval", "items", "beside")
 CONTAMINATION_HEADINGS: Row = (
     "task",
-    f"{WORDS} words in a row in the corpus",
-    "too short to tell",
+    f"{WORDS} words in the corpus",
+    "too short",
     "metric",
     "without them",
     "95 % interval",
@@ -60,12 +60,13 @@ def averages(results: Results) -> Iterator[Row]:
 
 def contamination(results: Results) -> Iterator[Row]:
     """For each task that was looked for in a corpus a row for each metric, or one alone where no items
-    or all were found, as CONTAMINATION_HEADINGS say."""
+    or all were found, as CONTAMINATION_HEADINGS say. Items in the corpus share so many words in a row
+    with a training document."""
     for task, result in results.tasks.items():
         if not (found := result.contamination):
             continue
-        share = f"{found.found:,} of {found.items:,} ({found.found / found.items:.1%})"
-        heads = task, share.replace("%", " %"), f"{found.short:,}"
+        share = f"{found.found:,} ({100 * found.found / found.items:.1f} %)"
+        heads = task, share, f"{found.short:,}"
         if not found.without:
             yield *heads, "", "", "", ""
         for name, figure in found.without.items():
