@@ -155,12 +155,14 @@ def test_each_key_has_its_explanation() -> None:
 
 def test_an_evaluation_is_sent_with_folders_that_its_job_sees(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "evaluate.yaml"
-    path.write_text(yaml.safe_dump(tree(place, tmp_path) | {"output": "evaluations/small"}))
+    relative = {"output": "evaluations/small", "corpus": "data/small"}
+    path.write_text(yaml.safe_dump(tree(place, tmp_path) | relative))
     config = load(path, [])
     request = plan(config, path, [], "evaluate", ROOT, local=True)
     assert f'output="{Path.cwd() / "evaluations/small"}"' in request.entrypoint
+    assert f'corpus="{Path.cwd() / "data/small"}"' in request.entrypoint
     assert "jobs/evaluate.py --config evaluate.yaml" in request.entrypoint
-    with pytest.raises(ConfigError, match="output=evaluations/small: a relative folder"):
+    with pytest.raises(ConfigError, match=r"output=.*, corpus=data/small: a relative folder"):
         plan(config, path, [], "evaluate", ROOT, local=False)
 
 
