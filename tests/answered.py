@@ -14,6 +14,7 @@ def scored(task: Task, model: Callable[[Request], Answer]) -> Scores:
             (item.id, item.group, task.score(item, [model(request) for request in item.requests]))
             for item in task.items()
         ),
+        task.baselines(list(task.items())),
     )
 
 

@@ -18,8 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from udhr import read_declarations
 
 from panthalassa.evaluate.results import read_results
-from panthalassa.evaluate.tasks import open_task
-from panthalassa.evaluate.tasks.choices import Choices, majority
 from panthalassa.exchange.load import open_model
 from panthalassa.storage import open_storage
 
@@ -89,12 +87,9 @@ def compare(run: str, export: str, evaluation: str) -> bool:
         f"logits here and in transformers differ by {logits:.1e} at most ({TOLERANCE} is allowed)"
     )
     results = read_results(open_storage(evaluation))
-    [task] = results.tasks
-    figure = results.tasks[task].metrics["accuracy"].whole
-    data = str(results.settings["tasks"][0]["data"])  # type: ignore[index,call-overload]
-    questions = open_task(task, open_storage(data), None)
-    assert isinstance(questions, Choices)
-    one = majority(questions)
+    [task] = results.tasks.values()
+    figure, one = task.metrics["accuracy"].whole, task.metrics["accuracy"].baseline
+    assert one is not None
     print(
         f"accuracy {figure.value:.1%} (95 % {figure.low:.1%} to {figure.high:.1%}, {figure.n} items); "
         f"always the most frequent answer: {one:.1%}"

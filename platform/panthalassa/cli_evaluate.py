@@ -41,13 +41,13 @@ def run(
     def command(console: Console) -> None:
         from panthalassa.evaluate.config import load
         from panthalassa.evaluate.run import evaluate
-        from panthalassa.evaluate.telling import HEADINGS, PARITY_HEADINGS, explain, parity
+        from panthalassa.evaluate.telling import tables
 
         loaded = load(config, overrides or [])
         tell = partial(console.print, soft_wrap=True, markup=False)
         results = evaluate(loaded, tell, debug)
-        _show(console, HEADINGS, explain(results))
-        _show(console, PARITY_HEADINGS, parity(results))
+        for headings, rows in tables(results):
+            _show(console, headings, rows)
         tell(f"results of {results.model.name} in {loaded.output}")
 
     run_command(command, debug)

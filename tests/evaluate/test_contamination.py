@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from answered import knows, scored
+from evaluations import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 from phases import bare_manifest
@@ -15,9 +16,16 @@ from panthalassa.corpus.pack import pack
 from panthalassa.corpus.shards import write_shard
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import CorpusError
-from panthalassa.evaluate.contamination import contamination, passages, tell
+from panthalassa.evaluate.contamination import (
+    Contaminated,
+    contaminated,
+    passages,
+    training_texts,
+)
+from panthalassa.evaluate.results import read_results, write_results
 from panthalassa.evaluate.task import Generation, Item, Likelihood, Rolling, Task
 from panthalassa.evaluate.tasks import open_task
+from panthalassa.evaluate.telling import contamination, explain, for_card
 from panthalassa.storage import Storage, open_storage
 
 TELLING = "the quick brown fox jumps over the lazy dog while seven wise men watch it happily"
@@ -52,6 +60,10 @@ def questions(folder: Path, *prompts: str) -> Task:
     return open_task("choices", open_storage(str(folder)))
 
 
+def look(corpus: Storage, task: Task) -> Contaminated:
+    return contaminated(training_texts(corpus), {"choices": task.items()})["choices"]
+
+
 def test_items_that_training_documents_hold_are_found_and_no_others(tmp_path: Path) -> None:
     corpus = write_corpus(
         tmp_path / "corpus",
@@ -59,23 +71,40 @@ def test_items_that_training_documents_hold_are_found_and_no_others(tmp_path: Pa
         held_out=[OTHER],
     )
     task = questions(tmp_path / "task", f"{TELLING}, they say.", OTHER, "Too short?", CHINESE)
-    (found,) = contamination(corpus, {"choices": task})
+    found = look(corpus, task)
     assert found.ids == {"a.jsonl:1", "a.jsonl:4"}  # what is held out trains nobody
     assert (found.items, found.short) == (4, 1)
 
 
-def test_the_metric_is_told_with_and_without_them(tmp_path: Path) -> None:
+def test_metrics_are_kept_and_told_without_them(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", train=[TELLING])
     task = questions(tmp_path / "task", TELLING, OTHER, "Too short?", f"{OTHER} again")
-    (found,) = contamination(corpus, {"choices": task})
-    head, accuracy, *_ = tell(found, scored(task, knows("yes")))
-    assert head == (
-        "choices: 1 of 4 items (25.0%) share 13 words in a row with training documents; "
-        "1 are too short to tell"
-    )
-    assert accuracy.startswith("choices: accuracy 50.0 (95 % ")
-    assert "4 items) with them, 33.3 (95 % " in accuracy
-    assert accuracy.endswith("3 items) without")
+    found, scores = look(corpus, task), scored(task, knows("yes"))
+    record = found.record(training_texts(corpus).manifest.fingerprint, scores)
+    storage = open_storage(str(tmp_path / "results"))
+    write_results(storage, MODEL, {}, {"choices": scores}, {"choices": record})
+    results = read_results(storage)
+    assert results.tasks["choices"].contamination == record
+    first, _ = contamination(results)
+    assert first[:5] == ("choices", "1 (25.0 %)", "1", "accuracy", "33.3")
+    assert first[-1] == "3"
+    assert next(explain(results))[2] == "50.0"
+    assert any("33.3" in row for _, rows in for_card(storage).tables for row in rows)
+
+
+@pytest.mark.parametrize(("trained", "share"), [(OTHER, "0 (0.0 %)"), (TELLING, "1 (100.0 %)")])
+def test_where_none_or_all_are_found_no_other_metric_is_told(
+    tmp_path: Path, trained: str, share: str
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", train=[trained])
+    task = questions(tmp_path / "task", TELLING)
+    scores = scored(task, knows("yes"))
+    record = look(corpus, task).record("0" * 64, scores)
+    storage = open_storage(str(tmp_path / "results"))
+    results = write_results(storage, MODEL, {}, {"choices": scores}, {"choices": record})
+    (row,) = contamination(results)
+    assert row[1] == share
+    assert row[3:] == ("", "", "", "")
 
 
 words = st.lists(
@@ -114,7 +143,7 @@ def test_a_rotten_shard_is_no_clean_one(tmp_path: Path) -> None:
     data = corpus.read("train/aa/0.parquet")
     corpus.write("train/aa/0.parquet", data[:-1] + b"\0")
     with pytest.raises(CorpusError, match=r"train/aa/0\.parquet is not what its hash says"):
-        contamination(corpus, {"choices": questions(tmp_path / "task", TELLING)})
+        look(corpus, questions(tmp_path / "task", TELLING))
     corpus.delete("train/aa/0.parquet")
     with pytest.raises(CorpusError, match="can not be read"):
-        contamination(corpus, {"choices": questions(tmp_path / "other", TELLING)})
+        look(corpus, questions(tmp_path / "other", TELLING))

@@ -120,7 +120,24 @@ def test_a_task_needs_items_and_a_name_for_its_file(storage: Storage) -> None:
 
 def test_the_table_tells_every_value_with_interval_and_items(storage: Storage) -> None:
     results = written(storage, t=right_or_wrong([True, False] * 50))
-    assert list(explain(results)) == [("t", "accuracy", "50.0", "40.0 to 60.0", "100")]
+    assert list(explain(results)) == [("t", "accuracy", "50.0", "40.0 to 60.0", "100", "")]
+
+
+def test_what_the_most_frequent_answer_has_is_kept_and_told(storage: Storage) -> None:
+    found = scores({"right": "mean"}, [("a", "", {"right": (1.0,)})], {"right": 0.25})
+    results = written(storage, t=found)
+    assert read_results(storage).tasks["t"].metrics["right"].baseline == 0.25
+    assert read_scores(storage, results, "t").baselines == {"right": 0.25}
+    assert next(explain(results))[-1] == "25.0"
+
+
+def test_results_from_before_there_were_baselines_are_read(storage: Storage) -> None:
+    results = written(storage, t=right_or_wrong([True, False]))
+    content = json.loads(storage.read(RESULTS))
+    del content["averages"], content["tasks"]["t"]["contamination"]
+    del content["tasks"]["t"]["metrics"]["accuracy"]["baseline"]
+    storage.write(RESULTS, json.dumps(content).encode())
+    assert read_results(storage) == results
 
 
 def test_parity_is_told_beside_english(storage: Storage) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from panthalassa.cli import app
 from panthalassa.config_file import build
+from panthalassa.corpus.manifest import read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.evaluate.config import Evaluation, load
 from panthalassa.evaluate.results import read_results, read_scores
@@ -64,10 +65,12 @@ def test_a_command_tells_figures_and_goes_on_where_it_was(
     first = runner.invoke(app, ["evaluate", str(config)])
     assert first.exit_code == 0, first.output
     assert "95 % interval" in first.output
+    assert "most frequent answer" in " ".join(first.output.split())
     results = read_results(open_storage(str(tmp_path / "a")))
     figure = results.tasks["choices"].metrics["accuracy"].whole
     assert figure.n == 20
     assert figure.low <= figure.value <= figure.high
+    assert results.tasks["choices"].metrics["accuracy"].baseline == 7 / 20
     again = runner.invoke(app, ["evaluate", str(config), "tasks=" + json.dumps(tasks(place))])
     assert again.exit_code == 0, again.output
     assert "12 requests, of which 0 are answered already" in " ".join(first.output.split())
@@ -77,6 +80,31 @@ def test_a_command_tells_figures_and_goes_on_where_it_was(
     compared = runner.invoke(app, ["evaluate", "compare", str(tmp_path / "a"), str(tmp_path / "b")])
     assert compared.exit_code == 0, compared.output
     assert "20 items" in " ".join(compared.output.split())
+
+
+def test_a_command_finds_items_that_the_corpus_trains_on(
+    ray_cluster: str, place: Path, small_corpus: Path, tmp_path: Path
+) -> None:
+    known = (small_corpus.parent / "texts" / "aa" / "0.txt").read_text()
+    prompts = [known, "of this nothing is in there " * 5, "short", "shorter"]
+    (tmp_path / "data").mkdir()
+    write_lines(
+        tmp_path / "data" / "test.jsonl",
+        [{"prompt": prompt, "choices": ["yes", "no"], "answer": 0} for prompt in prompts],
+    )
+    config = tmp_path / "evaluate.yaml"
+    entry = {"name": "choices", "data": str(tmp_path / "data")}
+    config.write_text(yaml.safe_dump(tree(place, tmp_path / "out") | {"tasks": [entry]}))
+    runner = CliRunner(env={"COLUMNS": "120"})
+    ran = runner.invoke(app, ["evaluate", str(config), f"corpus={small_corpus}"])
+    assert ran.exit_code == 0, ran.output
+    assert "1 (25.0 %)" in " ".join(ran.output.split())
+    result = read_results(open_storage(str(tmp_path / "out"))).tasks["choices"]
+    assert result.contamination is not None
+    assert result.contamination.corpus == read_manifest(open_storage(str(small_corpus))).fingerprint
+    assert (result.contamination.found, result.contamination.short) == (1, 2)
+    assert result.contamination.without["accuracy"].n == 3
+    assert result.metrics["accuracy"].whole.n == 4
 
 
 def tasks(place: Path) -> list[dict[str, str]]:
@@ -101,6 +129,7 @@ def test_tasks_of_the_harness_stand_beside_ours(
         ("tasks=[{name: nothing, data: .}]", "there is no task nothing"),
         ("tasks=[]", "tasks=\\[\\]"),
         ("tasks=[{name: choices, data: a}, {name: choices, data: b}]", "choices is there twice"),
+        ("corpus=/nowhere", "/nowhere"),
         ("batch_token=5", "did you mean batch_tokens"),
         ("tasks=[{name: choices, data: nowhere}]", "nowhere"),
     ],
@@ -126,12 +155,14 @@ def test_each_key_has_its_explanation() -> None:
 
 def test_an_evaluation_is_sent_with_folders_that_its_job_sees(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "evaluate.yaml"
-    path.write_text(yaml.safe_dump(tree(place, tmp_path) | {"output": "evaluations/small"}))
+    relative = {"output": "evaluations/small", "corpus": "data/small"}
+    path.write_text(yaml.safe_dump(tree(place, tmp_path) | relative))
     config = load(path, [])
     request = plan(config, path, [], "evaluate", ROOT, local=True)
     assert f'output="{Path.cwd() / "evaluations/small"}"' in request.entrypoint
+    assert f'corpus="{Path.cwd() / "data/small"}"' in request.entrypoint
     assert "jobs/evaluate.py --config evaluate.yaml" in request.entrypoint
-    with pytest.raises(ConfigError, match="output=evaluations/small: a relative folder"):
+    with pytest.raises(ConfigError, match=r"output=.*, corpus=data/small: a relative folder"):
         plan(config, path, [], "evaluate", ROOT, local=False)
 
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,27 @@ from evaluations import MODEL
 
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.metrics import AGGREGATES
-from panthalassa.evaluate.results import Scores, write_results
+from panthalassa.evaluate.results import Scores, read_results, scores, write_results
 from panthalassa.evaluate.task import Answer, Likelihood, Likely, Request
 from panthalassa.evaluate.tasks import open_task
 from panthalassa.evaluate.tasks.tags import entities, read_tags
-from panthalassa.evaluate.tasks.xglue import LANGUAGES, xglue_average
+from panthalassa.evaluate.tasks.xglue import (
+    ACCURACY,
+    GENERATION,
+    LANGUAGES,
+    METRICS,
+    missing,
+    xglue_averages,
+)
+from panthalassa.evaluate.telling import averages as told_averages
 from panthalassa.storage import Storage, open_storage
 
+NUMBERS = {
+    "mean": lambda right: (float(right),),
+    "ratio": lambda right: (float(right), 1.0),
+    "f1-of-counts": lambda right: (float(right), 1.0, 1.0),
+}
+"""Of an item that is right or wrong, by aggregate."""
 FILES = {
     "NER/de.test": "-DOCSTART- O\n\nAngela B-PER\nMerkel I-PER\nin O\nBerlin B-LOC\n\nJa O\n",
     "NER/en.test": "Paris B-LOC\n",
@@ -122,29 +137,51 @@ def test_a_tag_is_behind_the_last_space_whatever_the_word_is(tmp_path: Path) -> 
     assert found == [(3, ["1\u00a0000", "\u00a0"], ["NUM", "PUNCT"]), (7, ["Ja"], ["X"])]
 
 
-def test_the_average_is_over_languages_and_then_over_tasks(data: Storage, tmp_path: Path) -> None:
+def test_the_average_is_over_languages_and_then_over_tasks(tmp_path: Path) -> None:
     found = {
-        f"xglue-{part}": scored(open_task(f"xglue-{part}", data), knows("yes"))
-        for part in LANGUAGES
+        f"xglue-{part}": scores_of(
+            METRICS.get(part, ACCURACY), dict.fromkeys(languages.split(), place / 20)
+        )
+        for place, (part, languages) in enumerate(LANGUAGES.items())
+        if part not in GENERATION
     }
-    means = xglue_average(write_results(open_storage(str(tmp_path / "all")), MODEL, {}, found))
-    assert means["pawsx"] == 50
-    assert means["qadsm"] == 100
-    parts = ("ner", "pos", "nc", "mlqa", "xnli", "pawsx", "qadsm", "wpr", "qam")
-    understanding = [value for part in parts if (value := means[part]) is not None]
-    assert means["understanding"] == pytest.approx(sum(understanding) / 9)
-    del found["xglue-qg"]
-    partly = xglue_average(write_results(open_storage(str(tmp_path / "part")), MODEL, {}, found))
-    assert partly["generation"] is None
-    assert partly["understanding"] == means["understanding"]
+    averages = xglue_averages(found)
+    assert missing(found) == {"xglue-understanding": []}
+    assert averages["xglue-understanding"].value == pytest.approx(100 * sum(range(9)) / 9 / 20)
+    assert averages["xglue-understanding"].of == "9 tasks"
+    assert "xglue-generation" not in averages
+    results = write_results(open_storage(str(tmp_path)), MODEL, {}, found, averages=averages)
+    told = {row[0]: row[1:] for row in told_averages(results)}
+    assert told["xglue-qam"] == ("40.0", "accuracy in 3 of 3 languages")
+    assert read_results(open_storage(str(tmp_path))).averages == averages
 
 
-def test_languages_count_alike_in_an_average_however_many_items_they_have(
-    data: Storage, tmp_path: Path
-) -> None:
+def test_no_average_is_over_some_of_its_tasks_or_languages(data: Storage) -> None:
+    found = {
+        name: scored(open_task(name, data), knows("yes")) for name in ("xglue-ntg", "xglue-pawsx")
+    }
+    averages, lacking = xglue_averages(found), missing(found)
+    assert set(averages) == set(found)
+    assert averages["xglue-pawsx"].value == 50
+    assert averages["xglue-pawsx"].of == "accuracy in 1 of 4 languages"
+    assert lacking["xglue-generation"] == ["xglue-qg", "xglue-ntg (de, es, fr, ru)"]
+    assert lacking["xglue-understanding"][:2] == ["xglue-ner", "xglue-pos"]
+    assert missing({"choices": found["xglue-ntg"]}) == {}
+
+
+def test_languages_count_alike_in_an_average_however_many_items_they_have(data: Storage) -> None:
     ner = scored(open_task("xglue-ner", data), knows("B-PER I-PER O B-LOC"))
-    results = write_results(open_storage(str(tmp_path / "ner")), MODEL, {}, {"xglue-ner": ner})
-    assert xglue_average(results)["ner"] == pytest.approx(100 * (0.8 + 0) / 2)
+    assert xglue_averages({"xglue-ner": ner})["xglue-ner"].value == pytest.approx(100 * 0.8 / 2)
+
+
+def scores_of(metrics: Mapping[str, str], shares: Mapping[str, float]) -> Scores:
+    """Of twenty items in each group so many whose every metric is 1."""
+    rows = (
+        (f"{group}-{n}", group, {name: NUMBERS[metrics[name]](n < 20 * share) for name in metrics})
+        for group, share in shares.items()
+        for n in range(20)
+    )
+    return scores(metrics, rows)
 
 
 @pytest.mark.parametrize(

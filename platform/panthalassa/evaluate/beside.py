@@ -125,6 +125,9 @@ def ask(run: Storage, section: Beside) -> list[str]:
         },
         found,
     )
-    for task, metric, value, interval, items in explain(results):
-        said.append(f"{checkpoint}, {task}: {metric} {value} (95 % {interval}, {items} items)")
+    for task, metric, value, interval, items, always in explain(results):
+        most = f"; {always} with the most frequent answer always" if always else ""
+        said.append(
+            f"{checkpoint}, {task}: {metric} {value} (95 % {interval}, {items} items{most})"
+        )
     return said

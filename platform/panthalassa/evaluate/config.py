@@ -22,6 +22,9 @@ class Evaluation(Section):
     """The folder or s3:// URI of the results, one for each evaluation; the same goes on where it was."""
     tasks: Tasks
     """What is asked of the model, each by its own name."""
+    corpus: Place | None = None
+    """A prepared corpus (folder or s3://): items that share thirteen words in a row with one of its
+    training documents are counted, and the metrics are told without them, too."""
     chat: bool = False
     """Whether contexts and prompts are put as what a user says in a chat, which tuned models expect."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -45,7 +48,8 @@ def load(path: Path, overrides: list[str]) -> Evaluation:
 def places(config: Evaluation) -> dict[str, str]:
     """All folders of an evaluation, by key."""
     data = {f"tasks: the data of {entry.name}": entry.data for entry in config.tasks}
-    return {"model": config.model, "output": config.output, **data}
+    corpus = {"corpus": config.corpus} if config.corpus else {}
+    return {"model": config.model, "output": config.output, **corpus, **data}
 
 
 def anchored(config: Evaluation) -> dict[str, object]:
@@ -54,5 +58,6 @@ def anchored(config: Evaluation) -> dict[str, object]:
         entry.model_dump(mode="json") | {"data": open_storage(entry.data).uri}
         for entry in config.tasks
     ]
-    model, output = (open_storage(place).uri for place in (config.model, config.output))
-    return {"model": model, "output": output, "tasks": entries}
+    kept = {"model": config.model, "output": config.output}
+    kept |= {"corpus": config.corpus} if config.corpus else {}
+    return {key: open_storage(place).uri for key, place in kept.items()} | {"tasks": entries}

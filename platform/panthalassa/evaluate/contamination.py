@@ -17,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from panthalassa.corpus.decontaminate import WORDS, passages_of
-from panthalassa.corpus.manifest import Shard, read_manifest
+from panthalassa.corpus.decontaminate import passages_of
+from panthalassa.corpus.manifest import Manifest, Shard, read_manifest
 from panthalassa.corpus.minhash import Hashes, slices
 from panthalassa.corpus.shards import decode_shard
 from panthalassa.corpus.tokenizer import Tokenizer, read_tokenizer
 from panthalassa.errors import CorpusError
-from panthalassa.evaluate.metrics import AGGREGATES
-from panthalassa.evaluate.results import Figure, Scores, figures
-from panthalassa.evaluate.task import Generation, Item, Likelihood, Rolling, Task
+from panthalassa.evaluate.results import Contamination, Scores, figure
+from panthalassa.evaluate.task import Generation, Item, Likelihood, Rolling
 from panthalassa.storage import Storage
 
 ROWS_AT_ONCE = 256
@@ -57,33 +56,65 @@ class Passages:
 class Contaminated:
     """What a corpus has of a task."""
 
-    task: str
     items: int
     ids: frozenset[str]
     """Items that share a passage with a training document."""
     short: int
     """Items that have no passage, being shorter, of which nothing is known."""
 
+    def record(self, corpus: str, scores: Scores) -> Contamination:
+        """What is kept of it, with the task's metrics over the other items; corpus: its fingerprint."""
+        clean = np.array([name not in self.ids for name in scores.ids])
+        without = {}
+        if clean.any() and not clean.all():
+            without = {
+                metric: figure(aggregate, scores.numbers[metric][clean])
+                for metric, aggregate in scores.metrics.items()
+            }
+        return Contamination(
+            corpus=corpus, items=self.items, found=len(self.ids), short=self.short, without=without
+        )
 
-def contamination(corpus: Storage, tasks: Mapping[str, Task]) -> list[Contaminated]:
-    """What the training documents of the corpus have of each task.
 
-    Raises CorpusError for a corpus that is not there, or is not what its hashes say.
+@dataclass(frozen=True)
+class TrainingTexts:
+    """The documents that a corpus trains on, or their parts in rows, some at a time.
+
+    Its iteration raises CorpusError for a shard that is not there, or is not what its hash says.
     """
-    sought = {name: passages(task.items()) for name, task in tasks.items()}
+
+    corpus: Storage
+    manifest: Manifest
+    tokenizer: Tokenizer
+
+    def __iter__(self) -> Iterator[pa.ChunkedArray]:
+        for shard in self.manifest.split("train"):
+            yield from _texts(self.corpus, shard, self.tokenizer)
+
+
+def training_texts(corpus: Storage) -> TrainingTexts:
+    """Raises CorpusError for a corpus that is not there."""
+    manifest = read_manifest(corpus)
+    return TrainingTexts(corpus, manifest, read_tokenizer(corpus, manifest))
+
+
+def contaminated(
+    documents: Iterable[pa.ChunkedArray], tasks: Mapping[str, Iterable[Item]]
+) -> dict[str, Contaminated]:
+    """What the documents have of each task."""
+    sought = {name: passages(items) for name, items in tasks.items()}
     found = {name: np.zeros(len(kept.passages), bool) for name, kept in sought.items()}
-    for texts in training_texts(corpus):
+    for texts in documents:
         for name, kept in sought.items():
             found[name] |= kept.find(texts)
-    return [
-        Contaminated(
-            name,
+    return {
+        name: Contaminated(
             len(kept.ids),
             frozenset(kept.ids[owner] for owner in np.unique(kept.owners[found[name]])),
             len(kept.ids) - len(np.unique(kept.owners)),
         )
         for name, kept in sought.items()
-    ]
+    }
 
 
 def passages(items: Iterable[Item]) -> Passages:
@@ -129,14 +160,6 @@ def texts_of(item: Item) -> Iterator[str]:
     yield from texts
 
 
-def training_texts(corpus: Storage) -> Iterator[pa.ChunkedArray]:
-    """The documents that a corpus trains on, or their parts in rows, some at a time."""
-    manifest = read_manifest(corpus)
-    tokenizer = read_tokenizer(corpus, manifest)
-    for shard in manifest.split("train"):
-        yield from _texts(corpus, shard, tokenizer)
-
-
 def _texts(corpus: Storage, shard: Shard, tokenizer: Tokenizer) -> Iterator[pa.ChunkedArray]:
     place = f"shard {corpus.uri}/{shard.path}"
     try:
@@ -154,37 +177,3 @@ def _texts(corpus: Storage, shard: Shard, tokenizer: Tokenizer) -> Iterator[pa.C
             for piece in np.split(row[: sum(lengths)], np.cumsum(lengths)[:-1])
         ]
         yield pa.chunked_array([pa.array(texts, pa.large_string())])
-
-
-def tell(found: Contaminated, scores: Scores) -> Iterator[str]:
-    """A line on the task, and one for each metric with and without the items that were found."""
-    share = len(found.ids) / found.items
-    yield (
-        f"{found.task}: {len(found.ids):,} of {found.items:,} items ({share:.1%}) share {WORDS} words "
-        f"in a row with training documents; {found.short:,} are too short to tell"
-    )
-    clean = np.array([name not in found.ids for name in scores.ids])
-    if clean.all() or not clean.any():
-        return
-    everything, rest = figures(scores), figures(_part(scores, np.flatnonzero(clean)))
-    for name, metric in everything.items():
-        both = [_told(metric.aggregate, figure) for figure in (metric.whole, rest[name].whole)]
-        yield f"{found.task}: {name} {both[0]} with them, {both[1]} without"
-
-
-def _told(aggregate: str, figure: Figure) -> str:
-    shown = AGGREGATES[aggregate]
-    value, low, high = (
-        f"{shown.scale * number:,.{shown.digits}f}"
-        for number in (figure.value, figure.low, figure.high)
-    )
-    return f"{value} (95 % {low} to {high}, {figure.n:,} items)"
-
-
-def _part(scores: Scores, places: NDArray[np.intp]) -> Scores:
-    return Scores(
-        scores.metrics,
-        [scores.ids[place] for place in places],
-        [scores.groups[place] for place in places],
-        {metric: numbers[places] for metric, numbers in scores.numbers.items()},
-    )

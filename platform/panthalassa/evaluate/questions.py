@@ -53,6 +53,7 @@ def _scores(task: Task, items: Sequence[Item], answers: Answers) -> Scores:
             (item.id, item.group, task.score(item, list(islice(found, len(item.requests)))))
             for item in items
         ),
+        task.baselines(items),
     )
 
 

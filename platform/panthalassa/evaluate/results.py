@@ -9,7 +9,7 @@ two evaluations are compared by them (`compare.py`).
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -43,6 +43,8 @@ class Scores:
     """"" is no group."""
     numbers: Mapping[str, Floats]
     """For each metric [items, k]."""
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """As Task.baselines."""
 
     def groups_of(self) -> dict[str, NDArray[np.intp]]:
         """For each group the places of its items."""
@@ -77,12 +79,30 @@ class Metric(Record):
     aggregate: Annotated[str, AfterValidator(_known)]
     whole: Figure
     groups: dict[str, Figure] = Field(default_factory=dict)
+    baseline: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Of one who always gives the most frequent answer, where that is known."""
+
+
+class Contamination(Record):
+    """What the training documents of a corpus have of a task's items."""
+
+    corpus: str = Field(pattern=SHA256)
+    """The fingerprint of its manifest."""
+    items: int = Field(gt=0)
+    found: int = Field(ge=0)
+    """Items that share a passage with a training document."""
+    short: int = Field(ge=0)
+    """Items that are too short to tell."""
+    without: dict[str, Figure] = Field(default_factory=dict)
+    """Each metric over the items that were not found; empty where none or all were."""
 
 
 class TaskResult(Record):
     """A task's metrics, and the file with the numbers of its items."""
 
     metrics: dict[str, Metric] = Field(min_length=1)
+    contamination: Contamination | None = None
+    """None where no corpus was looked through."""
     items: str = Field(pattern=r"^items/[A-Za-z0-9][A-Za-z0-9_.-]*\.parquet$")
     size: int = Field(gt=0)
     sha256: str = Field(pattern=SHA256)
@@ -102,6 +122,14 @@ class Bootstrap(Record):
     seed: int = SEED
 
 
+class Average(Record):
+    """A mean over parts that count alike, in points."""
+
+    value: float = Field(allow_inf_nan=False)
+    of: str
+    """Which parts, for people."""
+
+
 class Results(Record):
     """An evaluation in full. `settings` is whatever else decided the answers."""
 
@@ -111,10 +139,14 @@ class Results(Record):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     bootstrap: Bootstrap = Bootstrap()
     tasks: dict[str, TaskResult] = Field(min_length=1)
+    averages: dict[str, Average] = Field(default_factory=dict)
+    """Over several tasks, or over the groups of one."""
 
 
 def scores(
-    metrics: Mapping[str, str], items: Iterable[tuple[str, str, Mapping[str, Numbers]]]
+    metrics: Mapping[str, str],
+    items: Iterable[tuple[str, str, Mapping[str, Numbers]]],
+    baselines: Mapping[str, float] | None = None,
 ) -> Scores:
     """From the id, the group, and for each of `metrics` the numbers of every item.
 
@@ -139,7 +171,7 @@ def scores(
                 )
             row.append(numbers[metric])
     arrays = {metric: np.array(row, np.float64) for metric, row in rows.items()}
-    return Scores(dict(metrics), list(ids), groups, arrays)
+    return Scores(dict(metrics), list(ids), groups, arrays, baselines or {})
 
 
 def write_results(
@@ -147,6 +179,8 @@ def write_results(
     model: Model,
     settings: Mapping[str, JsonValue],
     tasks: Mapping[str, Scores],
+    contaminations: Mapping[str, Contamination] | None = None,
+    averages: Mapping[str, Average] | None = None,
 ) -> Results:
     """Write an evaluation whole: the items of each task, then `results.json`.
 
@@ -156,7 +190,11 @@ def write_results(
         model=model,
         written=datetime.now(UTC),
         settings=dict(settings),
-        tasks={name: _write_task(storage, name, found) for name, found in tasks.items()},
+        tasks={
+            name: _write_task(storage, name, found, (contaminations or {}).get(name))
+            for name, found in tasks.items()
+        },
+        averages=dict(averages or {}),
     )
     storage.write(RESULTS, (results.model_dump_json(indent=1) + "\n").encode())
     return results
@@ -207,10 +245,17 @@ def read_scores(storage: Storage, results: Results, task: str) -> Scores:
         table["id"].to_pylist(),
         table["group"].to_pylist(),
         numbers,
+        {
+            metric: kept.baseline
+            for metric, kept in found.metrics.items()
+            if kept.baseline is not None
+        },
     )
 
 
-def _write_task(storage: Storage, name: str, found: Scores) -> TaskResult:
+def _write_task(
+    storage: Storage, name: str, found: Scores, contamination: Contamination | None
+) -> TaskResult:
     if not TASK_NAME.fullmatch(name):
         raise PanthalassaError(
             f"task {name!r}: a name has letters, digits, '_', '.' and '-', and begins with one of the "
@@ -230,6 +275,7 @@ def _write_task(storage: Storage, name: str, found: Scores) -> TaskResult:
     storage.write(path, data)
     return TaskResult(
         metrics=figures(found),
+        contamination=contamination,
         items=path,
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -242,16 +288,18 @@ def figures(found: Scores) -> dict[str, Metric]:
     return {
         metric: Metric(
             aggregate=aggregate,
-            whole=_figure(aggregate, found.numbers[metric]),
+            whole=figure(aggregate, found.numbers[metric]),
             groups={
-                name: _figure(aggregate, found.numbers[metric][places])
+                name: figure(aggregate, found.numbers[metric][places])
                 for name, places in groups.items()
             },
+            baseline=found.baselines.get(metric),
         )
         for metric, aggregate in found.metrics.items()
     }
 
 
-def _figure(aggregate: str, numbers: Floats) -> Figure:
+def figure(aggregate: str, numbers: Floats) -> Figure:
+    """Of the numbers of items [n, k]."""
     low, high = interval(aggregate, numbers)
     return Figure(value=AGGREGATES[aggregate](numbers), low=low, high=high, n=len(numbers))

@@ -2,19 +2,22 @@
 
 Tasks are read before anything is started; then Ray's workers answer, and every item's numbers are
 written with their sums and intervals. Answers are kept in the folder of the results: the same command
-goes on where another was ended or killed.
+goes on where another was ended or killed. With a corpus, its training documents are looked through for
+the items then.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pydantic import JsonValue
 
 from panthalassa.cluster import connected
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.config import Evaluation
+from panthalassa.evaluate.contamination import TrainingTexts, contaminated, training_texts
 from panthalassa.evaluate.engine import Engine
-from panthalassa.evaluate.questions import read_questions
-from panthalassa.evaluate.results import Model, Results, write_results
+from panthalassa.evaluate.questions import Questions, read_questions
+from panthalassa.evaluate.results import Contamination, Model, Results, Scores, write_results
+from panthalassa.evaluate.tasks.xglue import missing, xglue_averages
 from panthalassa.storage import open_storage
 
 ANSWERS = "answers"
@@ -28,24 +31,48 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
     """
     output = open_storage(config.output)
     questions = read_questions(config.tasks)
+    documents = training_texts(open_storage(config.corpus)) if config.corpus else None
     with (
         connected(config.cluster, debug),
         Engine(config, output.below(ANSWERS), tell) as engine,
     ):
         tell(f"{engine.model.name} reads {engine.model.length:,} tokens at most")
         found = questions.scores(engine.answers, tell)
+    for average, lacking in missing(found).items():
+        if lacking:
+            tell(f"{average} has no value without {'; '.join(lacking)}")
+    contaminations = _contaminations(documents, questions, found, tell) if documents else {}
     try:
         return write_results(
             output,
             Model(name=engine.model.name, digest=engine.model.digest),
             told(config, engine),
             found,
+            contaminations,
+            xglue_averages(found),
         )
     except OSError as error:
         raise PanthalassaError(
             f"the results can not be written to output={config.output}: {error}. Make room or mend the "
             "storage; the same command then asks nothing again."
         ) from error
+
+
+def _contaminations(
+    documents: TrainingTexts,
+    questions: Questions,
+    found: Mapping[str, Scores],
+    tell: Callable[[str], None],
+) -> dict[str, Contamination]:
+    """Of our own tasks. Raises CorpusError."""
+    tell(f"the training documents of {documents.corpus.uri} are looked through for the items")
+    for name in found.keys() - questions.own.keys():
+        tell(f"{name}: items of the harness are not looked for")
+    own = {name: items for name, (_, items) in questions.own.items()}
+    return {
+        name: each.record(documents.manifest.fingerprint, found[name])
+        for name, each in contaminated(documents, own).items()
+    }
 
 
 def told(config: Evaluation, engine: Engine) -> dict[str, JsonValue]:

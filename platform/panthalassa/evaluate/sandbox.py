@@ -3,8 +3,9 @@
 Each program is a process of its own, in namespaces of its own: it has no network, sees no file but
 Python's and the system's libraries, writes to nothing but a private folder in memory, reads no
 environment and no input, is an unprivileged user, and has limits (Limits). With its end everything that
-it started is ended. `sandboxed.py` is what does that, between this process and the program; it takes
-some 50 ms and about 20 MB.
+it started is ended. `sandboxed.py` is what does that, between this process and the program. A program
+that prints a line takes 40 ms of a processor with it, 70 ms and more by the clock, and three processes
+with 29 MB together, most of them pages of Python that they share (measured on an AMD EPYC).
 
 It needs Linux 5.12 or later, and root with CAP_SYS_ADMIN, or user namespaces for everybody. Where there
 are none (many containers forbid them), programs are refused, but for those who accept that they run with

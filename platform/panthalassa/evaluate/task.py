@@ -85,6 +85,10 @@ class Task(ABC):
     def items(self) -> Iterator[Item]:
         """All of them, in a fixed order. Raises PanthalassaError for files that are not as expected."""
 
+    def baselines(self, items: Sequence[Item]) -> dict[str, float]:
+        """For metrics of which that is known, what it has who always gives the most frequent answer."""
+        return {}
+
     @abstractmethod
     def score(self, item: Item, answers: Sequence[Answer]) -> dict[str, Numbers]:
         """For each metric the numbers of an item, from the answers to its requests in their order."""

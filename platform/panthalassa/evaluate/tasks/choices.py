@@ -48,6 +48,9 @@ class Choices(FileTask):
                 requests = continuations(question.prompt, question.choices)
                 yield Item(f"{path}:{number}", requests, question.answer, question.group)
 
+    def baselines(self, items: Sequence[Item]) -> dict[str, float]:
+        return dict.fromkeys(self.metrics, majority(items))
+
     def score(self, item: Item, answers: Sequence[Answer]) -> dict[str, Numbers]:
         nats = log_probabilities(answers)
         by_byte = [
@@ -61,12 +64,12 @@ class Choices(FileTask):
         }
 
 
-def majority(task: Choices) -> float:
+def majority(items: Sequence[Item]) -> float:
     """The accuracy of always giving the right answer that is the most frequent: what a model that has
     learned something is beyond."""
     right = Counter(
         request.continuation
-        for item in task.items()
+        for item in items
         if isinstance(request := item.requests[item.target], Likelihood)
     )
     return max(right.values()) / right.total()

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.metrics import AGGREGATES
-from panthalassa.evaluate.results import Results
+from panthalassa.evaluate.results import Average, Scores
 from panthalassa.evaluate.task import Answer, Generation, Item, Numbers
 from panthalassa.evaluate.tasks import question_answering as qa
 from panthalassa.evaluate.tasks.choices import continuations, log_probabilities, most
@@ -91,8 +91,11 @@ PROMPTS = {
     "ntg": "{0}\n\nTitle:",
 }
 Part = Literal["ner", "pos", "nc", "mlqa", "xnli", "pawsx", "qadsm", "wpr", "qam", "qg", "ntg"]
-UNDERSTANDING = ("ner", "pos", "nc", "mlqa", "xnli", "pawsx", "qadsm", "wpr", "qam")
 GENERATION = ("qg", "ntg")
+AVERAGED = {
+    "xglue-understanding": ("ner", "pos", "nc", "mlqa", "xnli", "pawsx", "qadsm", "wpr", "qam"),
+    "xglue-generation": GENERATION,
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -225,19 +228,45 @@ class Xglue(FileTask):
 TASKS: dict[str, Any] = {f"xglue-{part}": partial(Xglue, part=part) for part in get_args(Part)}
 
 
-def xglue_average(results: Results) -> dict[str, float | None]:
-    """As the paper has it, in points: for each task the mean over its languages, for `understanding` and
-    `generation` the mean over their tasks; None where one of them was not evaluated."""
-    means: dict[str, float | None] = {}
-    for part in LANGUAGES:
-        result = results.tasks.get(f"xglue-{part}")
-        if result is None:
-            means[part] = None
-            continue
-        metric = result.metrics[next(iter(METRICS.get(part, ACCURACY)))]
-        values = [figure.value for figure in metric.groups.values()]
-        means[part] = AGGREGATES[metric.aggregate].scale * sum(values) / len(values)
-    for name, parts in (("understanding", UNDERSTANDING), ("generation", GENERATION)):
-        known = [value for part in parts if (value := means[part]) is not None]
-        means[name] = sum(known) / len(known) if len(known) == len(parts) else None
+def xglue_averages(tasks: Mapping[str, Scores]) -> dict[str, Average]:
+    """As the paper has them: for each task the mean over its languages, and for XGLUE-Understanding and
+    XGLUE-Generation the mean over their tasks, where `missing` has none."""
+    means = {f"xglue-{part}": _over_languages(part, tasks) for part in _parts(tasks)}
+    absent = missing(tasks)
+    for name, parts in AVERAGED.items():
+        if name in absent and not absent[name]:
+            values = [means[f"xglue-{part}"].value for part in parts]
+            means[name] = Average(value=sum(values) / len(values), of=f"{len(parts)} tasks")
     return means
+
+
+def missing(tasks: Mapping[str, Scores]) -> dict[str, list[str]]:
+    """What each average over tasks lacks, if it has one of them: tasks, or languages of a task."""
+    found = _parts(tasks)
+    return {
+        name: [lack for part in parts if (lack := _lack(part, tasks))]
+        for name, parts in AVERAGED.items()
+        if not found.isdisjoint(parts)
+    }
+
+
+def _parts(tasks: Mapping[str, Scores]) -> set[str]:
+    return {part for part in LANGUAGES if f"xglue-{part}" in tasks}
+
+
+def _lack(part: str, tasks: Mapping[str, Scores]) -> str:
+    if (found := tasks.get(f"xglue-{part}")) is None:
+        return f"xglue-{part}"
+    languages = [name for name in LANGUAGES[part].split() if name not in found.groups]
+    return f"xglue-{part} ({', '.join(languages)})" if languages else ""
+
+
+def _over_languages(part: str, tasks: Mapping[str, Scores]) -> Average:
+    found = tasks[f"xglue-{part}"]
+    metric, name = next(iter(METRICS.get(part, ACCURACY).items()))
+    aggregate, numbers = AGGREGATES[name], found.numbers[metric]
+    values = [aggregate(numbers[places]) for places in found.groups_of().values()]
+    return Average(
+        value=aggregate.scale * sum(values) / len(values),
+        of=f"{metric} in {len(values)} of {len(LANGUAGES[part].split())} languages",
+    )
