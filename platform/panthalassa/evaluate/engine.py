@@ -111,9 +111,11 @@ class Engine:
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """A worker that nobody holds ends by itself, when it has done what it was asked."""
+        for worker in self._workers if kind else []:
             self._ray.kill(worker)
+        self._workers.clear()
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """One for each request, in their order. Raises PanthalassaError."""
@@ -144,7 +146,7 @@ class Engine:
         refs = [worker.describe.remote() for worker in self._workers]
         ready, _ = self._ray.wait(refs, num_returns=1, timeout=self._cluster.wait_seconds)
         if not ready:
-            self.__exit__()
+            self.__exit__(PanthalassaError)
             raise PanthalassaError(
                 f"no worker was ready in cluster.wait_seconds={self._cluster.wait_seconds:.0f}: each "
                 f"wants {self._cluster.cpus_per_worker} CPUs and {self._cluster.gpus_per_worker} GPUs"
@@ -152,8 +154,8 @@ class Engine:
         try:
             described: Described = self._get(ready[0])
             return described
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error))
             raise
 
     def _run(self, waiting_chunks: "list[Chunk]") -> "Iterator[tuple[Chunk, list[Answer]]]":
