@@ -32,7 +32,7 @@ class Lora(Section):
     def _each_once(cls, value: list[Projection]) -> list[Projection]:
         if len(set(value)) < len(value):
             raise ValueError("a matrix is named twice")
-        return value
+        return sorted(value)
 
 
 class Finetune(Section):
@@ -47,3 +47,8 @@ class Finetune(Section):
     """DPO: how much a departure from the start counts."""
     lora: Lora | None = None
     """Train adapters alone; without it all weights."""
+
+
+def loss_unit(objective: object) -> str:
+    """Of what a run's loss is a mean, in nats; without an objective it is pre-training."""
+    return "pair" if objective == "dpo" else "token"

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 from panthalassa.cli import app
 from panthalassa.config import Config
-from panthalassa.errors import PanthalassaError
+from panthalassa.errors import CorruptError, PanthalassaError
 from panthalassa.exchange.export import export
 from panthalassa.exchange.load import open_model
 from panthalassa.exchange.weights import newest_good
@@ -28,7 +27,7 @@ from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.order import evenly
 from panthalassa.stream.reader import Samples, ShardReader
 from panthalassa.train.audit import audit_run
-from panthalassa.train.checkpoint import committed, newest
+from panthalassa.train.checkpoint import committed, newest, read_commit
 from panthalassa.train.events import Event, Step
 from panthalassa.train.micro_batch import micro_batches
 from panthalassa.train.run import Outcome
@@ -177,7 +176,8 @@ def test_all_weights_from_an_exported_folder_learn_as_from_its_run_and_need_neit
     given = *given, f"finetune.start={exported}"
     first = finetune(tuning("sft", *given, "train.steps=8", directory="other"), ignore)
     assert losses(first)[1] == pytest.approx(losses(whole)[1], abs=1e-6)
-    shutil.rmtree(exported)
+    for name in ("tokenizer.json", "model.safetensors"):
+        (exported / name).unlink()
     second = finetune(tuning("sft", *given, directory="other"), ignore)
     assert second.history.steps[0].step == 9
     assert committed(folder_of(second))[-1] == "step-00000016"
@@ -238,3 +238,10 @@ def test_adapters_are_merged_in_what_is_exported_asked_and_tuned_again(
         for name, weight in merged.model.named_parameters():
             there = torch.cat(list(base.blocks(name, tuple(weight.shape)))).view_as(weight)
             assert torch.equal(weight, there), name
+
+    other = read_commit(run.below("base"), "step-00000000").model_copy(update={"healthy": False})
+    run.write("base/step-00000000/checkpoint.json", other.sealed().model_dump_json().encode())
+    with pytest.raises(CorruptError, match="not what the adapters"):
+        open_model(run, CPU)
+    with pytest.raises(PanthalassaError, match=r"model.base is .* there, .* here"):
+        finetune(tuning("sft", "train.steps=20"), ignore)

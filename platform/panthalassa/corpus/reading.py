@@ -153,7 +153,7 @@ def check_problems(tally: Tally, corpus: config.Corpus, files: list[SourceFile])
         named = [_told(entry, places.get(entry.rule, "other files")) for entry in damaged[:NAMED]]
         named += [f"and in {len(damaged) - NAMED} more files"] if len(damaged) > NAMED else []
         told = (
-            f"{lost} of {read + lost} records ({100 * lost / (read + lost):.2g} %) can not be read: "
+            f"{lost} of {read + lost} records ({100 * lost / (read + lost):.3g} %) can not be read: "
             + "; ".join(named)
         )
         if lost > corpus.max_bad_share * (read + lost):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from panthalassa.config import Model
 from panthalassa.config_file import flatten
+from panthalassa.config_finetune import loss_unit
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.errors import PanthalassaError
 from panthalassa.exchange.weights import Weights
@@ -94,7 +95,7 @@ def card(
     else:
         lines += ["", "The weights were imported; what they were trained on is not on record here."]
     if commit.evaluations or evaluations:
-        lines += ["", "## Evaluation", "", *_evaluation(weights, evaluations)]
+        lines += ["", "## Evaluation", "", *_evaluation(run, weights, evaluations)]
     if trained:
         lines += ["", "## Energy and carbon", "", *_energy(run)]
         lines += ["", "## Hardware", "", _hardware(tags)]
@@ -175,12 +176,14 @@ def _start(run: Storage) -> Iterator[str]:
     )
 
 
-def _evaluation(weights: Weights, evaluations: Sequence[Evaluation]) -> Iterator[str]:
+def _evaluation(run: Storage, weights: Weights, evaluations: Sequence[Evaluation]) -> Iterator[str]:
     if weights.commit.evaluations:
         last = weights.commit.evaluations[-1]
+        tree = _or_reason(lambda: flatten(kept_tree(run)))
+        unit = loss_unit(None if isinstance(tree, str) else tree.get("finetune.objective"))
         yield (
-            f"Held-out loss {last.loss:.4f} after step {last.step:,}, over {last.tokens:,} tokens of "
-            "documents that were not trained on."
+            f"Held-out loss {last.loss:.4f} nats a {unit} after step {last.step:,}, over {last.tokens:,} "
+            "tokens of documents that were not trained on."
         )
     if not evaluations:
         yield "No other evaluation is on record."

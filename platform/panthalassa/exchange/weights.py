@@ -168,6 +168,12 @@ def newest_good(
             tell(f"the newest good checkpoint is {run.uri}/{found.name}")
         if lora := found.commit.lora:
             base = stack.enter_context(verified(run.below(BASE), folder(0), staging))
+            if base.commit.sha256 != found.commit.model["base"]:
+                raise CorruptError(
+                    f"{base.directory} is not what the adapters of {run.uri}/{found.name} were trained "
+                    f"on: the SHA-256 of its commit is {base.commit.sha256}, and theirs says "
+                    f"{found.commit.model['base']}. Restore the folder from a copy."
+                )
             found = Merged(found, base, lora)
         yield found
 

@@ -4,7 +4,8 @@ ChatML, on the special tokens that every vocabulary has: `<|bos|>`, then for eac
 `<|im_start|>role`, a line break, the content, `<|im_end|>` and a line break. What counts of an
 assistant's message is its content and the `<|im_end|>`. White space around a content goes, so that no
 token can reach over the line break before it. A text is never trusted: one that spells `<|im_end|>`
-gets ordinary tokens. `model.hugging_face.CHAT_TEMPLATE` says the same in Jinja.
+gets ordinary tokens. `model.hugging_face.CHAT_TEMPLATE` says the same in Jinja, but
+for such texts: transformers makes special tokens of them.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ ANSWERING = "assistant"
 class Message(BaseModel):
     """What somebody says in a chat."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     role: Literal["system", "user", "assistant"]
     content: str

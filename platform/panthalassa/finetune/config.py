@@ -8,7 +8,7 @@ from panthalassa.config_file import apply, build, read
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import shape_of
 from panthalassa.storage import open_storage
-from panthalassa.train.base import BASE
+from panthalassa.train.base import BASE, has_base
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -32,10 +32,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def _shape(start: str, run: Any) -> Model:
-    """That of the model at `start`; when that is gone, of the run's own copy, if it has begun."""
-    source = open_storage(start)
-    if not source.exists("") and isinstance(run, dict) and isinstance(run.get("name"), str):
+    """That of the run's own copy, if it has begun, else of the model at `start`."""
+    if isinstance(run, dict) and isinstance(run.get("name"), str):
         directory = run.get("directory", Run.model_fields["directory"].default)
-        kept = open_storage(str(directory)).below(run["name"]).below(BASE)
-        source = kept if kept.exists("") else source
-    return shape_of(source)
+        kept = open_storage(str(directory)).below(run["name"])
+        if has_base(kept):
+            return shape_of(kept.below(BASE))
+    return shape_of(open_storage(start))

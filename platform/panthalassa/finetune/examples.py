@@ -116,17 +116,17 @@ class _Record(BaseModel):
 def _chat(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
     """Prompt and rest of a chat, which ends with its last answer. Raises ValueError."""
     answers = [said for said in (record.answer, record.completion, record.response) if said]
-    if not record.messages and (not record.prompt or len(answers) != 1):
+    if bool(record.messages) == bool(record.prompt or answers) or len(answers) > 1:
         raise ValueError(
             "expected `messages`, or `prompt` and one of `answer`, `completion` and `response`"
         )
-    asked = record.messages or [*(record.prompt or ()), *answers[0]]
-    chat = _checked([*(record.system or ()), *asked])
-    answering = [index for index, message in enumerate(chat) if message.role == ANSWERING]
-    if not answering:
-        raise ValueError("no message is the assistant's")
-    first, last = answering[0], answering[-1]
-    return chat[:first], (chat[first : last + 1],)
+    chat = _checked([*(record.system or ()), *(record.messages or record.prompt or ())])
+    rest: Messages = _checked(answers[0]) if answers else ()
+    answering = [i for i, message in enumerate([*chat, *rest]) if message.role == ANSWERING]
+    first = len(chat) if answers else next(iter(answering), 0)
+    if not answering or (record.prompt and not rest) or answering[-1] < first:
+        raise ValueError("there is no answer: no message of the assistant that is to be learned")
+    return (*chat, *rest)[:first], ((*chat, *rest)[first : answering[-1] + 1],)
 
 
 def _pair(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
@@ -135,7 +135,7 @@ def _pair(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
         raise ValueError("expected `prompt`, `chosen` and `rejected`")
     chosen, rejected = record.chosen, record.rejected
     if record.prompt:
-        asked = record.prompt
+        asked = [*(record.system or ()), *record.prompt]
         chosen, rejected = _behind(asked, chosen), _behind(asked, rejected)
     else:
         pairs = zip(chosen, rejected, strict=False)
@@ -148,11 +148,19 @@ def _pair(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
     for said in (chosen, rejected):
         if not said or said[-1].role != ANSWERING:
             raise ValueError("`chosen` and `rejected` must end with an assistant's message")
-    return _checked([*(record.system or ()), *asked]), (_checked(chosen), _checked(rejected))
+        if said[0].role != ANSWERING:
+            raise ValueError("`chosen` or `rejected` begins with another prompt than `prompt`")
+    if not record.prompt:
+        asked = [*(record.system or ()), *asked]
+    return _checked(asked), (_checked(chosen), _checked(rejected))
 
 
 def _behind(prompt: list[_Turn], said: list[_Turn]) -> list[_Turn]:
-    return said[len(prompt) :] if said[: len(prompt)] == prompt else said
+    """An answer without the prompt, which it may begin with, or with all of that but the system's."""
+    for before in (prompt, [turn for turn in prompt if turn.role != "system"]):
+        if said[: len(before)] == before:
+            return said[len(before) :]
+    return said
 
 
 def _checked(messages: list[_Turn]) -> Messages:

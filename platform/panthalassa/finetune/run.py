@@ -15,8 +15,9 @@ from panthalassa.exchange.base import copy_weights, tokenizer_of
 from panthalassa.finetune.dpo import Preference
 from panthalassa.finetune.prepare import prepare_chats
 from panthalassa.finetune.sft import Answers
+from panthalassa.run_config import folder_of
 from panthalassa.storage import Storage, open_storage
-from panthalassa.train.base import BASE
+from panthalassa.train.base import BASE, has_base
 from panthalassa.train.events import Event, Notice
 from panthalassa.train.run import Beginning, Outcome, pretrain
 
@@ -46,12 +47,12 @@ def finetune(
 
 
 def _tokenizer(config: Config) -> bytes:
-    """That of the model; when that is gone and the examples are prepared, theirs."""
+    """That of the model; of a run that has begun, that of its examples."""
     assert config.finetune
-    start, corpus = open_storage(config.finetune.start), open_storage(config.corpus.directory)
-    if start.exists("") or not corpus.exists(MANIFEST):
-        return tokenizer_of(start)
-    return read_tokenizer(corpus, read_manifest(corpus)).to_bytes()
+    corpus = open_storage(config.corpus.directory)
+    if has_base(folder_of(config)) and corpus.exists(MANIFEST):
+        return read_tokenizer(corpus, read_manifest(corpus)).to_bytes()
+    return tokenizer_of(open_storage(config.finetune.start))
 
 
 def _place_weights(config: Config, tell: Callable[[str], None], run: Storage) -> None:
@@ -65,6 +66,6 @@ def _place_weights(config: Config, tell: Callable[[str], None], run: Storage) ->
         if ours[key] != value
     ]:
         raise ConfigError(
-            f"{source.uri} is another model than the configuration's: {'; '.join(differs)}. Leave "
-            "out the section model: it is then that of finetune.start."
+            f"{run.uri}/{BASE}, with which the run begins, is another model than the configuration's: "
+            f"{'; '.join(differs)}. Leave out the section model, or choose another run.name."
         )

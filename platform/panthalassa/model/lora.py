@@ -147,6 +147,8 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     layers = adapted(model)
     for layer in layers:
         layer.enabled = False
-    yield
-    for layer in layers:
-        layer.enabled = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True

@@ -104,7 +104,7 @@ def hover(made: figure, renderer: "GlyphRenderer[Any]", rows: Mapping[str, str])
 def _by_step(runs: Sequence[RunData], plots: Plots) -> None:
     """The figures over optimizer steps."""
     wanted = {
-        "loss": ("loss", "nats a token", "0.[000]"),
+        "loss": ("loss", f"nats a {runs[0].loss_unit}", "0.[000]"),
         "speed": ("tokens_per_second", "tokens / s", "0.[00]a"),
         "mfu": ("mfu", "MFU", "0.[0]%"),
         "joules": ("joules", "J / iteration", "0.[00]a"),

@@ -113,7 +113,7 @@ def _loss(run: RunData) -> Headline:
         return Headline("training loss", "not known")
     last = loss.value[-max(1, min(TAIL, len(loss.value) // 10)) :]
     bad = len(run.series("loss").step) - len(loss.step)
-    note = f"nats a token, mean of the last {count(len(last), 'step')}"
+    note = f"nats a {run.loss_unit}, mean of the last {count(len(last), 'step')}"
     note += f"; not finite in {count(bad, 'step')}" if bad else ""
     return Headline("training loss", f"{last.mean():.4f}", note, float(last.mean()))
 

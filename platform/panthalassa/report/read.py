@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from panthalassa.config import Config
 from panthalassa.config_file import build, flatten
+from panthalassa.config_finetune import loss_unit
 from panthalassa.corpus.funnel import Report
 from panthalassa.errors import CheckpointError, ConfigError, PanthalassaError
 from panthalassa.redact import without_secrets
@@ -78,6 +79,10 @@ class RunData:
             return Series.of([]) if isinstance(self.energy, str) else self.energy.so_far
         found = None if isinstance(self.metrics, str) else self.metrics.get(metric)
         return found or Series.of([])
+
+    @property
+    def loss_unit(self) -> str:
+        return loss_unit(self.configuration.get("finetune.objective"))
 
     @property
     def last_step(self) -> int:

@@ -10,7 +10,7 @@ from ray.util.metrics import Gauge
 
 GAUGES = {
     "panthalassa_step": "Steps done",
-    "panthalassa_loss": "Loss of the newest step, nats a token",
+    "panthalassa_loss": "Loss of the newest step, nats a token (DPO: a pair)",
     "panthalassa_step_seconds": "Time of the newest step",
     "panthalassa_data_wait_seconds": "The longest time a rank waited for its samples in that step",
     "panthalassa_tokens_per_second": "Positions processed a second, over all ranks",

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from panthalassa.config import Config
+from panthalassa.errors import CheckpointError
 from panthalassa.model.lora import is_adapter
 from panthalassa.storage import Storage
-from panthalassa.train.checkpoint import State, folder, read_commit
+from panthalassa.train.checkpoint import COMMIT, State, folder, read_commit
 from panthalassa.train.restore import verify
 
 BASE = "base"
@@ -25,7 +26,17 @@ def identity(config: Config, run: Storage) -> dict[str, Any]:
     if not (config.finetune and config.finetune.lora):
         return model
     lora = config.finetune.lora.model_dump(mode="json", exclude={"dropout"})
+    if not has_base(run):
+        raise CheckpointError(
+            f"{run.uri} has checkpoints, but not the weights that adapters belong to, {BASE}/: it is "
+            "another run, or that folder was lost. Choose another run.name, or restore the folder."
+        )
     return {**model, "lora": lora, "base": read_commit(run.below(BASE), NAME).sha256}
+
+
+def has_base(run: Storage) -> bool:
+    """Whether the weights that it begins with are there: it needs nothing of their source then."""
+    return run.exists(f"{BASE}/{NAME}/{COMMIT}")
 
 
 def load_base(run: Storage, state: State, staging: str | None) -> None:

@@ -13,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from panthalassa.config import Config
+from panthalassa.config_finetune import loss_unit
 from panthalassa.energy.table import explain as explain_energy
 from panthalassa.train.events import (
     Ended,
@@ -185,8 +186,11 @@ def summarize(outcome: "Outcome", console: Console) -> None:
     if history.evaluations:
         ends = dict.fromkeys((history.evaluations[0], history.evaluations[-1]))
         losses = ", ".join(f"{found.loss:.4f} after step {found.step}" for found in ends)
-        lines.append(("held-out loss", f"{losses} (nats a token)"))
-        lines.append(("unigram loss", f"{outcome.manifest.unigram_loss:.4f} on all held-out text"))
+        tuning, unigram = outcome.config.finetune, outcome.manifest.unigram_loss
+        unit = loss_unit(tuning and tuning.objective)
+        lines.append(("held-out loss", f"{losses} (nats a {unit})"))
+        if unit == "token":
+            lines.append(("unigram loss", f"{unigram:.4f} on all held-out text"))
     if history.steps:
         lines += _speed(outcome).items()
     lines += explain(outcome.goodput)

@@ -1,0 +1,91 @@
+"""What of a record is the prompt and what the answer, and which records are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from panthalassa.corpus.documents import Problem, SourceFile
+from panthalassa.corpus.manifest import Objective
+from panthalassa.finetune.chat import Message
+from panthalassa.finetune.examples import Example, read_examples
+
+USER, OTHER = {"role": "user", "content": "q"}, {"role": "user", "content": "another"}
+SYSTEM = {"role": "system", "content": "s"}
+SHOT = {"role": "assistant", "content": "shot"}
+GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+
+
+def read(folder: Path, record: dict[str, Any], objective: Objective) -> Example | Problem:
+    path = folder / "one.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    file = SourceFile(str(folder), path.name, path.stat().st_size, "one", folder.name)
+    [found] = read_examples(file, objective)
+    return found
+
+
+def messages(*turns: dict[str, str]) -> tuple[Message, ...]:
+    return tuple(Message.model_validate(turn) for turn in turns)
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "answer"),
+    [
+        ({"prompt": "q", "answer": "good"}, [USER], [GOOD]),
+        ({"prompt": [USER, SHOT, USER], "answer": "good"}, [USER, SHOT, USER], [GOOD]),
+        ({"system": "s", "prompt": "q", "response": "good"}, [SYSTEM, USER], [GOOD]),
+        ({"messages": [USER, GOOD]}, [USER], [GOOD]),
+        ({"messages": [SYSTEM, USER, SHOT, USER, GOOD, USER]}, [SYSTEM, USER], [SHOT, USER, GOOD]),
+    ],
+)
+def test_what_is_asked_is_the_prompt_and_only_the_rest_is_learned(
+    tmp_path: Path, record: Any, prompt: Any, answer: Any
+) -> None:
+    found = read(tmp_path, record, "sft")
+    assert isinstance(found, Example)
+    assert (found.prompt, found.answers) == (messages(*prompt), (messages(*answer),))
+
+
+@pytest.mark.parametrize("asked", ["q", [USER]])
+@pytest.mark.parametrize("before", [[], [USER], [SYSTEM, USER]])
+def test_answers_of_a_pair_may_hold_their_prompt_and_its_system_and_nothing_is_there_twice(
+    tmp_path: Path, asked: Any, before: Any
+) -> None:
+    record = {"system": "s", "prompt": asked}
+    record |= {"chosen": [*before, GOOD], "rejected": [*before, BAD]}
+    found = read(tmp_path, record, "dpo")
+    assert isinstance(found, Example)
+    assert found.prompt == messages(SYSTEM, USER)
+    assert found.answers == (messages(GOOD), messages(BAD))
+
+
+@pytest.mark.parametrize(
+    ("objective", "record", "reason"),
+    [
+        (
+            "sft",
+            {"messages": [USER, GOOD], "prompt": "q", "answer": "a"},
+            "expected `messages`, or",
+        ),
+        ("sft", {"prompt": "q", "answer": "a", "response": "a"}, "expected `messages`, or"),
+        ("sft", {"prompt": "q"}, "no answer"),
+        ("sft", {"prompt": [USER, GOOD]}, "no answer"),
+        ("sft", {"prompt": "q", "answer": [USER]}, "no answer"),
+        ("sft", {"messages": [USER]}, "no answer"),
+        ("sft", {"messages": [USER, GOOD | {"weight": 0}]}, "Extra inputs are not permitted"),
+        ("sft", {"messages": [USER, GOOD | {"tool_calls": []}]}, "Extra inputs"),
+        ("dpo", {"prompt": "q", "chosen": [OTHER, GOOD], "rejected": "bad"}, "another prompt"),
+        (
+            "dpo",
+            {"prompt": "q", "chosen": [SYSTEM, USER, GOOD], "rejected": "bad"},
+            "another prompt",
+        ),
+    ],
+)
+def test_records_that_say_two_things_or_nothing_are_problems(
+    tmp_path: Path, objective: Objective, record: Any, reason: str
+) -> None:
+    found = read(tmp_path, record, objective)
+    assert isinstance(found, Problem)
+    assert reason in found.reason
