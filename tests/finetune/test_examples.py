@@ -1,6 +1,7 @@
 """What of a record is the prompt and what the answer, and which records are refused."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def read(folder: Path, record: dict[str, Any], objective: Objective) -> Example 
     return found
 
 
-def messages(*turns: dict[str, str]) -> tuple[Message, ...]:
-    return tuple(Message.model_validate(turn) for turn in turns)
+def told(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [message.model_dump() for message in messages]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_what_is_asked_is_the_prompt_and_only_the_rest_is_learned(
 ) -> None:
     found = read(tmp_path, record, "sft")
     assert isinstance(found, Example)
-    assert (found.prompt, found.answers) == (messages(*prompt), (messages(*answer),))
+    assert [told(found.prompt), *map(told, found.answers)] == [prompt, answer]
 
 
 @pytest.mark.parametrize("asked", ["q", [USER]])
@@ -56,8 +57,7 @@ def test_answers_of_a_pair_may_hold_their_prompt_and_its_system_and_nothing_is_t
     record |= {"chosen": [*before, GOOD], "rejected": [*before, BAD]}
     found = read(tmp_path, record, "dpo")
     assert isinstance(found, Example)
-    assert found.prompt == messages(SYSTEM, USER)
-    assert found.answers == (messages(GOOD), messages(BAD))
+    assert [told(found.prompt), *map(told, found.answers)] == [[SYSTEM, USER], [GOOD], [BAD]]
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,8 @@ def _evaluation(run: Storage, weights: Weights, evaluations: Sequence[Evaluation
         tree = _or_reason(lambda: flatten(kept_tree(run)))
         unit = loss_unit(None if isinstance(tree, str) else tree.get("finetune.objective"))
         yield (
-            f"Held-out loss {last.loss:.4f} nats a {unit} after step {last.step:,}, over {last.tokens:,} "
-            "tokens of documents that were not trained on."
+            f"Held-out loss {last.loss:.4f} nats a {unit} after step {last.step:,}, over "
+            f"{last.tokens:,} tokens of documents that were not trained on."
         )
     if not evaluations:
         yield "No other evaluation is on record."
