@@ -319,6 +319,26 @@ class TinyRun:
         return recorder.found
 
 
+def plain_curve(
+    model: torch.nn.Module, loss_of: Callable[[int], torch.Tensor], config: Config, steps: int
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step, by plain torch in one process."""
+    train, curve = config.train, []
+    optimizer = build_optimizer(model, train.optimizer)
+    for step in range(steps):
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.optimizer.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, train.steps, train.optimizer.learning_rate, train.schedule
+            )
+        optimizer.step()
+        curve.append((loss.item(), norm.item()))
+    return curve
+
+
 class _Recorder:
     """Stands in for the optimizer: keeps the gradients that it is given."""
 

@@ -48,12 +48,19 @@ def test_what_is_asked_is_the_prompt_and_only_the_rest_is_learned(
     assert [told(found.prompt), *map(told, found.answers)] == [prompt, answer]
 
 
-@pytest.mark.parametrize("asked", ["q", [USER]])
-@pytest.mark.parametrize("before", [[], [USER], [SYSTEM, USER]])
+@pytest.mark.parametrize(
+    ("asked", "before"),
+    [
+        ("q", []),
+        ([USER], [USER]),
+        ("q", [SYSTEM, USER]),
+        (None, [USER]),
+    ],
+)
 def test_answers_of_a_pair_may_hold_their_prompt_and_its_system_and_nothing_is_there_twice(
     tmp_path: Path, asked: Any, before: Any
 ) -> None:
-    record = {"system": "s", "prompt": asked}
+    record = {"system": "s"} | ({"prompt": asked} if asked else {})
     record |= {"chosen": [*before, GOOD], "rejected": [*before, BAD]}
     found = read(tmp_path, record, "dpo")
     assert isinstance(found, Example)
@@ -80,6 +87,20 @@ def test_answers_of_a_pair_may_hold_their_prompt_and_its_system_and_nothing_is_t
             "dpo",
             {"prompt": "q", "chosen": [SYSTEM, USER, GOOD], "rejected": "bad"},
             "another prompt",
+        ),
+        ("dpo", {"prompt": "x", "chosen": "a", "rejected": "a "}, "are the same"),
+        ("dpo", {"prompt": "x", "chosen": "a"}, "expected `prompt`, `chosen` and `rejected`"),
+        ("dpo", {"chosen": "a", "rejected": "b"}, "there is no `prompt`"),
+        (
+            "dpo",
+            {"prompt": "x", "chosen": "a", "rejected": ""},
+            "a message of the assistant is empty",
+        ),
+        ("dpo", {"prompt": "x", "chosen": "a", "rejected": [OTHER]}, "must end with"),
+        (
+            "dpo",
+            {"prompt": 3, "chosen": "a", "rejected": "b"},
+            "`prompt` is 3: Value error, expected a text",
         ),
     ],
 )

@@ -259,28 +259,6 @@ def test_bad_records_are_counted_and_named_and_too_many_refused(
     assert any("7 of 17 records" in line for line in told)
 
 
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"prompt": "x", "chosen": "a", "rejected": "a "}, "are the same"),
-        ({"prompt": "x", "chosen": "a"}, "expected `prompt`, `chosen` and `rejected`"),
-        ({"chosen": "a", "rejected": "b"}, "there is no `prompt`"),
-        ({"prompt": "x", "chosen": "a", "rejected": ""}, "a message of the assistant is empty"),
-        ({"prompt": "x", "chosen": "a", "rejected": [said("user", "b")]}, "must end with"),
-        (
-            {"prompt": 3, "chosen": "a", "rejected": "b"},
-            "`prompt` is 3: Value error, expected a text",
-        ),
-    ],
-)
-def test_a_pair_that_is_none_is_named(
-    tokenizer: Tokenizer, write_lines: Write, settings_of: Settings, record: Record, reason: str
-) -> None:
-    source = write_lines("chats/a.jsonl", [record])
-    with pytest.raises(CorpusError, match=reason):
-        prepare(settings_of(source), tokenizer, "dpo")
-
-
 def test_a_chat_that_is_too_long_is_cut_behind_the_last_answer_that_fits_or_left_out(
     tokenizer: Tokenizer, write_lines: Write, settings_of: Settings
 ) -> None:
@@ -291,34 +269,6 @@ def test_a_chat_that_is_too_long_is_cut_behind_the_last_answer_that_fits_or_left
     assert "6 distinct examples, 1 cut behind the last answer that fits" in told[1]
     assert "1 of more than 64 tokens left out (the first is chats/a.jsonl, line 7)" in told[1]
     assert sum(manifest.documents.values()) == 6
-
-
-def test_the_prompt_of_a_pair_may_be_in_both_answers(
-    tokenizer: Tokenizer, write_lines: Write, settings_of: Settings
-) -> None:
-    """As other libraries' sets have it: with a prompt beside them, or with none."""
-    asked = [said("user", "x"), said("assistant", "a"), said("user", "y")]
-    good, bad = [*asked, said("assistant", "b")], [*asked, said("assistant", "c")]
-    forms: list[Record] = [
-        {"prompt": asked, "chosen": "b", "rejected": "c"},
-        {"prompt": asked, "chosen": good, "rejected": bad},
-        {"chosen": good, "rejected": bad},
-    ]
-    others = [{"prompt": f"{n}", "chosen": "b", "rejected": "c"} for n in range(5)]
-    manifest, told = prepare(
-        settings_of(write_lines("a.jsonl", [*forms, *others]), sequence_length=128),
-        tokenizer,
-        "dpo",
-    )
-    assert sum(manifest.documents.values()) == 6
-    assert "2 duplicates dropped" in " ".join(told)
-    directory = settings_of("").directory
-    rows = [
-        row
-        for split in ("train", "held_out")
-        for row in documents(epoch(manifest, directory, split))
-    ]
-    assert expected(tokenizer, good, counting_from=3) in {said for row in rows for said in row}
 
 
 def test_files_of_all_kinds_and_their_domains(

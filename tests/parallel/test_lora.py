@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import TinyRun, mean_loss, packed, tiny, whole
+from ranks import TinyRun, mean_loss, packed, plain_curve, tiny, whole
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -20,8 +20,6 @@ from panthalassa.model.transformer import (
     parameters_by_name,
 )
 from panthalassa.stream.reader import PADDING, Samples
-from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import build_optimizer
 
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2)]
 STEPS = 5
@@ -124,24 +122,14 @@ def preference_loss(model: Merged, samples: Samples, beta: float) -> Tensor:
 
 
 def reference(config: Config, pairs: bool) -> Curve:
-    model, train = Merged(config), config.train
-    optimizer = build_optimizer(model, train.optimizer)
-    curve = []
-    for step in range(STEPS):
+    model = Merged(config)
+
+    def loss_of(step: int) -> Tensor:
         if pairs:
-            loss = preference_loss(model, paired(step, config), 0.5)
-        else:
-            loss = mean_loss(model, packed(step, config))  # type: ignore[arg-type]
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), train.optimizer.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, train.steps, train.optimizer.learning_rate, train.schedule
-            )
-        optimizer.step()
-        curve.append((loss.item(), norm.item()))
-    return curve
+            return preference_loss(model, paired(step, config), 0.5)
+        return mean_loss(model, packed(step, config))  # type: ignore[arg-type]
+
+    return plain_curve(model, loss_of, config, STEPS)
 
 
 def assert_close(curve: Curve, expected: Curve) -> None:

@@ -5,15 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import TinyRun, mean_loss, packed, tiny, unsharded, unsharded_gradients, whole
-from torch import nn
+from ranks import (
+    TinyRun,
+    mean_loss,
+    packed,
+    plain_curve,
+    tiny,
+    unsharded,
+    unsharded_gradients,
+    whole,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from panthalassa.config import Config
 from panthalassa.model.generate import generate
 from panthalassa.model.transformer import parameters_by_name
-from panthalassa.train.schedule import learning_rate
-from panthalassa.train.step import build_optimizer, warm_up
+from panthalassa.train.step import warm_up
 
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]
 
@@ -38,21 +45,8 @@ Curve = list[tuple[float, float]]
 
 def reference(config: Config, steps: int) -> Curve:
     """Loss and gradient norm of each step, by plain torch in one process."""
-    model, train = unsharded(config), config.train
-    optimizer = build_optimizer(model, train.optimizer)
-    curve = []
-    for step in range(steps):
-        loss = mean_loss(model, packed(step, config))
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), train.optimizer.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, train.steps, train.optimizer.learning_rate, train.schedule
-            )
-        optimizer.step()
-        curve.append((loss.item(), norm.item()))
-    return curve
+    model = unsharded(config)
+    return plain_curve(model, lambda step: mean_loss(model, packed(step, config)), config, steps)
 
 
 @pytest.fixture(scope="module")

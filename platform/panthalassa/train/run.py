@@ -1,4 +1,4 @@
-"""A pre-training run as the driver sees it: check everything, start the ranks, follow them, sum up.
+"""A training run as the driver sees it: check everything, start the ranks, follow them, sum up.
 
 Whatever can be refused is refused before Ray starts. While the ranks train, the driver takes their
 events from the board, shows them and hands them to tracking. A first Ctrl-C (or SIGTERM) asks the
