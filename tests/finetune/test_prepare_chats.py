@@ -23,6 +23,7 @@ from panthalassa.corpus.show import table
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.corpus.verify import verify
 from panthalassa.errors import CorpusError
+from panthalassa.exchange.export import beginning_with_bos
 from panthalassa.finetune import prepare as module
 from panthalassa.finetune.chat import Message, encode_chat
 from panthalassa.finetune.prepare import prepare_chats
@@ -317,6 +318,18 @@ def test_a_prompt_is_held_out_with_all_of_its_answers(
     )
     with pytest.raises(CorpusError, match="9 distinct examples: at least two with different"):
         prepare(same, tokenizer)
+
+
+def test_an_exported_tokenizer_is_the_one_that_was_exported(
+    tokenizer: Tokenizer, write_lines: Write, settings_of: Settings
+) -> None:
+    """It puts `<|bos|>` in front of texts by itself, which the file says and the vocabulary does not."""
+    settings = settings_of(write_lines("chats/a.jsonl", pairs(8)))
+    manifest, _ = prepare(settings, tokenizer)
+    exported = beginning_with_bos(tokenizer)
+    assert exported != tokenizer.to_bytes()
+    again = prepare_chats(settings, exported, "sft", lambda line: None)
+    assert again.fingerprint == manifest.fingerprint
 
 
 def test_anothers_tokenizer_is_refused(

@@ -69,6 +69,7 @@ class Tokenizer:
                 "the tokenizer cuts words in another way than this version does; "
                 "prepare the corpus anew into an empty folder."
             )
+        core.post_processor = None  # an export has one, which puts `bos` in front
         self._core = core
         # None of the special tokens is ever allowed in a text. They are named all the same, for
         # tiktoken looks for them, and where there are none it finds nothing at every byte.

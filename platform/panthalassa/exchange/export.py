@@ -223,7 +223,7 @@ def _small_files(
         tokenizer = trained_tokenizer(run, phases[-1].corpus)
         length = trained_length(weights.commit)
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
-        yield TOKENIZER, _beginning_with_bos(tokenizer)
+        yield TOKENIZER, beginning_with_bos(tokenizer)
         yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
         yield GENERATION, _json(generation_config(delimiters, tokenizer.turn_end))
         yield CONFIG, _json(to_llama(model, length, dtype, delimiters))
@@ -253,7 +253,7 @@ def trained_tokenizer(run: Storage, fingerprint: str) -> Tokenizer:
     return read_tokenizer(open_storage(place), kept_manifest(run, fingerprint))
 
 
-def _beginning_with_bos(tokenizer: Tokenizer) -> bytes:
+def beginning_with_bos(tokenizer: Tokenizer) -> bytes:
     """A tokenizer.json by which a text begins as documents do in training, without anyone asking."""
     core = tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode())
     bos = DELIMITERS[0]

@@ -51,10 +51,11 @@ def prepare_chats(
     examples that leave nothing to train on or nothing to hold out.
     """
     own = _own(tokenizer)
+    vocabulary = own.to_bytes()
     storage = open_storage(corpus.directory)
     files = list(_files(corpus.sources, storage))
     hashes = [content_sha256(file) for file in files]
-    preparation = _preparation(corpus, tokenizer, objective, files, hashes)
+    preparation = _preparation(corpus, vocabulary, objective, files, hashes)
     if done := already_prepared(storage, preparation):
         tell(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         return done
@@ -71,15 +72,15 @@ def prepare_chats(
     groups = _grouped(reading.kept.values(), corpus.held_out_share)
     held_out = sum(len(members) for group, members in groups.items() if group.startswith("held_"))
     tell(f"{reading.told()}; {held_out} are held out")
-    write(storage, TOKENIZER, tokenizer)
-    written = _write(storage, corpus, tokenizer, groups)
+    write(storage, TOKENIZER, vocabulary)
+    written = _write(storage, corpus, own, vocabulary, groups)
     manifest = Manifest(
         objective=objective,
         sequence_length=corpus.sequence_length,
         vocabulary_size=own.vocabulary_size,
         bos=own.bos,
         eos=own.eos,
-        tokenizer_sha256=_sha256(tokenizer),
+        tokenizer_sha256=_sha256(vocabulary),
         documents=written.documents,
         characters=written.characters,
         text_bytes=written.text_bytes,
@@ -246,11 +247,11 @@ class _Written:
 def _write(
     storage: Storage,
     corpus: config.Corpus,
+    tokenizer: Tokenizer,
     vocabulary: bytes,
     groups: Mapping[str, Sequence[tuple[Encoded, str]]],
 ) -> _Written:
     """Write the shards and the index of each `{split}/{domain}`."""
-    tokenizer = Tokenizer.from_bytes(vocabulary)
     size = tokenizer.vocabulary_size
     written = _Written([], [], {s: np.zeros(size, np.int64) for s in get_args(Split)}, {}, {}, {})
     for group, members in sorted(groups.items()):
