@@ -167,12 +167,60 @@ def test_texts_beyond_those_of_training_are_allowed_and_told(generate: Run) -> N
     assert len(result.stdout) > 150
 
 
+def test_a_limit_without_end_takes_no_memory(generate: Run) -> None:
+    greedy = ("the sea", "--temperature", "0")
+    start = generate(*greedy, "--max-tokens", "8").stdout[:3]
+    result = generate(*greedy, "--max-tokens", "1000000000000", "--stop", start)
+    assert (result.exit_code, result.stdout) == (0, "\n")
+
+
+def test_results_are_kept_round_by_round(
+    generate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("panthalassa.cli_generate.ROUND", 1)
+    (tmp_path / "prompts.txt").write_text("\ufeffthe sea\nthe land\n", encoding="utf-8")
+    out, rounds = tmp_path / "out.jsonl", []
+
+    def interrupted(*arguments: object, **options: object) -> list[str]:
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        return ["said"]
+
+    command = ("--file", f"{tmp_path}/prompts.txt", "--out", str(out))
+    with monkeypatch.context() as patched:
+        patched.setattr("panthalassa.model.text.continue_texts", interrupted)
+        assert generate(*command).exit_code == 130
+    assert json.loads(out.read_text()) == {"prompt": "the sea", "continuation": "said"}
+    assert "is there already" in message(generate(*command))
+
+
+def test_the_place_of_results_is_tested_before_the_model_is_opened(
+    generate: Run, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the sea")
+    command = ("--file", str(prompts), "--out")
+    assert "is there already" in message(generate(*command, str(prompts), model="nothing"))
+    assert prompts.read_text() == "the sea"
+    below = f"{prompts}/out.jsonl"
+    assert "can not be written" in message(generate(*command, below, model="nothing"))
+    assert "is no file" in message(generate(*command, f"{tmp_path}/", model="nothing"))
+    out = tmp_path / "out.jsonl"
+    assert "expected a run" in message(generate(*command, str(out), model="nothing"))
+    assert not out.exists()
+
+
 def test_mistakes_are_named_in_one_line(generate: Run, models: Path, tmp_path: Path) -> None:
     assert "the prompt is empty" in message(generate(""))
     assert "the prompt is empty" in message(generate(stdin=""))
     assert "give one of them" in message(generate("the sea", "--file", "x"))
     assert "--out is for the results of --file" in message(generate("the sea", "--out", "x"))
     assert "--system is for chats" in message(generate("the sea", "--system", "x"))
+    assert "'the \\udcff' is no UTF-8" in message(generate("the \udcff"))
+    assert "is no UTF-8" in message(generate("the sea", "--stop", "\udcff"))
+    assert "is no UTF-8" in message(generate("--file", "\udcff"))
+    assert "temperature=inf: expected" in message(generate("the sea", "--temperature", "inf"))
     assert "top_p=0.0: expected" in message(generate("the sea", "--top-p", "0"))
     assert "is not there: expected a run" in message(generate("x", model="nothing"))
     path = tmp_path / "prompts.jsonl"

@@ -68,11 +68,20 @@ def generate(
         if system and not chat:
             raise ConfigError("--system is for chats: give --chat, too")
 
-        from panthalassa.exchange.prompts import Prompt, read_prompts, write_results
+        _check_utf8(run, prompt, system, file, out, *(stop or ()))
+
+        from panthalassa.exchange.prompts import (
+            Prompt,
+            check_results,
+            read_prompts,
+            write_results,
+        )
         from panthalassa.model.sampling import Sampling
 
         setting = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         prompts = read_prompts(file) if file else [Prompt(prompt=_given(prompt))]
+        if out:
+            check_results(out)
 
         from panthalassa.exchange.load import open_here
         from panthalassa.model.text import continue_texts
@@ -106,13 +115,24 @@ def generate(
             found = ask(asked[start : start + ROUND])
             lines = [p.result(text) for p, text in zip(prompts[start:], found, strict=False)]
             results += lines
-            if not out:
+            if out:
+                write_results(out, results)
+            else:
                 typer.echo("".join(lines).encode(), nl=False)
         if out:
-            write_results(out, results)
             console.print(f"{len(results)} continuations in {out}", soft_wrap=True, markup=False)
 
     run_command(command, debug)
+
+
+def _check_utf8(*arguments: str | None) -> None:
+    """Raises ConfigError for bytes of the command line that are no UTF-8."""
+    for argument in arguments:
+        try:
+            (argument or "").encode()
+        except UnicodeEncodeError as error:
+            shown = ascii(argument[:60]) if argument else ""
+            raise ConfigError(f"{shown} is no UTF-8, from character {error.start} on") from None
 
 
 def _given(prompt: str | None) -> str:

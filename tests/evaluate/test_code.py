@@ -53,6 +53,11 @@ def data(folder: Path, *rows: dict[str, Any]) -> Storage:
         ("    return 4\n", False),
         ("    return 2 * x\nimport sys; sys.exit(0)\n", False),  # an early end is no success
         ("    return 2 * x\nimport os; os._exit(0)\n", False),
+        (
+            "    return 2 * x\nimport os\n"
+            "print(open('/work/program.py').read()[-40:].split(\"'\")[-2], flush=True)\nos._exit(0)\n",
+            False,
+        ),
         ("    while True: pass\n", False),
         ("    retrun 2 * x\n", False),
     ],

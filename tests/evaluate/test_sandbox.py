@@ -125,7 +125,7 @@ def test_files_outside_are_neither_seen_nor_written(tmp_path: Path) -> None:
 
 def test_its_own_folder_is_written_and_then_gone() -> None:
     assert run("open('a.txt', 'w').write('x'); print(open('a.txt').read())").output == "x\n"
-    assert run("import os; print(os.listdir('.'))").output == "['program.py']\n"
+    assert run("import os; print(os.listdir('.'))").output == "[]\n"
 
 
 def test_secrets_of_the_environment_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,121 @@ def test_memory_files_and_output_end_at_their_limits() -> None:
     assert "File too large" in run("open('a', 'wb').write(bytes(2 << 20))").output
     many = "for n in range(100): open(str(n), 'wb').write(bytes(1 << 20))"
     assert "No space left" in run(many, Limits(folder_bytes=4 << 20)).output
-    assert "Too many open files" in run("kept = [open('program.py') for _ in range(100)]").output
+    assert "Too many open files" in run("kept = [open('/dev/null') for _ in range(100)]").output
+
+
+def test_memory_that_belongs_to_no_process_is_refused() -> None:
+    program = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+calls = {
+    "shmget": (0, 1 << 20, 0o600),
+    "shmat": (0, None, 0),
+    "semget": (0, 32, 0o600),
+    "msgget": (0, 0o600),
+    "memfd_create": (b"a", 0),
+    "mq_open": (b"/a", 0o102, 0o600, None),
+}
+for name, arguments in calls.items():
+    print(name, getattr(libc, name)(*arguments), errno.errorcode[ctypes.get_errno()])
+"""
+    lines = run(program).output.splitlines()
+    assert len(lines) == 6
+    assert all(line.endswith(" -1 EPERM") for line in lines), lines
+
+
+def test_neither_namespaces_nor_mounts_nor_other_processes_are_had() -> None:
+    program = """
+import ctypes, errno, platform
+libc = ctypes.CDLL(None, use_errno=True)
+clone = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+def tell(name, result):
+    print(name, result, errno.errorcode[ctypes.get_errno()])
+for flag in (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+    tell("unshare", libc.unshare(flag))
+    if flag > 0x80:
+        tell("clone", libc.syscall(clone, flag | 17, None, None, None, None))
+tell("mount", libc.mount(b"none", b"/work", b"tmpfs", 0, None))
+tell("setns", libc.setns(0, 0))
+tell("ptrace", libc.ptrace(0, 0, 0, 0))
+tell("io_uring_setup", libc.syscall(425, 1, None))
+tell("clone3", libc.syscall(435, None, 0))
+"""
+    *lines, clone3 = run(program).output.splitlines()
+    assert len(lines) == 19
+    assert all(line.endswith(" -1 EPERM") for line in lines), lines
+    assert clone3 == "clone3 -1 ENOSYS"
+
+
+def test_threads_and_processes_of_the_library_are_allowed() -> None:
+    program = """
+import subprocess, sys, threading
+thread = threading.Thread(target=print, args=("thread",), kwargs={"flush": True})
+thread.start()
+thread.join()
+print(subprocess.run([sys.executable, "-c", "print('process')"], capture_output=True).stdout)
+"""
+    assert run(program).output == "thread\nb'process\\n'\n"
+
+
+def test_a_program_that_is_larger_than_any_room_is_run_or_fails() -> None:
+    assert run("#" * (40 << 20)).status == 0
+    assert run("a = '" + "x" * (40 << 20) + "'", Limits(memory=64 << 20)).status == 1
+    assert run("'\ud800'").status == 1
+
+
+def test_the_text_of_a_program_is_in_no_file() -> None:
+    ending = run("""
+import os
+for place, _, names in os.walk('/work'):
+    print(place, names)
+for descriptor in range(64):
+    try:
+        os.lseek(descriptor, 0, 0)
+        print(os.read(descriptor, 100))
+    except OSError:
+        pass
+print(os.read(0, 100))
+""")
+    assert ending.output.startswith("/work []\n")
+    assert ending.output.endswith("b''\n")
+    assert "lseek" not in ending.output
+
+
+def test_signals_do_not_end_the_process_that_waits_for_a_program() -> None:
+    program = """
+import os, signal
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    os.kill(%s, number)
+raise SystemExit(7)
+"""
+    ending = run(program % "1")
+    assert (ending.status, ending.output) == (7, "")
+    ending = run(program % "os.getppid()", confine=False)
+    assert (ending.status, ending.output) == (7, "")
+
+
+@pytest.mark.parametrize("end", ["", "while True: pass"])
+def test_without_isolation_too_nothing_stays(end: str) -> None:
+    program = """
+import os, time
+reading, writing = os.pipe()
+for _ in range(3):
+    if not os.fork():
+        os.setsid()
+        if not os.fork():
+            os.setsid()
+        os.write(1, b"%d\\n" % os.getpid())
+        os.write(writing, b".")
+        time.sleep(600)
+        os._exit(0)
+for _ in range(6):
+    os.read(reading, 1)
+"""
+    ending = run(program + end, Limits(seconds=2), confine=False)
+    started = [int(line) for line in ending.output.split()]
+    assert len(set(started)) == 6
+    assert not any(map(psutil.pid_exists, started))
 
 
 def test_a_program_is_nobody_and_can_not_become_more() -> None:
@@ -231,7 +345,7 @@ for n in range(200):
     if "can not be run in isolation" in told.stderr:
         pytest.skip("user namespaces are not for everybody here")
     for expected in (
-        f"{sandboxed.NOBODY} ['program.py'] False",
+        f"{sandboxed.NOBODY} [] False",
         "Network is unreachable",
         "Error: [Errno",
         "status=None",

@@ -147,11 +147,12 @@ def test_each_position_is_read_once(model: Transformer, monkeypatch: pytest.Monk
     assert read == [[5, 2], [1, 1], [1, 1], [1, 1]]
 
 
-def test_logits_of_a_cache_are_those_of_the_whole_text(variant: Transformer) -> None:
-    """Also of what is read in several pieces of unequal length."""
+@pytest.mark.parametrize("room", [79, 30, 1])
+def test_logits_of_a_cache_are_those_of_the_whole_text(variant: Transformer, room: int) -> None:
+    """Also of what is read in several pieces of unequal length, and with less room at first."""
     texts = torch.randint(0, 256, (3, 60), generator=torch.Generator().manual_seed(4)).tolist()
     cuts = [(0, 20, 33, 34), (0, 7, 8, 9), (0, 1, 20, 60)]
-    cache = KVCache(variant, 3, 20 + 19 + 40)
+    cache = KVCache(variant, 3, room)
     for step in range(3):
         logits = cache.read(
             [text[cut[step] : cut[step + 1]] for text, cut in zip(texts, cuts, strict=True)]

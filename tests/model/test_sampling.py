@@ -82,15 +82,25 @@ def test_a_penalty_is_that_of_transformers() -> None:
     assert logits.tolist() == [2.0, 1.5, -1.0, -1.5]
 
 
+@pytest.mark.parametrize("temperature", [1e-310, 1e-200, 1e-6])
+def test_what_is_almost_no_temperature_is_none(temperature: float) -> None:
+    logits = torch.tensor([-1e4, 3.0, 1e4, 0.0])
+    assert set(drawn(logits, Sampling(temperature, top_p=0.9), [0])) == {2}
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("temperature", -0.1),
         ("temperature", math.nan),
+        ("temperature", math.inf),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-320),
+        ("repetition_penalty", math.inf),
+        ("repetition_penalty", math.nan),
     ],
 )
 def test_what_can_not_be_is_refused(key: str, value: float) -> None:

@@ -9,7 +9,8 @@ with 29 MB together, most of them pages of Python that they share (measured on a
 
 It needs Linux 5.12 or later, and root with CAP_SYS_ADMIN, or user namespaces for everybody. Where there
 are none (many containers forbid them), programs are refused, but for those who accept that they run with
-limits alone. Memory is limited for each process, so that a program has `processes` times `memory`.
+limits alone. Memory is limited for each process, so that a program has `processes` times `memory`; what
+would be memory of no process (System V objects, files without a folder) is refused.
 """
 
 import json
@@ -61,7 +62,8 @@ class Ending:
 def run(program: str, limits: Limits | None = None, confine: bool = True) -> Ending:
     """Run a Python program that needs only the standard library.
 
-    Without `confine` it runs with limits alone, as this user, with this user's files and network.
+    Without `confine` it runs with limits alone, as this user, with this user's files and network. What
+    it started is ended with it, unless it kills the processes that would do that.
     Raises PanthalassaError where programs can not be confined.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:

@@ -91,13 +91,27 @@ def _text(place: str) -> str:
     try:
         if (size := storage.size(name)) > LARGEST:
             raise ConfigError(f"{place} has {size:,} bytes, and prompts may have {LARGEST:,}")
-        return storage.read(name).decode()
+        return storage.read(name).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{place}: there is no such file of prompts") from None
     except OSError as error:
         raise ConfigError(f"{place} can not be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{place} is no UTF-8: {error}") from error
+
+
+def check_results(place: str) -> None:
+    """Raises ConfigError where results can not be written, or something is already."""
+    storage, name = _at(place)
+    if not name:
+        raise ConfigError(f"{place} is no file: expected where results go, as in {place}out.jsonl")
+    try:
+        if storage.exists(name):
+            raise ConfigError(f"{place} is there already: give results a place of their own")
+        storage.create(name, b"")
+        storage.delete(name)
+    except OSError as error:
+        raise ConfigError(f"{place} can not be written: {error}") from error
 
 
 def write_results(place: str, lines: Sequence[str]) -> None:

@@ -24,6 +24,8 @@ PAD_TO = 64
 occur."""
 BATCH = 32
 """Prompts that are continued at a time."""
+ROOM = 512
+"""Tokens of a continuation that the cache has room for from the start: most end before their limit."""
 
 Watch = Callable[[int, int], bool]
 """Is told the number of a prompt and an id that continues it; returns whether that is enough."""
@@ -61,7 +63,8 @@ def generate_batch(
     longest_first = sorted(texts, key=lambda text: -len(text.ids))
     for start in range(0, len(texts), batch):
         some = longest_first[start : start + batch]
-        _continue(KVCache(model, len(some), len(some[0].ids) + limit), some, limit, stop_ids, watch)
+        cache = KVCache(model, len(some), len(some[0].ids) + min(limit, ROOM))
+        _continue(cache, some, limit, stop_ids, watch)
     return [text.found for text in texts]
 
 

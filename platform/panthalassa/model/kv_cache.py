@@ -27,33 +27,39 @@ class LayerCache:
         self.values[:, :, start : self.used] = values
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
+    def grow(self, more: int) -> None:
+        """Have room for so many positions more."""
+        self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, more))
+        self.values = torch.nn.functional.pad(self.values, (0, 0, 0, more))
+
     def keep(self, rows: Tensor) -> None:
         """Keep some rows of the batch, and forget the others."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class KVCache:
-    """Of `batch` texts of at most `length` tokens each, padding included."""
+    """Of `batch` texts. There is room for `room` tokens of each, padding included, and it is doubled
+    when more come."""
 
-    def __init__(self, model: Transformer, batch: int, length: int) -> None:
+    def __init__(self, model: Transformer, batch: int, room: int) -> None:
         self.model = model
         config, weight = model.config, model.embedding.weight
-        shape = (batch, config.kv_heads, length, config.head_size)
+        shape = (batch, config.kv_heads, 0, config.head_size)
         self._layers = [
             LayerCache(weight.new_empty(shape), weight.new_empty(shape)) for _ in model.blocks
         ]
-        self._table = rotary_table(
-            length, config.head_size, config.rope_theta, weight.device, config.rope_scaling
-        )
-        self._is_text = torch.zeros(batch, length, dtype=torch.bool, device=weight.device)
+        self._is_text = torch.zeros(batch, 0, dtype=torch.bool, device=weight.device)
         self._lengths = torch.zeros(batch, 1, dtype=torch.long, device=weight.device)
         self._used = 0
+        self._grow(room)
 
     @torch.no_grad()
     def read(self, new: Sequence[Sequence[int]]) -> Tensor:
         """Logits [batch, vocabulary] in fp32 of what follows each text, which has got the ids `new`."""
-        width, device = max(map(len, new)), self._table.device
+        width, device = max(map(len, new)), self._lengths.device
         start, self._used = self._used, self._used + width
+        if self._used > self._is_text.shape[1]:
+            self._grow(max(self._used, 2 * self._is_text.shape[1]))
         padded = [[0] * (width - len(ids)) + list(ids) for ids in new]
         is_text = torch.tensor(
             [[False] * (width - len(ids)) + [True] * len(ids) for ids in new], device=device
@@ -71,9 +77,18 @@ class KVCache:
         logits: Tensor = self.model.head(x[:, -1:])
         return logits[:, 0].float()
 
+    def _grow(self, room: int) -> None:
+        config, more = self.model.config, room - self._is_text.shape[1]
+        for layer in self._layers:
+            layer.grow(more)
+        self._is_text = torch.nn.functional.pad(self._is_text, (0, more))
+        self._table = rotary_table(
+            room, config.head_size, config.rope_theta, self._lengths.device, config.rope_scaling
+        )
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some texts of the batch alone."""
-        index = torch.tensor(rows, device=self._table.device)
+        index = torch.tensor(rows, device=self._lengths.device)
         for layer in self._layers:
             layer.keep(index)
         self._is_text, self._lengths = self._is_text[index], self._lengths[index]

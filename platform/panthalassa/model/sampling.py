@@ -5,6 +5,7 @@ seed and the prompt alone, so that a prompt has the same continuation in whateve
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from panthalassa.errors import ConfigError
+
+COLDEST = 1e-5
+"""Lower temperatures take the most likely token, as 0 does: quotients by them may overflow."""
+PENALTIES = 0.01, 100.0
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, and 1 at most"),
-            ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
+            (
+                "repetition_penalty",
+                PENALTIES[0] <= self.repetition_penalty <= PENALTIES[1],
+                f"{PENALTIES[0]} to {PENALTIES[1]:g}",
+            ),
         )
         for name, passed, expected in checks:
             if not passed:
@@ -55,7 +64,7 @@ class Sampler:
         setting = self.sampling
         if setting.repetition_penalty != 1:
             logits = _penalised(logits, ids, setting.repetition_penalty)
-        if setting.temperature == 0:
+        if setting.temperature < COLDEST:
             return logits.argmax()
         count, candidates = min(setting.top_k or len(logits), len(logits)), None
         if count < len(logits) or setting.top_p < 1:

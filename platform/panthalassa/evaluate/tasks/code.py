@@ -3,7 +3,9 @@
 The files are the published ones, unpacked: `HumanEval.jsonl`, with task_id, prompt, test and
 entry_point, and `mbpp.jsonl`, with task_id, text, test_list and test_setup_code, of which the tasks 11
 to 510 are the test set. Programs run in the sandbox. Ending early is not passing: behind the tests a
-program prints a word that is drawn for it.
+program prints a word that is drawn for it, and that no file has. This finds mistakes, and is no proof
+against programs that look for the word in their own memory, where it must be: who compares models that
+may have learnt to do so reads the programs that passed.
 """
 
 import math
