@@ -8,10 +8,11 @@ or a larger one between equal models; elsewhere the bootstrap does. Of several m
 chance: the probabilities are corrected by Holm (1979).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import JsonValue
 from scipy import stats
 
 from panthalassa.errors import PanthalassaError
@@ -130,6 +131,25 @@ def holm(probabilities: Sequence[float]) -> list[float]:
         largest = max(largest, probabilities[place] * (len(probabilities) - rank))
         corrected[place] = min(1.0, largest)
     return corrected
+
+
+def settings_that_differ(a: Storage, b: Storage) -> Iterator[str]:
+    """A line for each setting, of both evaluations or of a task, that is not the same in the two."""
+    first, second = (_settings(read_results(folder).settings) for folder in (a, b))
+    for key in first:
+        if key in second and first[key] != second[key]:
+            yield f"{key} differs: {first[key]} in the first evaluation, {second[key]} in the second"
+
+
+def _settings(kept: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """By name, those of tasks too. Where data were read from and how many is said by the items."""
+    tasks = kept.get("tasks")
+    of_tasks = {
+        f"{entry.get('name')}: settings": entry.get("settings")
+        for entry in (tasks if isinstance(tasks, list) else [])
+        if isinstance(entry, dict)
+    }
+    return {key: value for key, value in kept.items() if key != "tasks"} | of_tasks
 
 
 def left_out(differences: Sequence[Difference]) -> Iterator[str]:
