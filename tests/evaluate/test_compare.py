@@ -51,6 +51,21 @@ def test_no_difference_is_claimed_when_the_interval_holds_zero(storage: Storage)
     assert found.p > 0.05
 
 
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_difference_that_chance_explains_is_not_shown(storage: Storage, part: float) -> None:
+    def always(value: float, n: int) -> Scores:
+        return scores({"m": "mean"}, ((f"{k}", "", {"m": (value,)}) for k in range(n)))
+
+    for n, shown in ((1, False), (2, False), (5, False), (8, True)):
+        folder = storage.below(str(n))
+        written(folder.below("a"), t=always(0, n))
+        written(folder.below("b"), t=always(part, n))
+        (found,) = compare(folder.below("a"), folder.below("b"))
+        assert (found.p < 0.05) == found.shown == shown
+        assert ("no difference is shown" in str(found)) != shown
+        assert ("one item has no interval" in str(found)) == (n == 1)
+
+
 def test_the_order_of_items_does_not_matter_and_only_shared_ones_count(storage: Storage) -> None:
     right = [True, False, False, True, True]
     rows = [(f"item-{n}", "", {"accuracy": (float(hit),)}) for n, hit in enumerate(right)]
@@ -186,6 +201,8 @@ def test_intervals_of_a_difference_cover_the_truth_and_false_alarms_are_as_rare_
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
 def test_the_interval_of_what_never_varies_is_that_of_the_binomial(right: float) -> None:
-    low, high = interval("mean", np.full((20, 1), right))
     exact = stats.binomtest(int(20 * right), 20).proportion_ci(0.95, "exact")
-    assert (low, high) == pytest.approx((exact.low, exact.high))
+    assert interval("mean", np.full((20, 1), right)) == pytest.approx((exact.low, exact.high))
+    target = np.arange(20) % 3
+    pairs = np.stack((target + 1 - right, target), axis=1)
+    assert interval("accuracy", pairs) == pytest.approx((exact.low, exact.high))

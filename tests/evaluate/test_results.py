@@ -123,6 +123,14 @@ def test_the_table_tells_every_value_with_interval_and_items(storage: Storage) -
     assert list(explain(results)) == [("t", "accuracy", "50.0", "40.0 to 60.0", "100", "")]
 
 
+def test_one_item_has_no_interval_but_that_of_the_binomial(storage: Storage) -> None:
+    numbers = {"loss": (3.0, 4.0), "right": (1.0,)}
+    found = scores({"loss": "bits-per-byte", "right": "mean"}, [("a", "", numbers)])
+    loss, right = explain(written(storage, t=found))
+    assert loss[3] == "none: one item"
+    assert right[3] == "2.5 to 100.0"
+
+
 def test_what_the_most_frequent_answer_has_is_kept_and_told(storage: Storage) -> None:
     found = scores({"right": "mean"}, [("a", "", {"right": (1.0,)})], {"right": 0.25})
     results = written(storage, t=found)

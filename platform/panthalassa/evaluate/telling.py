@@ -22,6 +22,8 @@ CONTAMINATION_HEADINGS: Row = (
     "95 % interval",
     "items",
 )
+ONE = "none: one item"
+"""In the place of an interval that resampling can not give."""
 BESIDE = ("en", "eng", "english")
 """Groups that others are told beside, the first that is there; else the best one."""
 
@@ -101,7 +103,8 @@ def _told(metric: Metric, figure: Figure) -> Row:
     value, low, high = (
         _number(metric, number) for number in (figure.value, figure.low, figure.high)
     )
-    return value, f"{low} to {high}", f"{figure.n:,}"
+    bounds = f"{low} to {high}" if figure.low < figure.high or figure.n > 1 else ONE
+    return value, bounds, f"{figure.n:,}"
 
 
 def _number(metric: Metric, number: float) -> str:
