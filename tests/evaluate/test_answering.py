@@ -8,6 +8,8 @@ from asked import LENGTH, TEXTS, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.answering import Answerer, encode, prompt_ids, windows
 from panthalassa.evaluate.task import Generation, Likelihood, Likely, Request, Rolling
 from panthalassa.exchange.load import Opened, open_model
@@ -45,7 +47,8 @@ def close(found: object, expected: Likely) -> bool:
     return same and math.isclose(found.nats, expected.nats, rel_tol=1e-4, abs_tol=1e-4)
 
 
-LIKELIHOODS = st.builds(Likelihood, PIECES, PIECES) | st.builds(Rolling, PIECES)
+SAID = PIECES.filter(bool)  # nothing has no likelihood
+LIKELIHOODS = st.builds(Likelihood, PIECES, SAID) | st.builds(Rolling, PIECES)
 
 
 @settings(max_examples=30)
@@ -61,12 +64,28 @@ def test_a_likelihood_is_that_of_the_text_alone(
 def test_a_continuation_that_is_likely_is_greedy(opened: Opened) -> None:
     ids = [opened.tokenizer.bos, *opened.tokenizer.encode("the cat")]
     said = opened.tokenizer.decode(generate(opened.model, ids, 1, 0.0, 0, opened.tokenizer.ends))
-    requests = [Likelihood("the cat", said), Likelihood("the cat", " mat"), Likelihood("", "")]
+    requests = [Likelihood("the cat", said), Likelihood("the cat", " mat"), Rolling("")]
     greedy, other, nothing = answerer(opened).answers(requests)
     assert isinstance(greedy, Likely)
     assert isinstance(other, Likely)
     assert greedy.nats > other.nats
     assert nothing == Likely(0.0, True, 0)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_nothing_is_not_the_most_likely_of_all(opened: Opened, chat: bool) -> None:
+    asked = Answerer(opened.model, opened.tokenizer, LENGTH, 256, chat)
+    with pytest.raises(PanthalassaError, match="how likely '' is behind 'the cat' can not be said"):
+        asked.answers([Likelihood("the cat", " mat"), Likelihood("the cat", "")])
+
+
+def test_a_continuation_that_melts_into_its_context_is_asked_about_by_itself(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bos = opened.tokenizer.bos
+    ids = {"a": [8, 9], "b": [7], "ab": [5, 6]}
+    monkeypatch.setattr(Tokenizer, "encode", lambda _, text: ids[text])
+    assert encode(opened.tokenizer, Likelihood("a", "b")) == ([bos, 8, 9], [7])
 
 
 def test_spaces_belong_to_the_word_behind_them(opened: Opened) -> None:

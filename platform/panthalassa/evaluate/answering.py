@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
 from panthalassa.finetune.chat import Message, encode_prompt
 from panthalassa.model.generate import generate_batch
@@ -20,6 +21,8 @@ from panthalassa.model.sampling import Sampling
 from panthalassa.model.text import TextStream, ids_of
 from panthalassa.model.transformer import Transformer
 
+SHOWN = 60
+"""Characters of a context in messages, the last ones."""
 LOGITS = 1 << 26
 """That exist at a time: 256 MB in fp32."""
 
@@ -161,18 +164,28 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """The ids of what is given, `bos` first, and of what is asked about.
 
-    Spaces at the end of a context go to the continuation, as words have them in front. chat: a context
-    is what a user says, and its continuation, without spaces around it, the answer.
+    Spaces at the end of a context go to the continuation, as words have them in front; where both
+    together have no more tokens than the context, each is cut into tokens by itself. chat: a context is
+    what a user says, and its continuation, without spaces around it, the answer. Raises
+    PanthalassaError for a continuation without tokens, as nothing would be the most likely of all.
     """
     if isinstance(request, Rolling):
         return [tokenizer.bos], tokenizer.encode(request.text)
     context = request.context.rstrip()
     if chat and context:
-        answer = tokenizer.encode(request.continuation.strip())
-        return prompt_ids(tokenizer, context, chat), answer
-    before = tokenizer.encode(context)
-    whole = tokenizer.encode(request.context + request.continuation)
-    return [tokenizer.bos, *before], whole[len(before) :]
+        before = prompt_ids(tokenizer, context, chat)
+        asked = tokenizer.encode(request.continuation.strip())
+    else:
+        before = [tokenizer.bos, *tokenizer.encode(context)]
+        continuation = request.context[len(context) :] + request.continuation
+        whole = [tokenizer.bos, *tokenizer.encode(context + continuation)]
+        asked = whole[len(before) :] or tokenizer.encode(continuation)
+    if not asked:
+        raise PanthalassaError(
+            f"how likely {request.continuation!r} is behind {request.context[-SHOWN:]!r} can not be "
+            "said: it has no tokens. Correct the task's data."
+        )
+    return before, asked
 
 
 def windows(
