@@ -141,6 +141,8 @@ class Results(Record):
     tasks: dict[str, TaskResult] = Field(min_length=1)
     averages: dict[str, Average] = Field(default_factory=dict)
     """Over several tasks, or over the groups of one."""
+    cut: Annotated[int, Field(ge=0)] | None = None
+    """Requests whose context or prompt was read in part, where that was counted."""
 
 
 def scores(
@@ -181,6 +183,7 @@ def write_results(
     tasks: Mapping[str, Scores],
     contaminations: Mapping[str, Contamination] | None = None,
     averages: Mapping[str, Average] | None = None,
+    cut: int | None = None,
 ) -> Results:
     """Write an evaluation whole: the items of each task, then `results.json`.
 
@@ -195,6 +198,7 @@ def write_results(
             for name, found in tasks.items()
         },
         averages=dict(averages or {}),
+        cut=cut,
     )
     storage.write(RESULTS, (results.model_dump_json(indent=1) + "\n").encode())
     return results

@@ -18,6 +18,7 @@ from panthalassa.evaluate.engine import Engine
 from panthalassa.evaluate.questions import Questions, read_questions
 from panthalassa.evaluate.results import Contamination, Model, Results, Scores, write_results
 from panthalassa.evaluate.tasks.xglue import missing, xglue_averages
+from panthalassa.evaluate.telling import told_cut
 from panthalassa.storage import open_storage
 
 ANSWERS = "answers"
@@ -38,6 +39,8 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
     ):
         tell(f"{engine.model.name} reads {engine.model.length:,} tokens at most")
         found = questions.scores(engine.answers, tell)
+    if engine.cut:
+        tell(told_cut(len(engine.cut), engine.model.length))
     for average, lacking in missing(found).items():
         if lacking:
             tell(f"{average} has no value without {'; '.join(lacking)}")
@@ -50,6 +53,7 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
             found,
             contaminations,
             xglue_averages(found),
+            len(engine.cut),
         )
     except OSError as error:
         raise PanthalassaError(

@@ -92,6 +92,14 @@ def parity(results: Results) -> Iterator[Row]:
                 yield task, name, group, value, bounds, n, times
 
 
+def told_cut(requests: int, length: int) -> str:
+    """For people, that so many were read in part."""
+    return (
+        f"{requests:,} requests do not fit into the {length:,} tokens that are read at most: the "
+        "beginning of their contexts is left out"
+    )
+
+
 def for_card(folder: Storage) -> Evaluation:
     """An evaluation as the model card of what it asked tells it. Raises PanthalassaError."""
     results = read_results(folder)
