@@ -16,10 +16,18 @@ from panthalassa.evaluate.config import Evaluation
 from panthalassa.evaluate.contamination import TrainingTexts, contaminated, training_texts
 from panthalassa.evaluate.engine import Engine
 from panthalassa.evaluate.questions import Questions, read_questions
-from panthalassa.evaluate.results import Contamination, Model, Results, Scores, write_results
+from panthalassa.evaluate.results import (
+    RESULTS,
+    Contamination,
+    Model,
+    Results,
+    Scores,
+    read_results,
+    write_results,
+)
 from panthalassa.evaluate.tasks.xglue import missing, xglue_averages
 from panthalassa.evaluate.telling import told_cut
-from panthalassa.storage import open_storage
+from panthalassa.storage import Storage, open_storage
 
 ANSWERS = "answers"
 """The folder of what is kept, below that of the results."""
@@ -37,6 +45,8 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
         connected(config.cluster, debug),
         Engine(config, output.below(ANSWERS), tell) as engine,
     ):
+        model = Model(name=engine.model.name, digest=engine.model.digest)
+        _check(output, model, told(config, engine))
         tell(f"{engine.model.name} reads {engine.model.length:,} tokens at most")
         found = questions.scores(engine.answers, tell)
     if engine.cut:
@@ -48,7 +58,7 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
     try:
         return write_results(
             output,
-            Model(name=engine.model.name, digest=engine.model.digest),
+            model,
             told(config, engine),
             found,
             contaminations,
@@ -60,6 +70,22 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
             f"the results can not be written to output={config.output}: {error}. Make room or mend the "
             "storage; the same command then asks nothing again."
         ) from error
+
+
+def _check(output: Storage, model: Model, settings: dict[str, JsonValue]) -> None:
+    """Raises PanthalassaError when the results of another evaluation are there."""
+    if not output.exists(RESULTS):
+        return
+    there = read_results(output)
+    if there.model.digest != model.digest:
+        what = f"of another model, {there.model.name}"
+    elif differing := sorted(key for key in settings if there.settings.get(key) != settings[key]):
+        what = f"with other {' and '.join(differing)}"
+    else:
+        return
+    raise PanthalassaError(
+        f"{output.uri} has an evaluation {what}: choose another output, or remove that one"
+    )
 
 
 def _contaminations(
