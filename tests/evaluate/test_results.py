@@ -1,7 +1,10 @@
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from evaluations import MODEL, right_or_wrong, written
 from s3 import BUCKET
@@ -61,6 +64,33 @@ def test_the_same_numbers_have_the_same_intervals(storage: Storage) -> None:
     assert first.tasks == second.tasks
     figure = first.tasks["t"].metrics["accuracy"].whole
     assert figure.low < figure.value == 17 / 50 < figure.high
+
+
+def test_a_perplexity_that_is_infinite_is_left_out(storage: Storage) -> None:
+    metrics = {"bits": "bits-per-byte", "perplexity": "perplexity"}
+    rows = [
+        (f"{n}", group, {"bits": (nats, 4.0), "perplexity": (nats, 1.0)})
+        for n, (group, nats) in enumerate([("en", 9.0), ("fi", 9000.0)])
+    ]
+    results = written(storage, t=scores(metrics, rows))
+    assert set(results.tasks["t"].metrics) == {"bits"}
+    alone = scores({"perplexity": "perplexity"}, [("a", "", {"perplexity": (9000.0, 1.0)})])
+    with pytest.raises(PanthalassaError, match="task t: perplexity are infinite"):
+        written(storage, t=alone)
+
+
+@pytest.mark.parametrize("kind", ["no parquet", "no column"])
+def test_items_that_are_no_table_of_these_metrics_are_refused(storage: Storage, kind: str) -> None:
+    results = written(storage, t=right_or_wrong([True, False]))
+    content, path = json.loads(storage.read(RESULTS)), results.tasks["t"].items
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": ["a"], "group": [""]}), sink)
+    data = b"{}" if kind == "no parquet" else sink.getvalue().to_pybytes()
+    storage.write(path, data)
+    content["tasks"]["t"]["sha256"] = hashlib.sha256(data).hexdigest()
+    storage.write(RESULTS, json.dumps(content).encode())
+    with pytest.raises(PanthalassaError, match=r"t\.parquet does not have the numbers of"):
+        read_scores(storage, read_results(storage), "t")
 
 
 def test_changed_items_are_refused_by_name(storage: Storage) -> None:

@@ -151,6 +151,11 @@ def test_tasks_of_the_harness_stand_beside_ours(
     ("override", "message"),
     [
         ("tasks=[{name: nothing, data: .}]", "there is no task nothing"),
+        ("tasks=[{name: choices, data: a, settings: {limit: 3}}]", "limit is no setting of a task"),
+        (
+            "tasks=[{name: xglue-ner, data: a, settings: {part: pos}}]",
+            "part is no setting of a task",
+        ),
         ("tasks=[]", "tasks=\\[\\]"),
         ("tasks=[{name: choices, data: a}, {name: choices, data: b}]", "choices is there twice"),
         ("corpus=/nowhere", "/nowhere"),

@@ -106,7 +106,10 @@ def compare_scores(task: str, a: Scores, b: Scores) -> Iterator[Difference]:
         rows = a.numbers[metric][of_a], b.numbers[metric][of_b]
         if aggregate == "perplexity" and (rows[0][:, 1] != rows[1][:, 1]).any():
             continue
-        drawn = np.subtract(*replicates(aggregate, rows)[::-1])
+        with np.errstate(invalid="ignore"):
+            drawn = np.subtract(*replicates(aggregate, rows)[::-1])
+        if not np.isfinite(drawn).all():
+            continue
         low, high = middle(drawn)
         yield Difference(
             task,

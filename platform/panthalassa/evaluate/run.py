@@ -56,7 +56,7 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
             tell(f"{average} has no value without {'; '.join(lacking)}")
     contaminations = _contaminations(documents, questions, found, tell) if documents else {}
     try:
-        return write_results(
+        results = write_results(
             output,
             model,
             told(config, engine),
@@ -70,6 +70,10 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
             f"the results can not be written to output={config.output}: {error}. Make room or mend the "
             "storage; the same command then asks nothing again."
         ) from error
+    for name, kept in results.tasks.items():
+        for metric in sorted(found[name].metrics.keys() - kept.metrics.keys()):
+            tell(f"{name}: {metric} is infinite, and left out")
+    return results
 
 
 def _check(output: Storage, model: Model, settings: dict[str, JsonValue]) -> None:
