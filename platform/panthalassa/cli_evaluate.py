@@ -58,16 +58,17 @@ def compare(a: Folder, b: Folder, debug: Debug = False) -> None:
     """What the second model has more than the first, with intervals, over the items that both have."""
 
     def command(console: Console) -> None:
-        from panthalassa.evaluate.compare import compare, left_out
+        from panthalassa.evaluate.compare import compare, left_out, settings_that_differ
         from panthalassa.storage import open_storage
 
-        found = compare(open_storage(a), open_storage(b))
+        first, second = open_storage(a), open_storage(b)
+        found = compare(first, second)
         _show(
             console,
             ("task", "metric", "difference", "p"),
             ((each.task, each.metric, str(each), f"{each.p:.3g}") for each in found),
         )
-        for line in left_out(found):
+        for line in (*left_out(found), *settings_that_differ(first, second)):
             console.print(line, soft_wrap=True, markup=False)
 
     run_command(command, debug)

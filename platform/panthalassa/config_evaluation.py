@@ -10,6 +10,14 @@ from panthalassa.config_values import Place, Positive, Section
 PREFIX = "harness:"
 
 
+def _settings_alone(settings: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(settings.keys() & {"name", "data", "limit", "part"}):
+        raise ValueError(
+            f"{taken[0]} is no setting of a task: name, data and limit stand beside settings"
+        )
+    return settings
+
+
 class Asked(Section):
     name: Annotated[str, Field(pattern=r"^(harness:)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """A task of this package, or `harness:` and one of the LM Evaluation Harness."""
@@ -18,7 +26,7 @@ class Asked(Section):
     as .jsonl or .parquet, local."""
     limit: Positive | None = None
     """Items, the first of the task; all if not given."""
-    settings: dict[str, Any] = Field(default={})
+    settings: Annotated[dict[str, Any], AfterValidator(_settings_alone)] = Field(default={})
     """What the task itself can be told; for the harness `num_fewshot`."""
 
     @property

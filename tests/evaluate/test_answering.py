@@ -8,6 +8,9 @@ from asked import LENGTH, TEXTS, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.errors import PanthalassaError
+from panthalassa.evaluate import answering
 from panthalassa.evaluate.answering import Answerer, encode, prompt_ids, windows
 from panthalassa.evaluate.task import Generation, Likelihood, Likely, Request, Rolling
 from panthalassa.exchange.load import Opened, open_model
@@ -45,7 +48,8 @@ def close(found: object, expected: Likely) -> bool:
     return same and math.isclose(found.nats, expected.nats, rel_tol=1e-4, abs_tol=1e-4)
 
 
-LIKELIHOODS = st.builds(Likelihood, PIECES, PIECES) | st.builds(Rolling, PIECES)
+SAID = PIECES.filter(bool)  # nothing has no likelihood
+LIKELIHOODS = st.builds(Likelihood, PIECES, SAID) | st.builds(Rolling, PIECES)
 
 
 @settings(max_examples=30)
@@ -61,12 +65,28 @@ def test_a_likelihood_is_that_of_the_text_alone(
 def test_a_continuation_that_is_likely_is_greedy(opened: Opened) -> None:
     ids = [opened.tokenizer.bos, *opened.tokenizer.encode("the cat")]
     said = opened.tokenizer.decode(generate(opened.model, ids, 1, 0.0, 0, opened.tokenizer.ends))
-    requests = [Likelihood("the cat", said), Likelihood("the cat", " mat"), Likelihood("", "")]
+    requests = [Likelihood("the cat", said), Likelihood("the cat", " mat"), Rolling("")]
     greedy, other, nothing = answerer(opened).answers(requests)
     assert isinstance(greedy, Likely)
     assert isinstance(other, Likely)
     assert greedy.nats > other.nats
     assert nothing == Likely(0.0, True, 0)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_nothing_is_not_the_most_likely_of_all(opened: Opened, chat: bool) -> None:
+    asked = Answerer(opened.model, opened.tokenizer, LENGTH, 256, chat)
+    with pytest.raises(PanthalassaError, match="how likely '' is behind 'the cat' can not be said"):
+        asked.answers([Likelihood("the cat", " mat"), Likelihood("the cat", "")])
+
+
+def test_a_continuation_that_melts_into_its_context_is_asked_about_by_itself(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bos = opened.tokenizer.bos
+    ids = {"a": [8, 9], "b": [7], "ab": [5, 6]}
+    monkeypatch.setattr(Tokenizer, "encode", lambda _, text: ids[text])
+    assert encode(opened.tokenizer, Likelihood("a", "b")) == ([bos, 8, 9], [7])
 
 
 def test_spaces_belong_to_the_word_behind_them(opened: Opened) -> None:
@@ -116,9 +136,61 @@ def test_generations_are_those_of_the_model_alone(opened: Opened) -> None:
     prompts = ["the cat", "", "Ein Hund läuft", "the cat sat on the mat. " * 20]
     requests: list[Request] = [Generation(prompt, new_tokens=16) for prompt in prompts]
     for prompt, said in zip(prompts, answerer(opened).answers(requests), strict=True):
-        ids = [opened.tokenizer.bos, *opened.tokenizer.encode(prompt)][-(LENGTH - 16) :]
+        bos, tail = opened.tokenizer.bos, opened.tokenizer.encode(prompt)
+        ids = [bos, *tail[-(LENGTH - 16 - 1) :]]
         alone = generate(opened.model, ids, 16, 0.0, 0, opened.tokenizer.ends)
         assert said == opened.tokenizer.decode(alone)
+
+
+LONG = "the cat sat on the mat. " * 40
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("new", [1, 16, 40])
+def test_what_is_too_long_keeps_its_beginning_and_its_end(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, chat: bool, new: int
+) -> None:
+    read: list[list[int]] = []
+    monkeypatch.setattr(
+        answering, "generate_batch", lambda model, prompts, *_: read.extend(prompts)
+    )
+    asked = Answerer(opened.model, opened.tokenizer, LENGTH, 256, chat)
+    requests: list[Request] = [
+        Generation(LONG, new_tokens=new),
+        Generation("the cat", new_tokens=new),
+    ]
+    asked.answers(requests)
+    whole = prompt_ids(opened.tokenizer, LONG, chat)
+    head = whole[: 2 + len(opened.tokenizer.encode("user\n"))] if chat else whole[:1]
+    assert read[0] == [*head, *whole[-(LENGTH - new - len(head)) :]]
+    assert len(read[0]) + new == LENGTH
+    assert read[1] == prompt_ids(opened.tokenizer, "the cat", chat)
+    assert asked.cut(requests) == [0]
+
+
+@pytest.mark.parametrize(
+    ("new", "chat"), [(LENGTH, False), (LENGTH + 9, False), (LENGTH - 5, True)]
+)
+def test_more_new_tokens_than_are_read_are_refused(opened: Opened, new: int, chat: bool) -> None:
+    asked = Answerer(opened.model, opened.tokenizer, LENGTH, 256, chat)
+    with pytest.raises(PanthalassaError, match=f"{new} tokens behind a prompt leave no room"):
+        asked.answers([Generation("the cat", new_tokens=new)])
+
+
+def test_a_long_context_in_a_chat_keeps_its_headers(opened: Opened) -> None:
+    asked = Answerer(opened.model, opened.tokenizer, LENGTH, 256, chat=True)
+    request = Likelihood(LONG, "yes")
+    context, answer = encode(opened.tokenizer, request, chat=True)
+    head = 2 + len(opened.tokenizer.encode("user\n"))
+    kept = [*context[:head], *context[-(LENGTH + 1 - len(answer) - head) :]]
+    ids = torch.tensor([[*kept, *answer]])
+    with torch.no_grad():
+        logs = opened.model(ids[:, :-1], torch.zeros_like(ids[:, :-1]))[0].double().log_softmax(-1)
+    nats = sum(float(logs[len(kept) - 1 + n, id]) for n, id in enumerate(answer))
+    (found,) = asked.answers([request])
+    assert isinstance(found, Likely)
+    assert found.nats == pytest.approx(nats, rel=1e-4)
+    assert asked.cut([request, Rolling(LONG), Likelihood("the cat", " sat")]) == [0]
 
 
 def test_samples_of_a_prompt_differ_and_come_again(opened: Opened) -> None:

@@ -1,16 +1,27 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import right_or_wrong, written
+from evaluations import MODEL, right_or_wrong, written
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from panthalassa.config_evaluation import Asked
 from panthalassa.errors import PanthalassaError
-from panthalassa.evaluate.compare import compare, compare_scores, holm, left_out, mcnemar
+from panthalassa.evaluate.compare import (
+    compare,
+    compare_scores,
+    holm,
+    left_out,
+    mcnemar,
+    settings_that_differ,
+)
 from panthalassa.evaluate.intervals import interval
-from panthalassa.evaluate.results import Scores, scores
+from panthalassa.evaluate.questions import read_questions
+from panthalassa.evaluate.results import Scores, scores, write_results
+from panthalassa.evaluate.task import Likely
 from panthalassa.storage import Storage, open_storage
 
 TRIALS = 150
@@ -40,6 +51,21 @@ def test_no_difference_is_claimed_when_the_interval_holds_zero(storage: Storage)
     assert found.p > 0.05
 
 
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_difference_that_chance_explains_is_not_shown(storage: Storage, part: float) -> None:
+    def always(value: float, n: int) -> Scores:
+        return scores({"m": "mean"}, ((f"{k}", "", {"m": (value,)}) for k in range(n)))
+
+    for n, shown in ((1, False), (2, False), (5, False), (8, True)):
+        folder = storage.below(str(n))
+        written(folder.below("a"), t=always(0, n))
+        written(folder.below("b"), t=always(part, n))
+        (found,) = compare(folder.below("a"), folder.below("b"))
+        assert (found.p < 0.05) == found.shown == shown
+        assert ("no difference is shown" in str(found)) != shown
+        assert ("one item has no interval" in str(found)) == (n == 1)
+
+
 def test_the_order_of_items_does_not_matter_and_only_shared_ones_count(storage: Storage) -> None:
     right = [True, False, False, True, True]
     rows = [(f"item-{n}", "", {"accuracy": (float(hit),)}) for n, hit in enumerate(right)]
@@ -54,6 +80,35 @@ def test_the_order_of_items_does_not_matter_and_only_shared_ones_count(storage: 
     assert found.p == 1
     (line,) = left_out([found])
     assert "1 items are only in the first evaluation and 1 only in the second" in line
+
+
+def asked(folder: Path, rows: list[tuple[str, int]]) -> Scores:
+    folder.mkdir()
+    lines = [{"prompt": said, "choices": ["yes", "no"], "answer": right} for said, right in rows]
+    (folder / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    questions = read_questions([Asked(name="choices", data=str(folder))])
+    return questions.scores(lambda asked: [Likely(0.0, True, 1)] * len(asked), print)["choices"]
+
+
+def test_only_equal_questions_are_paired(storage: Storage, tmp_path: Path) -> None:
+    before = asked(tmp_path / "before", [("is it", 0), ("was it", 1), ("will it", 0)])
+    after = asked(tmp_path / "after", [("is it", 0), ("can it", 1), ("will it", 1)])
+    (found, _) = compare_scores("choices", before, after)
+    assert (found.items, found.only_a, found.only_b) == (1, 2, 2)
+    again = asked(tmp_path / "again", [("is it", 0), ("was it", 1), ("will it", 0)])
+    assert again.ids == before.ids
+
+
+def test_settings_that_differ_are_told(storage: Storage) -> None:
+    found, a, b = {"t": right_or_wrong([True, False])}, storage.below("a"), storage.below("b")
+    entry = {"name": "t", "data": "x", "limit": None, "settings": {}}
+    write_results(a, MODEL, {"chat": False, "length": 64, "tasks": [entry]}, found)
+    other = {**entry, "data": "y", "settings": {"num_fewshot": 3}}
+    write_results(b, MODEL, {"chat": True, "length": 64, "tasks": [other]}, found)
+    chat, shots = settings_that_differ(a, b)
+    assert chat == "chat differs: False in the first evaluation, True in the second"
+    assert shots.startswith("t: settings differs: {} in the first evaluation, {'num_fewshot': 3}")
+    assert not list(settings_that_differ(a, a))
 
 
 def test_nothing_in_common_is_an_error(storage: Storage) -> None:
@@ -146,6 +201,8 @@ def test_intervals_of_a_difference_cover_the_truth_and_false_alarms_are_as_rare_
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
 def test_the_interval_of_what_never_varies_is_that_of_the_binomial(right: float) -> None:
-    low, high = interval("mean", np.full((20, 1), right))
     exact = stats.binomtest(int(20 * right), 20).proportion_ci(0.95, "exact")
-    assert (low, high) == pytest.approx((exact.low, exact.high))
+    assert interval("mean", np.full((20, 1), right)) == pytest.approx((exact.low, exact.high))
+    target = np.arange(20) % 3
+    pairs = np.stack((target + 1 - right, target), axis=1)
+    assert interval("accuracy", pairs) == pytest.approx((exact.low, exact.high))

@@ -1,5 +1,6 @@
 """Workers on Ray give the answers of one process, whatever happens to them, and ask nothing twice."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from panthalassa.evaluate import engine as module
 from panthalassa.evaluate.answering import Answerer
 from panthalassa.evaluate.config import Evaluation
 from panthalassa.evaluate.engine import Engine, chunks
-from panthalassa.evaluate.kept import key_of
+from panthalassa.evaluate.kept import Kept, key_of
 from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
 from panthalassa.exchange.load import open_model
 from panthalassa.storage import open_storage
@@ -137,6 +138,29 @@ def test_a_damaged_answer_is_asked_again(ray_cluster: str, model: Path, tmp_path
     assert ask(config, said.append) == whole
     assert f"{damaged} is damaged: its requests are asked again" in said
     assert len(kept(tmp_path)) == len(list(chunks({key_of(r): r for r in REQUESTS})))
+
+
+def test_what_was_read_in_part_is_counted_also_by_a_command_that_goes_on(
+    ray_cluster: str, model: Path, tmp_path: Path
+) -> None:
+    config = evaluation(model, tmp_path, "cluster.workers=1")
+    long = Likelihood("the cat sat on the mat " * 40, " yes")
+    for _ in range(2):
+        with Engine(config, open_storage(config.output), print) as engine:
+            engine.answers([Likelihood("the cat", " sat"), long])
+            assert engine.cut == {key_of(long)}
+
+
+def test_an_answer_of_another_shape_is_asked_again(tmp_path: Path) -> None:
+    answers = Kept(open_storage(str(tmp_path)))
+    answers.write({"a": "yes", "b": Likely(-1.5, True, 2)}, ["b"])
+    for data in (b"[1]", b'{"a": 1}', b"\xff", b'{"answers": {"a": [1]}, "cut": []}'):
+        (tmp_path / f"{hashlib.sha256(data).hexdigest()}.json").write_bytes(data)
+    said: list[str] = []
+    found, cut = answers.read(said.append)
+    assert found == {"a": "yes", "b": Likely(-1.5, True, 2)}
+    assert cut == {"b"}
+    assert len([line for line in said if "is damaged: its requests are asked again" in line]) == 4
 
 
 def test_another_model_is_asked_anew(ray_cluster: str, model: Path, tmp_path: Path) -> None:

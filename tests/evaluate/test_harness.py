@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,10 @@ def test_rolling_texts_are_counted_in_bytes(score: Callable[..., dict[str, Score
         ("sst2", "no json", r"validation\.jsonl, line 1: no JSON"),
         ("sst2", "[1]", "line 1: expected an object"),
         ("sst2", '{"text": "a"}', "is not what sst2 expects"),
+        ("sst2", "[" * 100_000, "line 1: no JSON"),
+        ("sst2", " ", "has no rows"),
+        ("sst2", r'{"sentence": "\ud800", "label": 0}', "rows are not alike, or not what a table"),
+        ("sst2", '{"sentence": "a", "label": 99999999999999999999}', "not what a table holds"),
         ("humaneval", None, "runs programs without a sandbox"),
         ("cola", None, "has no file such as"),
         ("gsm8k", "{}", "takes its 5 examples"),
@@ -174,6 +179,41 @@ def test_what_can_not_be_asked_is_said(
         (tmp_path / name / f"{split}.jsonl").write_text(f"{damage}\n")
     with pytest.raises(PanthalassaError, match=message):
         open_tasks(name, open_storage(str(tmp_path)))
+
+
+@pytest.mark.parametrize("label", [2, -1, None, "yes"])
+def test_a_right_answer_that_is_no_choice_is_no_wrong_answer_of_the_model(
+    model: Path, tmp_path: Path, label: object
+) -> None:
+    from panthalassa.evaluate.harness import HarnessModel, run
+
+    (tmp_path / "sst2").mkdir()
+    rows = [{"idx": n, "sentence": "a", "label": label} for n in range(2)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "sst2" / "validation.jsonl").write_text(lines)
+    asked = [Asked(name="harness:sst2", data=str(tmp_path))]
+    with pytest.raises(PanthalassaError, match=f"{tmp_path}/sst2") as refused:
+        list(run(asked, HarnessModel(lambda requests: []), print))
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_task_draws_does_not_depend_on_those_before_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from panthalassa.evaluate import harness
+
+    drawn: list[float] = []
+
+    def evaluate(_: object, asked: dict[str, Any], **__: object) -> dict[str, Any]:
+        drawn.append(random.random())
+        return {"samples": dict.fromkeys(asked["tasks"], [])}
+
+    monkeypatch.setattr(harness, "evaluate", evaluate)
+    monkeypatch.setattr(harness, "_scores", lambda *_: None)
+    tasks = [Asked(name=f"harness:{name}", data=str(data)) for name in ("sst2", "cola", "mrpc")]
+    list(harness.run(tasks, harness.HarnessModel(lambda requests: []), print))
+    assert len(drawn) == len(tasks)
+    assert len(set(drawn)) == 1
 
 
 def test_a_group_has_its_tasks_and_parquet_is_read(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from evaluations import MODEL, right_or_wrong, written
 from s3 import BUCKET
@@ -63,6 +66,33 @@ def test_the_same_numbers_have_the_same_intervals(storage: Storage) -> None:
     assert figure.low < figure.value == 17 / 50 < figure.high
 
 
+def test_a_perplexity_that_is_infinite_is_left_out(storage: Storage) -> None:
+    metrics = {"bits": "bits-per-byte", "perplexity": "perplexity"}
+    rows = [
+        (f"{n}", group, {"bits": (nats, 4.0), "perplexity": (nats, 1.0)})
+        for n, (group, nats) in enumerate([("en", 9.0), ("fi", 9000.0)])
+    ]
+    results = written(storage, t=scores(metrics, rows))
+    assert set(results.tasks["t"].metrics) == {"bits"}
+    alone = scores({"perplexity": "perplexity"}, [("a", "", {"perplexity": (9000.0, 1.0)})])
+    with pytest.raises(PanthalassaError, match="task t: perplexity are infinite"):
+        written(storage, t=alone)
+
+
+@pytest.mark.parametrize("kind", ["no parquet", "no column"])
+def test_items_that_are_no_table_of_these_metrics_are_refused(storage: Storage, kind: str) -> None:
+    results = written(storage, t=right_or_wrong([True, False]))
+    content, path = json.loads(storage.read(RESULTS)), results.tasks["t"].items
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": ["a"], "group": [""]}), sink)
+    data = b"{}" if kind == "no parquet" else sink.getvalue().to_pybytes()
+    storage.write(path, data)
+    content["tasks"]["t"]["sha256"] = hashlib.sha256(data).hexdigest()
+    storage.write(RESULTS, json.dumps(content).encode())
+    with pytest.raises(PanthalassaError, match=r"t\.parquet does not have the numbers of"):
+        read_scores(storage, read_results(storage), "t")
+
+
 def test_changed_items_are_refused_by_name(storage: Storage) -> None:
     results = written(storage, t=right_or_wrong([True, False]))
     path = results.tasks["t"].items
@@ -121,6 +151,14 @@ def test_a_task_needs_items_and_a_name_for_its_file(storage: Storage) -> None:
 def test_the_table_tells_every_value_with_interval_and_items(storage: Storage) -> None:
     results = written(storage, t=right_or_wrong([True, False] * 50))
     assert list(explain(results)) == [("t", "accuracy", "50.0", "40.0 to 60.0", "100", "")]
+
+
+def test_one_item_has_no_interval_but_that_of_the_binomial(storage: Storage) -> None:
+    numbers = {"loss": (3.0, 4.0), "right": (1.0,)}
+    found = scores({"loss": "bits-per-byte", "right": "mean"}, [("a", "", numbers)])
+    loss, right = explain(written(storage, t=found))
+    assert loss[3] == "none: one item"
+    assert right[3] == "2.5 to 100.0"
 
 
 def test_what_the_most_frequent_answer_has_is_kept_and_told(storage: Storage) -> None:

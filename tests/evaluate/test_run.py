@@ -1,6 +1,7 @@
 """An evaluation as people run it: one command from a configuration to figures with intervals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from asked import TEXTS, save_model
+from checkpoints import flip
 from typer.testing import CliRunner
 
 from panthalassa.cli import app
@@ -82,6 +84,28 @@ def test_a_command_tells_figures_and_goes_on_where_it_was(
     assert "20 items" in " ".join(compared.output.split())
 
 
+def test_results_of_another_evaluation_are_not_written_over(
+    ray_cluster: str, place: Path, tmp_path: Path
+) -> None:
+    config = build(tree(place, tmp_path / "out"), [], "test", Evaluation)
+    evaluate(config, lambda line: None)
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    other = tmp_path / "other"
+    shutil.copytree(place / "model", other)
+    flip(0.9)(sorted(other.glob("*.safetensors"))[0])
+    less = [{**tasks(place)[0], "limit": 3}]
+    for change, message in (
+        ({"model": str(other)}, "an evaluation of another model, .*: choose another output"),
+        ({"tasks": less}, "an evaluation with other tasks: choose another output"),
+        ({"chat": True, "length": 16}, "with other chat and length: choose another output"),
+    ):
+        changed = build(tree(place, tmp_path / "out") | change, [], "test", Evaluation)
+        with pytest.raises(PanthalassaError, match=message):
+            evaluate(changed, lambda line: None)
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    assert len(list((tmp_path / "out" / "answers").iterdir())) == 1  # nothing else was asked
+
+
 def test_a_command_finds_items_that_the_corpus_trains_on(
     ray_cluster: str, place: Path, small_corpus: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +151,11 @@ def test_tasks_of_the_harness_stand_beside_ours(
     ("override", "message"),
     [
         ("tasks=[{name: nothing, data: .}]", "there is no task nothing"),
+        ("tasks=[{name: choices, data: a, settings: {limit: 3}}]", "limit is no setting of a task"),
+        (
+            "tasks=[{name: xglue-ner, data: a, settings: {part: pos}}]",
+            "part is no setting of a task",
+        ),
         ("tasks=[]", "tasks=\\[\\]"),
         ("tasks=[{name: choices, data: a}, {name: choices, data: b}]", "choices is there twice"),
         ("corpus=/nowhere", "/nowhere"),

@@ -85,6 +85,7 @@ def test_a_limit_counts_in_each_group(tmp_path: Path) -> None:
         ({"answer": 2}, "answer 2 of 2 choices"),
         ({"choices": ["one"]}, "choices: "),
         ({"choices": ["", "x"]}, "a choice is empty"),
+        ({"choices": [" \n", "x"]}, "a choice is empty"),
         ({"prompt": 7}, "prompt: Input should be a valid string, found 7"),
     ],
 )

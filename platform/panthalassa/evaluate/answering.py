@@ -3,7 +3,9 @@
 Texts become token ids, ids become windows no longer than what the model was trained on, windows of
 like length become batches. How texts are cut into tokens and windows is that of the LM Evaluation
 Harness 0.4 (`TemplateLM._encode_pair`, `get_rolling_token_windows`), so that both count the same; each
-text begins with `bos`, as documents do in training.
+text begins with `bos`, as documents do in training. A prompt that is too long loses what is behind its
+beginning, a chat what is behind the header of the user's turn; a context outside of chats loses its
+beginning, `bos` with it, as in the harness.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
 from panthalassa.finetune.chat import Message, encode_prompt
 from panthalassa.model.generate import generate_batch
@@ -20,6 +23,8 @@ from panthalassa.model.sampling import Sampling
 from panthalassa.model.text import TextStream, ids_of
 from panthalassa.model.transformer import Transformer
 
+SHOWN = 60
+"""Characters of a context in messages, the last ones."""
 LOGITS = 1 << 26
 """That exist at a time: 256 MB in fp32."""
 
@@ -54,6 +59,18 @@ class Answerer:
         found: dict[int, Answer] = {**self._likely(requests), **self._continuations(requests)}
         return [found[number] for number in range(len(requests))]
 
+    def cut(self, requests: Sequence[Request]) -> list[int]:
+        """The numbers of those whose context or prompt does not fit, and is read in part."""
+        return [number for number, request in enumerate(requests) if self._is_cut(request)]
+
+    def _is_cut(self, request: Request) -> bool:
+        if isinstance(request, Generation):
+            prompt = prompt_ids(self.tokenizer, request.prompt, self.chat)
+            return len(prompt) + request.new_tokens > self.length
+        context, continuation = encode(self.tokenizer, request, self.chat)
+        whole = len(context) + len(continuation) - 1 <= self.length
+        return not (whole or isinstance(request, Rolling))
+
     def _likely(self, requests: Sequence[Request]) -> dict[int, Likely]:
         """The answers to all but generations, by number of the request."""
         found: dict[int, Likely] = {}
@@ -62,6 +79,8 @@ class Answerer:
             if not isinstance(request, Generation):
                 found[number] = Likely(0.0, True, 0)
                 context, continuation = encode(self.tokenizer, request, self.chat)
+                if self.chat and len(continuation) < self.length:
+                    context = self._shortened(context, len(continuation) - 1)
                 asked += windows(number, context, continuation, self.length)
         for batch in batches(asked, self.batch_tokens):
             for window, (nats, greedy) in zip(batch, self._score(batch), strict=True):
@@ -127,8 +146,10 @@ class Answerer:
         return found
 
     def _continue(self, asked: Sequence[Generation], limit: int) -> list[str]:
-        kept = max(self.length - limit, self.length // 2)
-        prompts = [prompt_ids(self.tokenizer, r.prompt, self.chat)[-kept:] for r in asked]
+        prompts = [
+            self._shortened(prompt_ids(self.tokenizer, request.prompt, self.chat), limit)
+            for request in asked
+        ]
         streams = [TextStream(self.tokenizer, request.stop) for request in asked]
 
         def watch(number: int, token: int) -> bool:
@@ -148,6 +169,22 @@ class Answerer:
             stream.end()
         return [stream.text for stream in streams]
 
+    def _shortened(self, prompt: list[int], more: int) -> list[int]:
+        """What is read of a prompt before `more` tokens: its beginning, which is `bos` and in a chat
+        the header of the user's turn, and its end. Raises PanthalassaError when nothing fits between.
+        """
+        room = self.length - more
+        if len(prompt) <= room:
+            return prompt
+        frame = prompt_ids(self.tokenizer, "", self.chat)
+        if room <= len(frame):
+            raise PanthalassaError(
+                f"{more:,} tokens behind a prompt leave no room for it in the {self.length:,} that are "
+                "read at most. Set fewer new_tokens in the task's settings, or a larger length."
+            )
+        head = frame[: frame.index(self.tokenizer.turn_end)] if self.chat else frame
+        return [*head, *prompt[len(head) - room :]]
+
 
 def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
     """A prompt as documents begin, or as what a user says in a chat."""
@@ -161,18 +198,28 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """The ids of what is given, `bos` first, and of what is asked about.
 
-    Spaces at the end of a context go to the continuation, as words have them in front. chat: a context
-    is what a user says, and its continuation, without spaces around it, the answer.
+    Spaces at the end of a context go to the continuation, as words have them in front; where both
+    together have no more tokens than the context, each is cut into tokens by itself. chat: a context is
+    what a user says, and its continuation, without spaces around it, the answer. Raises
+    PanthalassaError for a continuation without tokens, as nothing would be the most likely of all.
     """
     if isinstance(request, Rolling):
         return [tokenizer.bos], tokenizer.encode(request.text)
     context = request.context.rstrip()
     if chat and context:
-        answer = tokenizer.encode(request.continuation.strip())
-        return prompt_ids(tokenizer, context, chat), answer
-    before = tokenizer.encode(context)
-    whole = tokenizer.encode(request.context + request.continuation)
-    return [tokenizer.bos, *before], whole[len(before) :]
+        before = prompt_ids(tokenizer, context, chat)
+        asked = tokenizer.encode(request.continuation.strip())
+    else:
+        before = [tokenizer.bos, *tokenizer.encode(context)]
+        continuation = request.context[len(context) :] + request.continuation
+        whole = [tokenizer.bos, *tokenizer.encode(context + continuation)]
+        asked = whole[len(before) :] or tokenizer.encode(continuation)
+    if not asked:
+        raise PanthalassaError(
+            f"how likely {request.continuation!r} is behind {request.context[-SHOWN:]!r} can not be "
+            "said: it has no tokens. Correct the task's data."
+        )
+    return before, asked
 
 
 def windows(

@@ -6,7 +6,7 @@ is written to `RUN/evaluations/CHECKPOINT/`, and told. Whatever goes wrong there
 ends the training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from panthalassa.evaluate.answering import Answerer
 from panthalassa.evaluate.length import trained_length
 from panthalassa.evaluate.questions import read_questions
 from panthalassa.evaluate.results import Model, write_results
-from panthalassa.evaluate.telling import explain
+from panthalassa.evaluate.task import Answer, Request
+from panthalassa.evaluate.telling import explain, told_cut
 from panthalassa.exchange.load import open_model
 from panthalassa.run_config import folder_of
 from panthalassa.storage import Storage
@@ -113,7 +114,16 @@ def ask(run: Storage, section: Beside) -> list[str]:
     opened = open_model(run, device, torch.float32, tell=said.append)
     length = trained_length(run)
     answerer = Answerer(opened.model, opened.tokenizer, length, section.batch_tokens)
-    found = read_questions(section.tasks).scores(answerer.answers, said.append)
+    cut = 0
+
+    def answers(requests: Sequence[Request]) -> list[Answer]:
+        nonlocal cut
+        cut += len(answerer.cut(requests))
+        return answerer.answers(requests)
+
+    found = read_questions(section.tasks).scores(answers, said.append)
+    if cut:
+        said.append(told_cut(cut, length))
     checkpoint = opened.name.rpartition(", ")[2]
     results = write_results(
         run.below(f"{FOLDER}/{checkpoint}"),
@@ -124,6 +134,7 @@ def ask(run: Storage, section: Beside) -> list[str]:
             "tasks": [entry.model_dump(mode="json") for entry in section.tasks],
         },
         found,
+        cut=cut,
     )
     for task, metric, value, interval, items, always in explain(results):
         most = f"; {always} with the most frequent answer always" if always else ""

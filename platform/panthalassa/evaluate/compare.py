@@ -4,18 +4,26 @@ items behind it.
 Only items that both evaluations have count; what one of them lacks is told. The interval is that of the
 paired bootstrap (items are drawn, and both models' figures are computed of the same drawn items). Where
 an item is right or wrong, McNemar's exact test (1947) gives the probability of a difference like this
-or a larger one between equal models; elsewhere the bootstrap does. Of several metrics some differ by
+or a larger one between equal models; elsewhere the bootstrap does, and never one below that of as many
+equal signs. Of several metrics some differ by
 chance: the probabilities are corrected by Holm (1979).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import JsonValue
 from scipy import stats
 
 from panthalassa.errors import PanthalassaError
-from panthalassa.evaluate.intervals import CONFIDENCE, REPLICATES, middle, replicates
+from panthalassa.evaluate.intervals import (
+    CONFIDENCE,
+    REPLICATES,
+    middle,
+    replicates,
+    right_or_wrong,
+)
 from panthalassa.evaluate.metrics import AGGREGATES, Floats
 from panthalassa.evaluate.results import Scores, read_results, read_scores
 from panthalassa.storage import Storage
@@ -42,8 +50,8 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval holds no zero."""
-        return not self.low <= 0 <= self.high
+        """Whether the interval holds no zero, and chance is an unlikely reason."""
+        return not self.low <= 0 <= self.high and self.p < 1 - CONFIDENCE
 
     def __str__(self) -> str:
         """Such as "+4.2 points (95 % 1.1 to 7.3, 512 items)"."""
@@ -54,6 +62,8 @@ class Difference:
         )
         told = f"{value} {unit.unit}".rstrip()
         missing = "" if self.shown else "; no difference is shown"
+        if self.items == 1:
+            return f"{told} (one item has no interval{missing})"
         return (
             f"{told} ({CONFIDENCE:.0%} {low} to {high}, {self.items:,} items{missing})"
         ).replace("%", " %")
@@ -96,7 +106,10 @@ def compare_scores(task: str, a: Scores, b: Scores) -> Iterator[Difference]:
         rows = a.numbers[metric][of_a], b.numbers[metric][of_b]
         if aggregate == "perplexity" and (rows[0][:, 1] != rows[1][:, 1]).any():
             continue
-        drawn = np.subtract(*replicates(aggregate, rows)[::-1])
+        with np.errstate(invalid="ignore"):
+            drawn = np.subtract(*replicates(aggregate, rows)[::-1])
+        if not np.isfinite(drawn).all():
+            continue
         low, high = middle(drawn)
         yield Difference(
             task,
@@ -132,6 +145,25 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return corrected
 
 
+def settings_that_differ(a: Storage, b: Storage) -> Iterator[str]:
+    """A line for each setting, of both evaluations or of a task, that is not the same in the two."""
+    first, second = (_settings(read_results(folder).settings) for folder in (a, b))
+    for key in first:
+        if key in second and first[key] != second[key]:
+            yield f"{key} differs: {first[key]} in the first evaluation, {second[key]} in the second"
+
+
+def _settings(kept: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """By name, those of tasks too. Where data were read from and how many is said by the items."""
+    tasks = kept.get("tasks")
+    of_tasks = {
+        f"{entry.get('name')}: settings": entry.get("settings")
+        for entry in (tasks if isinstance(tasks, list) else [])
+        if isinstance(entry, dict)
+    }
+    return {key: value for key, value in kept.items() if key != "tasks"} | of_tasks
+
+
 def left_out(differences: Sequence[Difference]) -> Iterator[str]:
     """A line for each task of which one evaluation has items that the other lacks."""
     for difference in {difference.task: difference for difference in differences}.values():
@@ -143,17 +175,9 @@ def left_out(differences: Sequence[Difference]) -> Iterator[str]:
 
 
 def _probability(aggregate: str, rows: tuple[Floats, Floats], drawn: Floats) -> float:
-    right = [_right(aggregate, numbers) for numbers in rows]
+    right = [right_or_wrong(aggregate, numbers) for numbers in rows]
     if right[0] is not None and right[1] is not None:
         return mcnemar(right[0], right[1])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (REPLICATES + 1))
-
-
-def _right(aggregate: str, numbers: Floats) -> Floats | None:
-    """1 for each item that is right and 0 for the others, where a metric is of that kind."""
-    if aggregate == "accuracy":
-        return np.asarray(numbers[:, 0] == numbers[:, 1], np.float64)
-    if aggregate == "mean" and np.isin(numbers, (0, 1)).all():
-        return numbers.ravel()
-    return None
+    of_signs = 2.0 ** (1 - len(rows[0]))  # that all n differences have one sign by chance
+    return min(1.0, max(of_signs, 2 * (tail + 1) / (REPLICATES + 1)))

@@ -68,8 +68,9 @@ class Contaminated:
         without = {}
         if clean.any() and not clean.all():
             without = {
-                metric: figure(aggregate, scores.numbers[metric][clean])
+                metric: found
                 for metric, aggregate in scores.metrics.items()
+                if (found := figure(aggregate, scores.numbers[metric][clean]))
             }
         return Contamination(
             corpus=corpus, items=self.items, found=len(self.ids), short=self.short, without=without

@@ -61,15 +61,18 @@ class Worker:
     def process(self) -> int:
         return os.getpid()
 
-    def answers(self, requests: Sequence[Request], digest: str) -> list[Answer]:
-        """Raises PanthalassaError when the model is not that of `digest`."""
+    def answers(self, requests: Sequence[Request], digest: str) -> tuple[list[Answer], list[int]]:
+        """The answers, and the numbers of the requests that were read in part.
+
+        Raises PanthalassaError when the model is not that of `digest`.
+        """
         described, answerer = self._opened()
         if described.digest != digest:
             raise PanthalassaError(
                 f"{self._config.model} has changed since the evaluation began: {described.name} is "
                 "another checkpoint. The same command takes the newest; export a run that trains."
             )
-        return answerer.answers(requests)
+        return answerer.answers(requests), answerer.cut(requests)
 
     def _opened(self) -> tuple[Described, Answerer]:
         if self._model is None:
@@ -106,7 +109,9 @@ class Engine:
         self._workers: list[Any] = [actor.remote(config) for _ in range(config.cluster.workers)]
         self.model = self._first_description()
         self._kept = Kept(answers.below(_folder(self.model, config)))
-        self._known = self._kept.read(tell)
+        self._known, self._cut = self._kept.read(tell)
+        self.cut: set[str] = set()
+        """The keys of the requests that were asked and read in part."""
 
     def __enter__(self) -> "Engine":
         return self
@@ -128,14 +133,17 @@ class Engine:
             f"{len(unique):,} requests, of which {len(unique) - asked:,} are answered already"
         )
         done, told = 0, time.monotonic()
-        for chunk, found in self._run(missing):
+        for chunk, (found, in_part) in self._run(missing):
             fresh = {key: answer for (key, _), answer in zip(chunk, found, strict=True)}
-            self._kept.write(fresh)
+            cut = {chunk[number][0] for number in in_part}
+            self._kept.write(fresh, cut)
             known.update(fresh)
+            self._cut |= cut
             done += len(chunk)
             if time.monotonic() - told > TOLD_EVERY:
                 told = time.monotonic()
                 self._tell(f"{done:,} of {asked:,} requests")
+        self.cut |= self._cut & unique.keys()
         return [known[key] for key in keys]
 
     def processes(self) -> list[int]:
@@ -158,7 +166,9 @@ class Engine:
             self.__exit__(type(error))
             raise
 
-    def _run(self, waiting_chunks: "list[Chunk]") -> "Iterator[tuple[Chunk, list[Answer]]]":
+    def _run(
+        self, waiting_chunks: "list[Chunk]"
+    ) -> "Iterator[tuple[Chunk, tuple[list[Answer], list[int]]]]":
         """The chunks as they are answered. A worker that is ready gets the next one."""
         waiting = deque(waiting_chunks)
         left = len(waiting)

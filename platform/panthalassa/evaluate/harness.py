@@ -5,13 +5,11 @@ Of its metrics all are kept whose sum over items has a counterpart in `metrics.A
 """
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import AGGREGATION_REGISTRY
@@ -20,7 +18,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from panthalassa.config_evaluation import PREFIX, Asked
 from panthalassa.errors import ConfigError, PanthalassaError
-from panthalassa.evaluate.harness_data import open_tasks
+from panthalassa.evaluate.harness_data import (
+    SEED,
+    UNEXPECTED,
+    check_answers,
+    open_tasks,
+    seed,
+    unexpected,
+)
 from panthalassa.evaluate.results import Scores, scores
 from panthalassa.evaluate.task import (
     Answer,
@@ -35,9 +40,6 @@ from panthalassa.storage import open_storage
 
 NEW_TOKENS = 256
 """Of tasks that do not say how many."""
-SEED = 1234
-"""Of the harness, for the choice of examples."""
-
 Sums = Callable[[Any], Numbers]
 
 SUMS: Mapping[str, tuple[str, Sums]] = {
@@ -103,26 +105,32 @@ def run(
     Raises PanthalassaError for what it does not have, and data that are not as it expects them.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    random.seed(0)  # some tasks shuffle their choices
-    np.random.seed(SEED)
     for entry in asked:
         name = entry.name.removeprefix(PREFIX)
-        tasks = open_tasks(name, open_storage(entry.data), _shots(entry))
-        for task in tasks.values():
-            task.set_fewshot_seed(SEED)
-        found = evaluate(
-            model,
-            {"tasks": tasks, "groups": {}},
-            limit=entry.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            verbosity="ERROR",
-        )
-        for task_name, task in tasks.items():
-            yield (
-                f"harness.{task_name}",
-                _scores(task_name, task, found["samples"][task_name], tell),
-            )
+        data = open_storage(entry.data)
+        for task_name, task in open_tasks(name, data, _shots(entry)).items():
+            folder = data.below(task_name)
+            try:
+                check_answers(task_name, task, folder, entry.limit)
+                samples = _samples(task_name, task, model, entry.limit)
+            except UNEXPECTED as error:
+                raise unexpected(task_name, folder, error) from error
+            yield f"harness.{task_name}", _scores(task_name, task, samples, tell)
+
+
+def _samples(name: str, task: Any, model: HarnessModel, limit: int | None) -> Any:
+    """The items of a task, as the harness logs them."""
+    task.set_fewshot_seed(SEED)
+    seed()
+    found = evaluate(
+        model,
+        {"tasks": {name: task}, "groups": {}},
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    return found["samples"][name]
 
 
 def _shots(entry: Asked) -> int | None:

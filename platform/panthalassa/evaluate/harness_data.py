@@ -7,11 +7,14 @@ downloaded, and no code but the harness's is run.
 
 import json
 import os
+import random
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import TemplateError
@@ -22,6 +25,19 @@ from panthalassa.storage import Storage
 SPLITS = ("train", "validation", "test", "dev")
 MOST_BYTES = 1 << 30
 """Of a file."""
+SEED = 1234
+"""Of the harness, for the choice of examples."""
+UNEXPECTED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TemplateError,
+    TypeError,
+    ValueError,
+)
+"""What the harness raises over rows that are not as it expects them."""
 
 
 def offline() -> None:
@@ -103,14 +119,38 @@ def _task(name: str, folder: Storage, shots: int | None, manager: Any) -> Any:
     wanted = config.get("test_split") or config.get("validation_split")
     if wanted not in splits:
         raise PanthalassaError(f"{folder.uri} has no split {wanted}, which {name} asks about")
+    seed()
     try:
         return ConfigurableTask(config=config)
-    except (KeyError, ValueError, TypeError, AttributeError, TemplateError) as error:
-        raise _unexpected(name, folder, error) from error
+    except UNEXPECTED as error:
+        raise unexpected(name, folder, error) from error
 
 
-def _unexpected(name: str, folder: Storage, error: Exception) -> PanthalassaError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+def check_answers(name: str, task: Any, folder: Storage, limit: int | None) -> None:
+    """Raises PanthalassaError where the right answer of a multiple choice is none of the choices, which
+    the harness counts as a wrong answer of the model."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    for number, row in enumerate(islice(task.eval_docs, limit), 1):
+        choices = task.doc_to_choice(row)
+        right = task.doc_to_text(row) if task.multiple_input else task.doc_to_target(row)
+        for each in right if isinstance(right, list) else [right]:
+            known = 0 <= each < len(choices) if isinstance(each, int) else each in choices
+            if not known:
+                raise PanthalassaError(
+                    f"{folder.uri}, row {number}: the right answer of {name} is {str(each)[:40]!r}, and "
+                    f"there are {len(choices)} choices"
+                )
+
+
+def seed() -> None:
+    """Some tasks shuffle their choices, when they are opened or asked: always alike."""
+    random.seed(0)
+    np.random.seed(SEED)
+
+
+def unexpected(name: str, folder: Storage, error: Exception) -> PanthalassaError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return PanthalassaError(
         f"{folder.uri} is not what {name} expects ({reason}): its columns are those of the data set "
         "that the harness's task names"
@@ -141,19 +181,26 @@ def _from_json(data: bytes, place: str) -> pa.Table:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PanthalassaError(f"{place}, line {number}: no JSON: {error}") from error
         if not isinstance(row, dict):
             raise PanthalassaError(f"{place}, line {number}: expected an object")
         rows.append(row)
+    if not rows:
+        raise PanthalassaError(f"{place} has no rows")
     try:
         return pa.Table.from_pylist(rows)
-    except pa.ArrowException as error:
-        raise PanthalassaError(f"{place}: rows are not alike: {error}") from error
+    except (pa.ArrowException, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise PanthalassaError(
+            f"{place}: rows are not alike, or not what a table holds: {error}"
+        ) from error
 
 
 def _from_parquet(data: bytes, place: str) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(data))
-    except pa.ArrowException as error:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
         raise PanthalassaError(f"{place} is no Parquet: {error}") from error
+    if not table.num_rows:
+        raise PanthalassaError(f"{place} has no rows")
+    return table

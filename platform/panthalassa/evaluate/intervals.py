@@ -22,10 +22,20 @@ def interval(aggregate: str, numbers: Floats) -> tuple[float, float]:
     Where all items are right, or all wrong, resampling knows of no other, and the far end is that of
     the exact binomial interval (Clopper & Pearson 1934).
     """
-    if aggregate == "mean" and (numbers == numbers[0]).all() and numbers[0, 0] in (0, 1):
-        far = ((1 - CONFIDENCE) / 2) ** (1 / len(numbers))
-        return (far, 1.0) if numbers[0, 0] else (0.0, 1 - far)
+    right = right_or_wrong(aggregate, numbers)
+    if right is not None and (right == right[0]).all():
+        far = ((1 - CONFIDENCE) / 2) ** (1 / len(right))
+        return (far, 1.0) if right[0] else (0.0, 1 - far)
     return middle(replicates(aggregate, (numbers,))[0])
+
+
+def right_or_wrong(aggregate: str, numbers: Floats) -> Floats | None:
+    """1 for each item that is right and 0 for the others, where a metric is of that kind."""
+    if aggregate == "accuracy":
+        return np.asarray(numbers[:, 0] == numbers[:, 1], np.float64)
+    if aggregate == "mean" and np.isin(numbers, (0, 1)).all():
+        return numbers.ravel()
+    return None
 
 
 def replicates(aggregate: str, numbers: Sequence[Floats]) -> Floats:

@@ -133,9 +133,11 @@ def bits_per_byte(numbers: Floats) -> float:
 
 
 def perplexity(numbers: Floats) -> float:
-    """From (nats, tokens) by text. Only models with one tokenizer are compared by it."""
+    """From (nats, tokens) by text, infinite beyond 709 nats a token. Only models with one tokenizer are
+    compared by it."""
     nats, tokens = numbers.sum(axis=0)
-    return float(np.exp(nats / tokens))
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats / tokens))
 
 
 def _confusion(numbers: Floats) -> Floats:

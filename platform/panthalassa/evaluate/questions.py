@@ -8,7 +8,7 @@ from panthalassa.config_evaluation import PREFIX, Asked
 from panthalassa.errors import ConfigError
 from panthalassa.evaluate.harness_data import offline
 from panthalassa.evaluate.results import Scores, scores
-from panthalassa.evaluate.task import Answer, Item, Request, Task
+from panthalassa.evaluate.task import Answer, Item, Request, Task, identified
 from panthalassa.evaluate.tasks import open_task
 from panthalassa.storage import open_storage
 
@@ -41,7 +41,7 @@ def read_questions(tasks: Sequence[Asked]) -> Questions:
     for entry in tasks:
         if not entry.of_harness:
             task = open_task(entry.name, open_storage(entry.data), entry.limit, **entry.settings)
-            own[entry.name] = task, list(task.items())
+            own[entry.name] = task, list(map(identified, task.items()))
     return Questions(own, of_harness)
 
 

@@ -141,6 +141,8 @@ class Results(Record):
     tasks: dict[str, TaskResult] = Field(min_length=1)
     averages: dict[str, Average] = Field(default_factory=dict)
     """Over several tasks, or over the groups of one."""
+    cut: Annotated[int, Field(ge=0)] | None = None
+    """Requests whose context or prompt was read in part, where that was counted."""
 
 
 def scores(
@@ -181,6 +183,7 @@ def write_results(
     tasks: Mapping[str, Scores],
     contaminations: Mapping[str, Contamination] | None = None,
     averages: Mapping[str, Average] | None = None,
+    cut: int | None = None,
 ) -> Results:
     """Write an evaluation whole: the items of each task, then `results.json`.
 
@@ -195,6 +198,7 @@ def write_results(
             for name, found in tasks.items()
         },
         averages=dict(averages or {}),
+        cut=cut,
     )
     storage.write(RESULTS, (results.model_dump_json(indent=1) + "\n").encode())
     return results
@@ -235,15 +239,21 @@ def read_scores(storage: Storage, results: Results, task: str) -> Scores:
             f"{place} is not what was written: its SHA-256 differs from the one in {RESULTS}. "
             "Evaluate anew."
         )
-    table = pq.read_table(pa.BufferReader(data))
-    numbers = {}
-    for metric in found.metrics:
-        column = table[metric].combine_chunks()
-        numbers[metric] = column.flatten().to_numpy().reshape(len(column), -1)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        ids, groups = table["id"].to_pylist(), table["group"].to_pylist()
+        numbers = {}
+        for metric in found.metrics:
+            column = table[metric].combine_chunks()
+            numbers[metric] = column.flatten().to_numpy().reshape(len(column), -1)
+    except (pa.ArrowException, AttributeError, LookupError, ValueError) as error:
+        raise PanthalassaError(
+            f"{place} does not have the numbers of {RESULTS}: {error}. Evaluate anew."
+        ) from error
     return Scores(
         {metric: kept.aggregate for metric, kept in found.metrics.items()},
-        table["id"].to_pylist(),
-        table["group"].to_pylist(),
+        ids,
+        groups,
         numbers,
         {
             metric: kept.baseline
@@ -272,9 +282,13 @@ def _write_task(
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     data, path = sink.getvalue().to_pybytes(), f"items/{name}.parquet"
+    if not (metrics := figures(found)):
+        raise PanthalassaError(
+            f"task {name}: {', '.join(found.metrics)} are infinite. Does the model give probabilities?"
+        )
     storage.write(path, data)
     return TaskResult(
-        metrics=figures(found),
+        metrics=metrics,
         contamination=contamination,
         items=path,
         size=len(data),
@@ -283,23 +297,28 @@ def _write_task(
 
 
 def figures(found: Scores) -> dict[str, Metric]:
-    """Every metric over all items and over each group's, with intervals."""
+    """Every metric that is finite over all items and over each group's, with intervals."""
     groups = found.groups_of()
     return {
         metric: Metric(
             aggregate=aggregate,
-            whole=figure(aggregate, found.numbers[metric]),
+            whole=whole,
             groups={
-                name: figure(aggregate, found.numbers[metric][places])
+                name: part
                 for name, places in groups.items()
+                if (part := figure(aggregate, found.numbers[metric][places]))
             },
             baseline=found.baselines.get(metric),
         )
         for metric, aggregate in found.metrics.items()
+        if (whole := figure(aggregate, found.numbers[metric]))
     }
 
 
-def figure(aggregate: str, numbers: Floats) -> Figure:
-    """Of the numbers of items [n, k]."""
-    low, high = interval(aggregate, numbers)
+def figure(aggregate: str, numbers: Floats) -> Figure | None:
+    """Of the numbers of items [n, k]; None where it, or an end of its interval, is infinite."""
+    with np.errstate(invalid="ignore"):  # between two infinite figures of the bootstrap
+        low, high = interval(aggregate, numbers)
+    if not np.isfinite((low, high, AGGREGATES[aggregate](numbers))).all():
+        return None
     return Figure(value=AGGREGATES[aggregate](numbers), low=low, high=high, n=len(numbers))

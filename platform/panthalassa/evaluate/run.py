@@ -16,9 +16,18 @@ from panthalassa.evaluate.config import Evaluation
 from panthalassa.evaluate.contamination import TrainingTexts, contaminated, training_texts
 from panthalassa.evaluate.engine import Engine
 from panthalassa.evaluate.questions import Questions, read_questions
-from panthalassa.evaluate.results import Contamination, Model, Results, Scores, write_results
+from panthalassa.evaluate.results import (
+    RESULTS,
+    Contamination,
+    Model,
+    Results,
+    Scores,
+    read_results,
+    write_results,
+)
 from panthalassa.evaluate.tasks.xglue import missing, xglue_averages
-from panthalassa.storage import open_storage
+from panthalassa.evaluate.telling import told_cut
+from panthalassa.storage import Storage, open_storage
 
 ANSWERS = "answers"
 """The folder of what is kept, below that of the results."""
@@ -36,26 +45,51 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
         connected(config.cluster, debug),
         Engine(config, output.below(ANSWERS), tell) as engine,
     ):
+        model = Model(name=engine.model.name, digest=engine.model.digest)
+        _check(output, model, told(config, engine))
         tell(f"{engine.model.name} reads {engine.model.length:,} tokens at most")
         found = questions.scores(engine.answers, tell)
+    if engine.cut:
+        tell(told_cut(len(engine.cut), engine.model.length))
     for average, lacking in missing(found).items():
         if lacking:
             tell(f"{average} has no value without {'; '.join(lacking)}")
     contaminations = _contaminations(documents, questions, found, tell) if documents else {}
     try:
-        return write_results(
+        results = write_results(
             output,
-            Model(name=engine.model.name, digest=engine.model.digest),
+            model,
             told(config, engine),
             found,
             contaminations,
             xglue_averages(found),
+            len(engine.cut),
         )
     except OSError as error:
         raise PanthalassaError(
             f"the results can not be written to output={config.output}: {error}. Make room or mend the "
             "storage; the same command then asks nothing again."
         ) from error
+    for name, kept in results.tasks.items():
+        for metric in sorted(found[name].metrics.keys() - kept.metrics.keys()):
+            tell(f"{name}: {metric} is infinite, and left out")
+    return results
+
+
+def _check(output: Storage, model: Model, settings: dict[str, JsonValue]) -> None:
+    """Raises PanthalassaError when the results of another evaluation are there."""
+    if not output.exists(RESULTS):
+        return
+    there = read_results(output)
+    if there.model.digest != model.digest:
+        what = f"of another model, {there.model.name}"
+    elif differing := sorted(key for key in settings if there.settings.get(key) != settings[key]):
+        what = f"with other {' and '.join(differing)}"
+    else:
+        return
+    raise PanthalassaError(
+        f"{output.uri} has an evaluation {what}: choose another output, or remove that one"
+    )
 
 
 def _contaminations(

@@ -5,9 +5,11 @@ metric, which are kept for each item: whole evaluations, intervals and compariso
 functions of these numbers alone. Who answers, where, and after how many interruptions is not known here.
 """
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 
@@ -72,6 +74,13 @@ class Item:
     """What `Task.score` compares with."""
     group: str = ""
     """A language, or another part of the task that is also told by itself."""
+
+
+def identified(item: Item) -> Item:
+    """The item with a hash of what it asks and expects in its id: those of one id are equal."""
+    asked = [[type(request).__name__, *astuple(request)] for request in item.requests]
+    written = json.dumps([asked, item.target], default=repr)
+    return replace(item, id=f"{item.id}#{hashlib.sha256(written.encode()).hexdigest()[:12]}")
 
 
 class Task(ABC):

@@ -22,6 +22,8 @@ CONTAMINATION_HEADINGS: Row = (
     "95 % interval",
     "items",
 )
+ONE = "none: one item"
+"""In the place of an interval that resampling can not give."""
 BESIDE = ("en", "eng", "english")
 """Groups that others are told beside, the first that is there; else the best one."""
 
@@ -90,6 +92,14 @@ def parity(results: Results) -> Iterator[Row]:
                 yield task, name, group, value, bounds, n, times
 
 
+def told_cut(requests: int, length: int) -> str:
+    """For people, that so many were read in part."""
+    return (
+        f"{requests:,} requests do not fit into the {length:,} tokens that are read at most: the "
+        "beginning of their contexts is left out"
+    )
+
+
 def for_card(folder: Storage) -> Evaluation:
     """An evaluation as the model card of what it asked tells it. Raises PanthalassaError."""
     results = read_results(folder)
@@ -101,7 +111,8 @@ def _told(metric: Metric, figure: Figure) -> Row:
     value, low, high = (
         _number(metric, number) for number in (figure.value, figure.low, figure.high)
     )
-    return value, f"{low} to {high}", f"{figure.n:,}"
+    bounds = f"{low} to {high}" if figure.low < figure.high or figure.n > 1 else ONE
+    return value, bounds, f"{figure.n:,}"
 
 
 def _number(metric: Metric, number: float) -> str:

@@ -28,7 +28,7 @@ class Question(Record):
 
     @model_validator(mode="after")
     def _check(self) -> "Question":
-        if not all(self.choices):
+        if not all(choice.strip() for choice in self.choices):
             raise ValueError("a choice is empty")
         if self.answer >= len(self.choices):
             raise ValueError(f"answer {self.answer} of {len(self.choices)} choices, counted from 0")
