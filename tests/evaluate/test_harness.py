@@ -206,7 +206,7 @@ def test_what_a_task_draws_does_not_depend_on_those_before_it(
 
     def evaluate(_: object, asked: dict[str, Any], **__: object) -> dict[str, Any]:
         drawn.append(random.random())
-        return {"samples": dict.fromkeys(asked["tasks"], [])}
+        return {"samples": {name: [] for name in asked["tasks"]}}
 
     monkeypatch.setattr(harness, "evaluate", evaluate)
     monkeypatch.setattr(harness, "_scores", lambda *_: None)

@@ -50,6 +50,7 @@ class Besides:
         self._saved = 0
         self._waiting = False
         self._under_way: Any = None
+        self._asked = ""
 
     def __call__(self, event: Event) -> None:
         self._show(event)
@@ -75,7 +76,7 @@ class Besides:
             task = ray.remote(
                 num_cpus=self.section.cpus, num_gpus=self.section.gpus, max_retries=0
             )(ask)
-            self._under_way = task.remote(self._run, self.section)
+            self._under_way = task.remote(self._run, self.section, self._asked)
 
     def _end(self, interrupted: bool) -> None:
         import ray
@@ -95,23 +96,25 @@ class Besides:
         import ray
 
         try:
-            for line in ray.get(ref):
+            self._asked, lines = ray.get(ref)
+            for line in lines:
                 self._show(Notice(line))
         except ray.exceptions.RayError as error:
             reason = mendable(error) or str(error).strip().splitlines()[-1]
             self._show(Notice(f"the evaluation beside the training failed: {reason}"))
 
 
-def ask(run: Storage, section: Beside) -> list[str]:
-    """Ask the newest good checkpoint of a run, write the results, and return lines that tell them.
-
-    Raises PanthalassaError.
-    """
+def ask(run: Storage, section: Beside, asked: str) -> tuple[str, list[str]]:
+    """Ask the newest good checkpoint of a run, if it is not the one with the digest `asked`, and write
+    the results. Returns its digest, and lines that tell them. Raises PanthalassaError."""
     compute()
     torch.set_num_threads(1)
     said: list[str] = []
     device = torch.device("cuda" if section.gpus else "cpu")
     opened = open_model(run, device, torch.float32, tell=said.append)
+    checkpoint = opened.name.rpartition(", ")[2]
+    if opened.digest == asked:
+        return asked, [*said, f"{checkpoint} is evaluated already, and there is no newer one"]
     length = trained_length(run)
     answerer = Answerer(opened.model, opened.tokenizer, length, section.batch_tokens)
     cut = 0
@@ -124,7 +127,6 @@ def ask(run: Storage, section: Beside) -> list[str]:
     found = read_questions(section.tasks).scores(answers, said.append)
     if cut:
         said.append(told_cut(cut, length))
-    checkpoint = opened.name.rpartition(", ")[2]
     results = write_results(
         run.below(f"{FOLDER}/{checkpoint}"),
         Model(name=opened.name, digest=opened.digest),
@@ -141,4 +143,4 @@ def ask(run: Storage, section: Beside) -> list[str]:
         said.append(
             f"{checkpoint}, {task}: {metric} {value} (95 % {interval}, {items} items{most})"
         )
-    return said
+    return opened.digest, said
