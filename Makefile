@@ -151,8 +151,8 @@ release-demo: $(UDHR)
 	$(BIN)/panthalassa train jobs/configs/laptop.yaml
 	$(BIN)/python tests/release_demo.py examples $(UDHR) data/languages
 	$(BIN)/panthalassa finetune jobs/configs/finetune-laptop.yaml
+	rm -rf models/laptop-languages evaluations/laptop-languages
 	$(BIN)/panthalassa evaluate jobs/configs/evaluate-languages.yaml
-	rm -rf models/laptop-languages
 	$(BIN)/panthalassa export runs/laptop-languages models/laptop-languages --evaluation evaluations/laptop-languages
 	$(BIN)/python tests/release_demo.py compare runs/laptop-languages models/laptop-languages evaluations/laptop-languages
 	cat models/laptop-languages/README.md
