@@ -15,8 +15,7 @@ from panthalassa.cluster import compute, mendable
 from panthalassa.config import Config
 from panthalassa.config_evaluation import Beside
 from panthalassa.evaluate.answering import Answerer
-from panthalassa.evaluate.length import trained_length
-from panthalassa.evaluate.questions import read_questions
+from panthalassa.evaluate.questions import described, read_questions
 from panthalassa.evaluate.results import Model, write_results
 from panthalassa.evaluate.task import Answer, Request
 from panthalassa.evaluate.telling import explain, told_cut
@@ -115,8 +114,8 @@ def ask(run: Storage, section: Beside, asked: str) -> tuple[str, list[str]]:
     checkpoint = opened.name.rpartition(", ")[2]
     if opened.digest == asked:
         return asked, [*said, f"{checkpoint} is evaluated already, and there is no newer one"]
-    length = trained_length(run)
-    answerer = Answerer(opened.model, opened.tokenizer, length, section.batch_tokens)
+    length, chat = opened.known_length(), opened.chats is True
+    answerer = Answerer(opened.model, opened.tokenizer, length, section.batch_tokens, chat)
     cut = 0
 
     def answers(requests: Sequence[Request]) -> list[Answer]:
@@ -130,11 +129,7 @@ def ask(run: Storage, section: Beside, asked: str) -> tuple[str, list[str]]:
     results = write_results(
         run.below(f"{FOLDER}/{checkpoint}"),
         Model(name=opened.name, digest=opened.digest),
-        {
-            "dtype": "fp32",
-            "length": length,
-            "tasks": [entry.model_dump(mode="json") for entry in section.tasks],
-        },
+        described("fp32", chat, length, section.tasks),
         found,
         cut=cut,
     )

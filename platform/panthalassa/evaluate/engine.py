@@ -19,7 +19,6 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.answering import Answerer
 from panthalassa.evaluate.config import Evaluation
 from panthalassa.evaluate.kept import Kept, key_of
-from panthalassa.evaluate.length import trained_length
 from panthalassa.evaluate.task import Answer, Generation, Request
 from panthalassa.exchange.load import open_model
 from panthalassa.storage import Storage, open_storage
@@ -82,7 +81,7 @@ class Worker:
             place = open_storage(config.model)
             device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
             opened = open_model(place, device, DTYPES[config.dtype], config.staging)
-            length = config.length or trained_length(place)
+            length = config.length or opened.known_length()
             self._model = (
                 Described(opened.name, opened.digest, length),
                 Answerer(opened.model, opened.tokenizer, length, config.batch_tokens, config.chat),

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from pydantic import JsonValue
+
 from panthalassa.config_evaluation import PREFIX, Asked
 from panthalassa.errors import ConfigError
 from panthalassa.evaluate.harness_data import offline
@@ -43,6 +45,12 @@ def read_questions(tasks: Sequence[Asked]) -> Questions:
             task = open_task(entry.name, open_storage(entry.data), entry.limit, **entry.settings)
             own[entry.name] = task, list(map(identified, task.items()))
     return Questions(own, of_harness)
+
+
+def described(dtype: str, chat: bool, length: int, tasks: Sequence[Asked]) -> dict[str, JsonValue]:
+    """What decides the answers besides the model, as results keep it."""
+    asked: list[JsonValue] = [entry.model_dump(mode="json") for entry in tasks]
+    return {"dtype": dtype, "chat": chat, "length": length, "tasks": asked}
 
 
 def _scores(task: Task, items: Sequence[Item], answers: Answers) -> Scores:

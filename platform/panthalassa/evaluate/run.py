@@ -15,7 +15,7 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.config import Evaluation
 from panthalassa.evaluate.contamination import TrainingTexts, contaminated, training_texts
 from panthalassa.evaluate.engine import Engine
-from panthalassa.evaluate.questions import Questions, read_questions
+from panthalassa.evaluate.questions import Questions, described, read_questions
 from panthalassa.evaluate.results import (
     RESULTS,
     Contamination,
@@ -46,7 +46,8 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
         Engine(config, output.below(ANSWERS), tell) as engine,
     ):
         model = Model(name=engine.model.name, digest=engine.model.digest)
-        _check(output, model, told(config, engine))
+        settings = described(config.dtype, config.chat, engine.model.length, config.tasks)
+        _check(output, model, settings)
         tell(f"{engine.model.name} reads {engine.model.length:,} tokens at most")
         found = questions.scores(engine.answers, tell)
     if engine.cut:
@@ -59,7 +60,7 @@ def evaluate(config: Evaluation, tell: Callable[[str], None], debug: bool = Fals
         results = write_results(
             output,
             model,
-            told(config, engine),
+            settings,
             found,
             contaminations,
             xglue_averages(found),
@@ -106,14 +107,4 @@ def _contaminations(
     return {
         name: each.record(documents.manifest.fingerprint, found[name])
         for name, each in contaminated(documents, own).items()
-    }
-
-
-def told(config: Evaluation, engine: Engine) -> dict[str, JsonValue]:
-    """What decided the answers besides the model."""
-    return {
-        "dtype": config.dtype,
-        "chat": config.chat,
-        "length": engine.model.length,
-        "tasks": [entry.model_dump(mode="json") for entry in config.tasks],
     }

@@ -45,6 +45,14 @@ class Opened:
     chats: bool | None = None
     """Whether it was trained on chats last, where that is known."""
 
+    def known_length(self) -> int:
+        """`length`. Raises ConfigError where it is not known."""
+        if self.length is None:
+            raise ConfigError(
+                f"{self.name} does not say how long its texts were: give the key length"
+            )
+        return self.length
+
     def notice(self, tokens: int) -> str | None:
         """What is to be told of texts of so many tokens, if anything is."""
         if self.length is None or tokens <= self.length:
