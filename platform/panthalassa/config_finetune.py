@@ -24,12 +24,13 @@ class Lora(Section):
     targets: list[Projection] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
+        validate_default=True,
     )
     """The matrices of each block that get an adapter."""
 
     @field_validator("targets", mode="after")
     @classmethod
-    def _each_once(cls, value: list[Projection]) -> list[Projection]:
+    def _each_once_in_any_order(cls, value: list[Projection]) -> list[Projection]:
         if len(set(value)) < len(value):
             raise ValueError("a matrix is named twice")
         return sorted(value)
