@@ -252,7 +252,7 @@ def test_bad_records_are_counted_and_named_and_too_many_refused(
     with pytest.raises(CorpusError) as refused:
         prepare(settings_of(source.parent), tokenizer)
     message = str(refused.value)
-    assert "7 of 17 records (41.2 %) can not be read" in message
+    assert "7 of 17 records (41 %) can not be read" in message
     assert f"7 in {source} (line 11: `messages.0.role` is 'tool'" in message
     assert "raise corpus.max_bad_share" in message
     manifest, told = prepare(settings_of(source.parent, max_bad_share=0.5), tokenizer)

@@ -152,10 +152,8 @@ def check_problems(tally: Tally, corpus: config.Corpus, files: list[SourceFile])
         damaged.sort(key=lambda entry: -entry.count)
         named = [_told(entry, places.get(entry.rule, "other files")) for entry in damaged[:NAMED]]
         named += [f"and in {len(damaged) - NAMED} more files"] if len(damaged) > NAMED else []
-        told = (
-            f"{lost} of {read + lost} records ({100 * lost / (read + lost):.3g} %) can not be read: "
-            + "; ".join(named)
-        )
+        share = float(f"{100 * lost / (read + lost):.2g}")
+        told = f"{lost} of {read + lost} records ({share:g} %) can not be read: {'; '.join(named)}"
         if lost > corpus.max_bad_share * (read + lost):
             raise CorpusError(
                 f"{told}. Correct the files or take them out of the folder, and remove "
