@@ -97,7 +97,7 @@ def test_a_run_and_its_export_say_the_same(undisturbed: Outcome, tmp_path: Path)
     run = Path(undisturbed.config.run.directory, "small")
     export(open_storage(str(run)), open_storage(str(tmp_path / "out")), print)
     first, second = opened(run), opened(tmp_path / "out")
-    assert first.tokenizer.to_bytes() == second.tokenizer.to_bytes()  # though its file begins with bos
+    assert first.tokenizer.to_bytes() == second.tokenizer.to_bytes()
     text = "kate mori 海"
     assert first.tokenizer.encode(text) == second.tokenizer.encode(text)
     assert first.length == second.length == 64
