@@ -55,7 +55,7 @@ def data(folder: Path, *rows: dict[str, Any]) -> Storage:
         ("    return 2 * x\nimport os; os._exit(0)\n", False),
         (
             "    return 2 * x\nimport os\n"
-            "print(open('/work/program.py').read()[-40:].split(\"'\")[-2], flush=True)\nos._exit(0)\n",
+            "print(open('/box/program.py').read()[-40:].split(\"'\")[-2], flush=True)\nos._exit(0)\n",
             False,
         ),
         ("    while True: pass\n", False),

@@ -193,7 +193,7 @@ for flag in (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000
     tell("unshare", libc.unshare(flag))
     if flag > 0x80:
         tell("clone", libc.syscall(clone, flag | 17, None, None, None, None))
-tell("mount", libc.mount(b"none", b"/work", b"tmpfs", 0, None))
+tell("mount", libc.mount(b"none", b"/box", b"tmpfs", 0, None))
 tell("setns", libc.setns(0, 0))
 tell("ptrace", libc.ptrace(0, 0, 0, 0))
 tell("io_uring_setup", libc.syscall(425, 1, None))
@@ -225,7 +225,7 @@ def test_a_program_that_is_larger_than_any_room_is_run_or_fails() -> None:
 def test_the_text_of_a_program_is_in_no_file() -> None:
     ending = run("""
 import os
-for place, _, names in os.walk('/work'):
+for place, _, names in os.walk('/box'):
     print(place, names)
 for descriptor in range(64):
     try:
@@ -235,7 +235,7 @@ for descriptor in range(64):
         pass
 print(os.read(0, 100))
 """)
-    assert ending.output.startswith("/work []\n")
+    assert ending.output.startswith("/box []\n")
     assert ending.output.endswith("b''\n")
     assert "lseek" not in ending.output
 
@@ -281,7 +281,7 @@ def test_a_program_is_nobody_and_can_not_become_more() -> None:
     assert int(ending.output.split()[0]) >= sandboxed.NOBODY
     assert "PermissionError" in ending.output
     mounting = run(
-        "import ctypes; print(ctypes.CDLL(None).mount(b'none', b'/work', b'tmpfs', 0, None))"
+        "import ctypes; print(ctypes.CDLL(None).mount(b'none', b'/box', b'tmpfs', 0, None))"
     )
     assert mounting.output == "-1\n"
 
@@ -329,7 +329,7 @@ def test_anybody_has_the_same_sandbox_in_a_user_namespace() -> None:
 import sys
 sys.path.insert(0, {folder!r})
 from panthalassa.evaluate.sandbox import run, Limits
-print(run("import os; print(os.getuid(), os.listdir('/work'), os.path.exists({folder!r}))").output)
+print(run("import os; print(os.getuid(), os.listdir('/box'), os.path.exists({folder!r}))").output)
 print(run("import socket; socket.create_connection(('127.0.0.1', 9))").output)
 print(run("open('/usr/lib/x', 'w')").output)
 print(run("while True: pass", Limits(seconds=1)))

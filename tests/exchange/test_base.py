@@ -17,7 +17,6 @@ from panthalassa.errors import CorruptError, PanthalassaError
 from panthalassa.exchange.base import (
     copy_weights,
     shape_of,
-    tokenizer_config_of,
     tokenizer_of,
 )
 from panthalassa.exchange.export import export
@@ -140,13 +139,9 @@ def test_shape_and_tokenizer_are_the_source_s_whatever_it_is(
     shapes = [shape_of(place) for place in places]
     assert shapes == [Model.model_validate(undisturbed.config.model.identity())] * 3
     assert tokenizer_of(places[0]) == (small_corpus / TOKENIZER).read_bytes()
-    exported = [(tmp_path / "model" / name).read_bytes() for name in (TOKENIZER, NAMES)]
+    exported = (tmp_path / "model" / TOKENIZER).read_bytes()
     for place in places[1:]:
-        assert [tokenizer_of(place), tokenizer_config_of(place)] == exported
-    assert tokenizer_config_of(places[0]) is None
-
-
-NAMES = "tokenizer_config.json"
+        assert tokenizer_of(place) == exported
 
 
 def test_what_is_no_source_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
-from panthalassa.finetune.chat import Message, encode_prompt
+from panthalassa.finetune.chat import encode_question
 from panthalassa.model.generate import generate_batch
 from panthalassa.model.sampling import Sampling
 from panthalassa.model.text import TextStream, ids_of
@@ -189,7 +189,7 @@ class Answerer:
 def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
     """A prompt as documents begin, or as what a user says in a chat."""
     if chat:
-        return encode_prompt(tokenizer, [Message(role="user", content=text)])
+        return encode_question(tokenizer, text)
     return ids_of(tokenizer, text)
 
 

@@ -44,7 +44,7 @@ NEW_NAMESPACES = 0x00020000 | 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000
 NEW_USER = 0x10000000
 MOUNT_SETATTR = 442
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-FOLDER = "/work"
+FOLDER = "/box"
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 SIGNALLED = 128
 """Added to the number of a signal in the exit status, as shells do."""

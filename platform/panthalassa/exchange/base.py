@@ -23,8 +23,6 @@ from panthalassa.storage import Storage
 from panthalassa.train import checkpoint
 from panthalassa.train.checkpoint import COMMIT, Commit, folder
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
-
 
 def copy_weights(
     source: Storage, target: Storage, staging: str | None, tell: Callable[[str], None]
@@ -94,16 +92,6 @@ def tokenizer_of(source: Storage) -> bytes:
                 f"{TOKENIZER} of the model there."
             )
         return data
-
-
-def tokenizer_config_of(source: Storage) -> bytes | None:
-    """The tokenizer_config.json of a folder, or what an import kept of one. Raises PanthalassaError."""
-    with _named(source):
-        if not is_folder(source):
-            return None if _newest(source).phases else kept_files(source).get(TOKENIZER_CONFIG)
-        if not source.exists(TOKENIZER_CONFIG):
-            return None
-        return read_small(source, TOKENIZER_CONFIG, read_sums(source))
 
 
 def _newest(run: Storage) -> Commit:

@@ -8,10 +8,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from panthalassa.config import Model
 from panthalassa.corpus.manifest import TOKENIZER
@@ -19,6 +17,7 @@ from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError, CorpusError, PanthalassaError
 from panthalassa.exchange.base import is_folder
 from panthalassa.exchange.export import trained_length, trained_tokenizer
+from panthalassa.exchange.fresh_checkpoint import Source
 from panthalassa.exchange.importing import FOLDER, kept_files
 from panthalassa.exchange.llama_folder import CONFIG, read_folder
 from panthalassa.exchange.weights import newest_good
@@ -69,14 +68,6 @@ class Opened:
         if chat:
             return f"{self.name} was not trained on chats: it may not answer as an assistant does"
         return f"{self.name} was fine-tuned on chats: with --chat a prompt is what a user says"
-
-
-class _Source(Protocol):
-    """Where weights lie: `exchange.weights.Weights` and `exchange.llama_folder.LlamaFolder`."""
-
-    def dtype(self, parameter: str) -> torch.dtype: ...
-
-    def blocks(self, parameter: str, shape: tuple[int, ...]) -> Iterator[Tensor]: ...
 
 
 def open_model(
@@ -179,7 +170,7 @@ def _fitting(data: bytes, model: Model, place: str) -> Tokenizer:
 
 @torch.no_grad()
 def _filled(
-    config: Model, source: _Source, device: torch.device, dtype: torch.dtype | None
+    config: Model, source: Source, device: torch.device, dtype: torch.dtype | None
 ) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)

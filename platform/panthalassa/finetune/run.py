@@ -18,6 +18,7 @@ from panthalassa.finetune.sft import Answers
 from panthalassa.run_config import folder_of
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train.base import BASE, has_base
+from panthalassa.train.checkpoint import unlike
 from panthalassa.train.events import Event, Notice
 from panthalassa.train.run import Beginning, Outcome, pretrain
 
@@ -59,12 +60,7 @@ def _place_weights(config: Config, tell: Callable[[str], None], run: Storage) ->
     assert config.finetune
     source = open_storage(config.finetune.start)
     base = copy_weights(source, run.below(BASE), config.checkpoint.staging_directory, tell)
-    ours = config.model.identity()
-    if differs := [
-        f"model.{key} is {value} there, {ours[key]} here"
-        for key, value in base.model.items()
-        if ours[key] != value
-    ]:
+    if differs := unlike(base.model, config.model.identity()):
         raise ConfigError(
             f"{run.uri}/{BASE}, with which the run begins, is another model than the configuration's: "
             f"{'; '.join(differs)}. Leave out the section model, or choose another run.name."

@@ -189,6 +189,15 @@ def _healthy(run: Storage, name: str) -> bool:
         return False
 
 
+def unlike(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What differs of two models, as `Commit.model` describes them."""
+    return [
+        f"model.{key} is {there.get(key)} there, {here.get(key)} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key)
+    ]
+
+
 def phases_from(
     run: Storage, commit: Commit, model: dict[str, Any], plan: list[Phase], may_change: bool
 ) -> list[Phase]:
@@ -197,11 +206,7 @@ def phases_from(
     With `may_change`, a plan that does not fit begins as a new phase. Raises CheckpointError when the
     checkpoint has another model, or other data.
     """
-    other = [
-        f"model.{key} is {commit.model.get(key)} there, {model.get(key)} here"
-        for key in {**commit.model, **model}
-        if commit.model.get(key) != model.get(key)
-    ]
+    other = unlike(commit.model, model)
     changed = differences(commit.phases, plan, commit.step)
     if changed and may_change and not other:
         return change(commit.phases, plan, commit.step)
