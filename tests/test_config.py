@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from panthalassa.config import PRESETS, Config, Stream
+from panthalassa.config import Config, Stream
 from panthalassa.config_file import load, load_preparation
+from panthalassa.config_model import PRESETS
 from panthalassa.errors import ConfigError
 from panthalassa.finetune.config import load as load_tuning
 from panthalassa.sweep.config import SweptConfig

@@ -3,16 +3,15 @@
 `config_file` reads it from YAML and the command line. A key exists only because something reads it.
 """
 
-import difflib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from panthalassa.config_evaluation import Beside
 from panthalassa.config_finetune import Finetune
+from panthalassa.config_model import Model
 from panthalassa.config_values import (
     Length,
     LocalFolder,
@@ -20,14 +19,11 @@ from panthalassa.config_values import (
     Place,
     Positive,
     Rate,
-    RopeScaling,
     Section,
     Share,
     Weights,
     number_or_name,
 )
-
-PRESETS = Path(__file__).parent / "model" / "presets.yaml"
 
 LONGEST_WINDOW = 1024
 
@@ -77,57 +73,6 @@ class Corpus(Section):
     """Samples in a Parquet row group, the unit of reading."""
     rows_per_shard: Positive = 8192
     """Samples in a shard file."""
-
-
-class Model(Section):
-    """A Llama-compatible decoder; `preset` fills in whatever is not given here."""
-
-    preset: str | None = None
-    """A shape of model/presets.yaml."""
-    vocabulary_size: Positive
-    """Rows of the embedding: at least the corpus's vocabulary."""
-    hidden_size: Positive
-    """Width of the residual stream."""
-    layers: Positive
-    """Blocks of attention and feed-forward."""
-    heads: Positive
-    """Query heads; a multiple of kv_heads."""
-    kv_heads: Positive
-    """Key and value heads, each shared by heads / kv_heads query heads."""
-    head_size: int = Field(ge=2, multiple_of=2)
-    """Width of a head."""
-    ffn_size: Positive
-    """Width inside the feed-forward (SwiGLU)."""
-    tied_embeddings: bool = False
-    """One matrix for the embedding and the output."""
-    rope_theta: Rate = 10_000.0
-    """Base of the rotary position embedding."""
-    rope_scaling: RopeScaling | None = None
-    """How rotary positions are stretched to more than the model was first trained on, or null."""
-    norm_epsilon: Rate = 1e-5
-    """Added to the mean square in RMSNorm."""
-
-    def identity(self) -> dict[str, Any]:
-        """What weights of this model depend on, by key."""
-        return self.model_dump(exclude={"preset"})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("preset") is None:
-            return data
-        presets = yaml.safe_load(PRESETS.read_text())
-        if str(data["preset"]) not in presets:
-            nearest = difflib.get_close_matches(str(data["preset"]), presets, n=1)
-            hint = f"did you mean {nearest[0]}? There are" if nearest else "there are"
-            raise ValueError(f"no preset {data['preset']!r}; {hint} {', '.join(presets)}")
-        return {**presets[data["preset"]], **data}
-
-    @model_validator(mode="after")
-    def _check(self) -> "Model":
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
-        return self
 
 
 class Parallel(Section):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.model.transformer import Transformer, initial_weight
 from panthalassa.planner.counts import Arrangement, Counts, Shape, count
 from panthalassa.planner.hardware import Cluster, cpu

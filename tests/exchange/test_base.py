@@ -11,7 +11,8 @@ from llama import differ, load_ours, save_llama
 from ranks import TinyRun, tiny, whole
 from s3 import BUCKET, Server
 
-from panthalassa.config import Config, Model
+from panthalassa.config import Config
+from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.errors import CorruptError, PanthalassaError
 from panthalassa.exchange.base import (

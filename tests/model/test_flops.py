@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.model import flops
 from panthalassa.model.flops import flops_per_token, measured_peak, peak_flops, peak_of

@@ -11,7 +11,8 @@ from ranks import mean_loss, packed, tiny, unsharded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from panthalassa.config import Config, Model
+from panthalassa.config import Config
+from panthalassa.config_model import Model
 from panthalassa.model.transformer import (
     IGNORED,
     Transformer,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.model.flops import flops_per_token
 from panthalassa.model.transformer import Transformer, count_parameters

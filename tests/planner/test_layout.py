@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from ranks import tiny
 
-from panthalassa.config import Config, Model
+from panthalassa.config import Config
 from panthalassa.config_file import build
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.planner.layout import Workload, feasible
 from panthalassa.stream.partition import Partition

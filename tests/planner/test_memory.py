@@ -13,8 +13,9 @@ from ranks import TinyRun, tiny
 from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from panthalassa.config import Config, Model
+from panthalassa.config import Config
 from panthalassa.config_file import load
+from panthalassa.config_model import Model
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.layout import Layout, Workload
 from panthalassa.planner.memory import Footprint, footprints, trace_all, traces

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import PanthalassaError
 from panthalassa.planner.calibration import factors
 from panthalassa.planner.counts import Arrangement, Counts, Shape, count, shape

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.planner.calibration import factors
 from panthalassa.planner.counts import Arrangement, Collective, Shape, count, shape

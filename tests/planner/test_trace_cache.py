@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.planner import cache as cache_module
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.layout import Layout, Workload

@@ -13,6 +13,11 @@ are in other rows before it: 0 where it begins here, and more where it goes on.
 A shard for fine-tuning has one column more, `answers`: the runs of tokens in the row that count in
 the loss, as positions [start, end, start, end …], each end behind its run. Without it every token
 counts. No document of such a shard is in more than one row.
+
+A shard with images has a column `images`: those of each row, from left to right, as files that Pillow
+reads, squares of `Images.size` pixels in RGB. In `tokens` an image is `Images.tokens` times
+`<|image_pad|>` between `<|vision_start|>` and `<|vision_end|>`; none of these counts in the loss. No
+document of such a shard is in more than one row either.
 """
 
 import hashlib
@@ -32,6 +37,8 @@ CLAIM = "preparation.json"
 PAGE = "corpus.html"
 ANSWERS = "answers"
 """The column of a shard that says what counts."""
+IMAGES = "images"
+"""The column of a shard with the images of its rows."""
 Split = Literal["train", "held_out"]
 Objective = Literal["sft", "dpo"]
 """Answers to learn (supervised fine-tuning), or pairs of a chosen and a rejected one (Rafailov et al.
@@ -44,9 +51,16 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Images(Record):
+    """What every image of a corpus is: a square of `size` pixels, which takes `tokens` positions."""
+
+    size: int = Field(gt=0)
+    tokens: int = Field(gt=0)
+
+
 class Shard(Record):
     """One Parquet file: rows of one domain, in row groups that are read whole. `counted` are the tokens
-    that count in the loss, where not all do."""
+    that count in the loss, where not all do; `images` how many there are, where there are any."""
 
     path: str
     domain: str
@@ -54,6 +68,7 @@ class Shard(Record):
     rows: int = Field(gt=0)
     tokens: int = Field(gt=0)
     counted: int | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
+    images: int | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
     row_groups: tuple[int, ...] = Field(min_length=1)
     size: int = Field(gt=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -79,10 +94,12 @@ class Manifest(Record):
     `report.json` (`corpus.funnel`).
     `objective` is that of a corpus for fine-tuning. For `dpo` a row holds whole pairs: its documents
     2k and 2k + 1 are the chosen and the rejected answer of pair k, each behind its own prompt.
+    `images` is given when a shard has any.
     """
 
     format: Literal[2] = 2
     objective: Objective | None = Field(default=None, exclude_if=lambda value: value is None)
+    images: Images | None = Field(default=None, exclude_if=lambda value: value is None)
     sequence_length: int = Field(gt=1)
     vocabulary_size: int = Field(gt=2)
     bos: int

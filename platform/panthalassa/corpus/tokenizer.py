@@ -49,7 +49,8 @@ WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s{1,128}(?!\S)|\
 
 class Tokenizer:
     """A trained vocabulary; `bos`, `eos` and `pad` are the ids of its delimiters, `turn_start` and
-    `turn_end` those around a message of a chat. One of `ends` ends what a model says."""
+    `turn_end` those around a message of a chat. One of `ends` ends what a model says. `image` stands at
+    each position of an image, between `image_start` and `image_end`."""
 
     bos: Final = SPECIAL.index("<|bos|>")
     eos: Final = SPECIAL.index("<|eos|>")
@@ -57,6 +58,9 @@ class Tokenizer:
     turn_start: Final = SPECIAL.index("<|im_start|>")
     turn_end: Final = SPECIAL.index("<|im_end|>")
     ends: Final = (eos, turn_end)
+    image_start: Final = SPECIAL.index("<|vision_start|>")
+    image_end: Final = SPECIAL.index("<|vision_end|>")
+    image: Final = SPECIAL.index("<|image_pad|>")
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         if tuple(core.id_to_token(index) for index in range(len(SPECIAL))) != SPECIAL:

@@ -5,7 +5,7 @@ the Llama layout of Hugging Face. Weights are copied, and stay when the source g
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.errors import CheckpointError, ConfigError, CorruptError, PanthalassaError
 from panthalassa.exchange.export import trained_tokenizer

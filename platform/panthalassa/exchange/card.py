@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from panthalassa.config import Model
 from panthalassa.config_file import flatten
 from panthalassa.config_finetune import loss_unit
+from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import Manifest
 from panthalassa.errors import PanthalassaError
 from panthalassa.exchange.weights import Weights

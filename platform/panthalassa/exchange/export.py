@@ -23,7 +23,7 @@ import tokenizers
 import torch
 from tokenizers import processors
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer, read_tokenizer
 from panthalassa.errors import CheckpointError, ConfigError

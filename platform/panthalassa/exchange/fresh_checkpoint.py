@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.exchange.weights import BLOCK, as_bytes
 from panthalassa.model.hugging_face import parameters
 from panthalassa.model.safetensors import Entry, divide

@@ -8,7 +8,7 @@ that each tensor is there. `config.json` and the tokenizer's files are kept in `
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.fresh_checkpoint import write_checkpoint
 from panthalassa.exchange.llama_folder import CONFIG, SUMS, read_folder

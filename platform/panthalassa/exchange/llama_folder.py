@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError, CorruptError
 from panthalassa.exchange.weights import BLOCK, as_bytes, read_whole
 from panthalassa.model import safetensors

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError, CorpusError, PanthalassaError

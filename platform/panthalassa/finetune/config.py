@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from panthalassa.config import Config, Model, Run
+from panthalassa.config import Config, Run
 from panthalassa.config_file import apply, build, read
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import shape_of
 from panthalassa.storage import open_storage

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 
 PEAK_BF16 = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.model.transformer import INITIAL_STD
 

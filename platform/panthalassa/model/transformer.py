@@ -7,7 +7,7 @@ devices and ranks: `parallel` shards it from outside. There are no buffers, so t
 the meta device and filled later.
 
 Shapes: `batch` samples of `sequence` positions; `hidden`, `heads`, `kv_heads` and `head` as in
-`config.Model`. Under tensor parallelism a rank holds a share of the heads and of the feed-forward.
+`config_model.Model`. Under tensor parallelism a rank holds a share of the heads and of the feed-forward.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.config_values import RopeScaling
 
 IGNORED = -100

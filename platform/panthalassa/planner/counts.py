@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
@@ -82,7 +82,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder, as `config.Model` has it, or one of others'."""
+    """A decoder, as `config_model.Model` has it, or one of others'."""
 
     layers: int
     hidden: int

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from panthalassa.config import Config, Model
+from panthalassa.config import Config
+from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.planner.hardware import check_filled
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.extend import extend
 from panthalassa.planner.layout import Layout, Workload

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from panthalassa.config import Model
+from panthalassa.config_model import Model
 from panthalassa.planner.layout import Checkpointing, Precision
 
 

@@ -52,11 +52,13 @@ Tokens = NDArray[np.int32]
 class Samples:
     """tokens: int32 [n, sequence]; documents: int32 [n, sequence], which document of its row a token
     belongs to, or PADDING; counted: bool [n, sequence], whether a token counts in the loss when it is
-    predicted, as each does in pre-training; padding never does."""
+    predicted, as each does in pre-training; padding and images never do. images: uint8 [images, size,
+    size, 3], those of all samples in their order; None where the corpus has none at all."""
 
     tokens: Tokens
     documents: Tokens
     counted: NDArray[np.bool_]
+    images: NDArray[np.uint8] | None = None
 
     @classmethod
     def of_text(cls, tokens: Tokens, documents: Tokens) -> "Samples":

@@ -16,8 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from panthalassa.config import Model
 from panthalassa.config_finetune import Lora
+from panthalassa.config_model import Model
 from panthalassa.errors import CheckpointError, CorruptError
 from panthalassa.model.transformer import parameters_by_name
 from panthalassa.storage import Storage

@@ -13,11 +13,13 @@ from panthalassa.stream.reader import PADDING, Samples
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Three int64 tensors [micro_batch, sequence]."""
+    """Three int64 tensors [micro_batch, sequence], and the images of its samples in their order, uint8
+    [images, size, size, 3]; None where the model reads none."""
 
     tokens: Tensor
     documents: Tensor
     labels: Tensor
+    images: Tensor | None = None
 
 
 def micro_batches(
