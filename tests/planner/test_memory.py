@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from panthalassa.config import Config
 from panthalassa.config_file import load
-from panthalassa.config_model import Model
+from panthalassa.config_model import Model, Vision
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.layout import Layout, Workload
-from panthalassa.planner.memory import Footprint, footprints, trace_all, traces
+from panthalassa.planner.memory import TRACED_LAYERS, Footprint, footprints, trace_all, traces
 from panthalassa.planner.recorder import Recorder
 from panthalassa.planner.recording import Column, Job, Recording
 from panthalassa.planner.trace import group_names, local
@@ -31,13 +31,15 @@ SMALL = Model(
     vocabulary_size=64, hidden_size=32, layers=5, heads=4, kv_heads=2, head_size=8, ffn_size=48
 )
 TIED = SMALL.model_copy(update={"tied_embeddings": True})
-
+TOWER = Vision(image_size=32, patch_size=8, hidden_size=16, layers=4, heads=2, ffn_size=32)
+SIGHTED = SMALL.model_copy(update={"vision": TOWER})
 
 BYTES = [column for column in Column if column not in (Column.REDUCED, Column.OPERATION)]
 
 
 def workload(model: Model, global_batch: int, precision: Any = "bf16") -> Workload:
-    return Workload(model, 32, global_batch, precision, loss_chunk=16)
+    share, images = (0.5, 2.0) if model.vision else (0.0, 0.0)
+    return Workload(model, 32, global_batch, precision, 16, share, images)
 
 
 CASES = [
@@ -49,8 +51,11 @@ CASES = [
     (workload(TIED, 24, "fp32"), Layout(8, 1, 2, 1, "selective", True)),
     (workload(SMALL, 12, "fp32"), Layout(1, 1, 1, 6, "none", False)),
     (workload(SMALL, 8, "fp32"), Layout(2, 1, 2, 2, "none", True)),
+    (workload(SIGHTED, 64), Layout(4, 2, 1, 16, "selective", False)),
+    (workload(SIGHTED, 16, "fp32"), Layout(4, 1, 1, 1, "none", True)),
 ]
-"""Each way of scaling, and all of them together: layers, micro-batches, copies, accumulation."""
+"""Each way of scaling, and all of them together: layers, those of a tower, micro-batches, copies,
+accumulation."""
 
 
 def in_full(workload: Workload, layout: Layout) -> Job:
@@ -64,6 +69,7 @@ def in_full(workload: Workload, layout: Layout) -> Job:
         tp=layout.tp,
         replicas=layout.replicas,
         micro_batch=layout.micro_batch,
+        images=int(workload.images_per_sample),
         activation_checkpointing=layout.activation_checkpointing,
         keep_gathered=layout.keep_gathered,
         micro_batches=layout.micro_batches(workload.global_batch),
@@ -99,7 +105,9 @@ def layout_of(config: Config, gpus: int) -> Layout:
 def test_few_layers_and_small_batches_scale_to_the_full_trace(tmp_path: Path) -> None:
     cache, jobs = TraceCache(tmp_path), [in_full(*case) for case in CASES]
     small = [job for case in CASES for row in traces(*case) for job in row]
-    assert len({job.model.layers for job in small}) == 2
+    assert {job.model.layers for job in small} == set(TRACED_LAYERS)
+    towers = {job.model.vision.layers for job in small if job.model.vision}
+    assert towers == set(TRACED_LAYERS)
     full = trace_all(list(dict.fromkeys(jobs + small)), cache, processes=2)
     for case, job in zip(CASES, jobs, strict=True):
         setting, layout = case
