@@ -31,6 +31,8 @@ from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
 
 MANIFEST = "manifest.json"
+MANIFESTS = "manifests"
+"""The folder of a run with those of its corpora."""
 TOKENIZER = "tokenizer.json"
 CLAIM = "preparation.json"
 """Says whose the folder is before the manifest does."""

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from panthalassa.config import Config
-from panthalassa.corpus.manifest import read_manifest
+from panthalassa.corpus.manifest import MANIFESTS, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.planner import hardware
 from panthalassa.planner.hardware import GPU, Cluster
@@ -25,8 +25,6 @@ from panthalassa.tracking.spool import read
 
 FEWEST = 3
 """Steps of a layout, from which a median is taken."""
-MANIFESTS = "manifests"
-"""The folder of a run with those of its corpora."""
 WHOLE_NODES = 64
 """GPUs that fill nodes of any usual size."""
 Steps = dict[tuple[int, int], list[tuple[float, float | None]]]

@@ -30,6 +30,11 @@ PARTS = (
     "inputs",
 )
 """Of a footprint."""
+IMAGES = (
+    "{in_each_of_them:.3g} in each of {share_of_samples:.1%} of the samples, an image takes {positions} "
+    "positions; tower and projector: {megabytes:,.1f} MB of a GPU, {share_of_flops:.2%} of the FLOPs, "
+    "{seconds:.2g} s of a step"
+)
 RANKING = (
     "tp",
     "copies",
@@ -109,12 +114,7 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     yield "memory", _memory(best)
     if of_images := _images(plan):
-        yield (
-            "images",
-            "{share_of_samples:.1%} of the samples have {in_each_of_them:.3g}, each of them {positions} "
-            "positions: {share_of_flops:.2%} of the FLOPs and {seconds:.2g} s of a step".format(**of_images)
-            + f"; tower and projector hold {of_images['bytes'] / 1e6:,.1f} MB of a GPU",
-        )
+        yield "images", IMAGES.format(**of_images, megabytes=of_images["bytes"] / 1e6)
     yield (
         "time",
         f"{duration(plan.expected_days)} ({span(*plan.expected_range)}) for {tokens(plan.tokens)} "
