@@ -5,10 +5,13 @@ import ctypes
 import gc
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import images
 import pytest
+from images import MixedRun, seeing
 from ranks import TinyRun, tiny
 from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -22,6 +25,7 @@ from panthalassa.planner.memory import TRACED_LAYERS, Footprint, footprints, tra
 from panthalassa.planner.recorder import Recorder
 from panthalassa.planner.recording import Column, Job, Recording
 from panthalassa.planner.trace import group_names, local
+from panthalassa.train.micro_batch import MicroBatch
 from panthalassa.train.step import train_step
 from panthalassa.train.worker import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
@@ -132,12 +136,35 @@ REAL: list[tuple[str, ...]] = [
 """On four ranks; a vocabulary of 258 and a feed-forward of 50 fill no shard evenly."""
 
 
+REAL_WITH_IMAGES: list[tuple[str, ...]] = [
+    ("train.micro_batch=1", "parallel.activation_checkpointing=full"),
+    ("parallel.tp_size=2", "train.micro_batch=1"),
+]
+EACH = 3
+"""Images in every sample of these."""
+
+
+class FullOfImages(MixedRun):
+    """Every rank has as many images as a plan is for."""
+
+    def batches(self, step: int) -> list[MicroBatch]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(images, "ROWS", ((EACH,) * 4,))
+            return super().batches(step)
+
+
+def planned(config: Config) -> Workload:
+    found = Workload.of(config)
+    seen = replace(found, image_samples=1.0, images_per_sample=float(EACH))
+    return seen if config.model.vision else found
+
+
 def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
     """Of a real step by `train_step`: bytes of parameters, of moments, at the peak; FLOPs;
     collectives."""
     found, names = [], {}
     for config in configs:
-        run = TinyRun(config)
+        run = FullOfImages(config) if config.model.vision else TinyRun(config)
         run.step(0)
         names |= group_names(run.mesh)  # DTensor may go on with the groups of an equal mesh
         recorder = Recorder(names)
@@ -153,7 +180,8 @@ def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
                 recorder.mark(shard, column)
         batches = run.batches(1)
         for batch in batches:
-            for tensor in (batch.tokens, batch.documents, batch.labels):
+            inputs = batch.tokens, batch.documents, batch.labels, batch.images
+            for tensor in (one for one in inputs if one is not None):
                 recorder.mark(tensor, Column.INPUT)
         recorder.begin("step", "forward")
         with recorder.recording():
@@ -180,8 +208,9 @@ def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
 def test_a_trace_is_what_a_real_rank_has_and_does(ranks: Any, tmp_path: Path) -> None:
     uneven = ("model.vocabulary_size=258", "model.ffn_size=50", "train.global_batch=8")
     configs = [tiny(*uneven, *overrides) for overrides in REAL]
+    configs += [seeing(*uneven, *overrides) for overrides in REAL_WITH_IMAGES]
     cache = TraceCache(tmp_path)
-    cases = [(Workload.of(config), layout_of(config, 4)) for config in configs]
+    cases = [(planned(config), layout_of(config, 4)) for config in configs]
     trace_all([job for case in cases for row in traces(*case) for job in row], cache, 2)
     first = ranks(4, watched, configs)[0]
     for (setting, layout), (parameters, moments, peak, flops, collectives) in zip(
