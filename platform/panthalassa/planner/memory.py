@@ -3,7 +3,7 @@
 `footprints(workload, layouts)` is the whole interface. A trace takes a second, and a model has 36
 layers and hundreds of layouts; so few are traced, and the others follow from them:
 
-- Layers are alike, those of the decoder and those of the tower. Models of 2 and 3 of them are traced,
+- Layers are alike, those of the decoder and those of the tower. Models of 2 to 4 of them are traced,
   and the bytes at each allocation extended to the whole model (`extend`). The peak is searched after
   that, so that what few layers hide (the activations, behind the logits) comes out.
 - Micro-batches are alike, from the one on whose loss has four pieces of `loss_chunk` positions.
@@ -245,17 +245,23 @@ def traces(workload: Workload, layout: Layout, gpus: int | None = None) -> list[
 
 def _small_models(model: Model) -> Iterator[tuple[Model, int]]:
     """The traced models: one of few layers, and with each how many times what it has more than that is
-    in the whole model."""
+    in the whole model.
+
+    In the backward pass of a block, FSDP gathers the one that comes two blocks later. So with a tower
+    there are three blocks of the decoder at least, that this is one of them behind the last.
+    """
     few, more = TRACED_LAYERS
     vision, small = model.vision, model.model_copy(update={"preset": None})
-    deep_decoder, deep_tower = model.layers > more, vision is not None and vision.layers > more
-    if deep_decoder:
-        small = small.model_copy(update={"layers": few})
+    deep_tower = vision is not None and vision.layers > more
     if vision and deep_tower:
         small = small.model_copy(update={"vision": vision.model_copy(update={"layers": few})})
+    least = few + 1 if vision else few
+    deep_decoder = model.layers > least + 1
+    if deep_decoder:
+        small = small.model_copy(update={"layers": least})
     yield small, 0
     if deep_decoder:
-        yield small.model_copy(update={"layers": more}), model.layers - few
+        yield small.model_copy(update={"layers": least + 1}), model.layers - least
     if vision and deep_tower:
         deeper = vision.model_copy(update={"layers": more})
         yield small.model_copy(update={"vision": deeper}), vision.layers - few
