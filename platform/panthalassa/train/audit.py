@@ -293,7 +293,8 @@ def _compare_steps(
         if found != (samples, images, digest_of(limbs[own][good].sum(axis=0))):
             report.problems.append(
                 f"step {step + 1} was trained on {consumed.samples} samples"
-                f"{with_images(consumed.images)} that are not the {samples}{with_images(images)} of its positions"
+                f"{with_images(consumed.images)} that are not the {samples}{with_images(images)} "
+                "of its positions"
             )
 
 
