@@ -12,6 +12,7 @@ of which the caption and `eos` count in the loss.
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +33,7 @@ from panthalassa.corpus.tokenizer import Tokenizer, Tokens
 from panthalassa.errors import CorpusError
 
 PREFIX: Final = "images-"
+SEVERAL: Final = 4
 AROUND: Final = 2
 """Positions of `<|vision_start|>` and `<|vision_end|>`."""
 
@@ -84,6 +86,24 @@ def refuse_unfit(vision: Vision, corpus: config.Corpus) -> None:
 
 
 @dataclass(frozen=True)
+class _Look:
+    """A prepared `image`, the SHA-256 of its `pixels`, and its signature."""
+
+    image: bytes
+    pixels: bytes
+    bits: bytes
+    colours: bytes
+
+
+@lru_cache(maxsize=SEVERAL)
+def _look(data: bytes, size: int, limits: Limits) -> _Look:
+    """Of an image that often follows itself, with the captions of other languages."""
+    pixels = fitted(data, size, limits)
+    digest = hashlib.sha256(pixels.tobytes()).digest()
+    return _Look(encoded(pixels), digest, *signature(pixels))
+
+
+@dataclass(frozen=True)
 class PairRefiner:
     """Makes pairs with images of `size` pixels; like `Refiner`, it is sent to where they are read."""
 
@@ -105,17 +125,15 @@ class PairRefiner:
                 raise BadImage("caption-missing", "there is no caption beside the image")
             if not isinstance(pair.image, bytes):
                 raise pair.image or BadImage("image-missing", "there is no image")
-            pixels = fitted(pair.image, self.size, self.limits)
+            look = _look(pair.image, self.size, self.limits)
         except BadImage as bad:
             example = Example(place=place, reason=str(bad), text=pair.text)
             tally.add("rule", domain, size=size, rule=bad.rule, example=example)
             return None
         caption = self._masked(pair.text, domain, tally)
-        image, digest = encoded(pixels), hashlib.sha256(pixels.tobytes()).digest()
-        bits, colours = signature(pixels)
         text = caption.encode()
         row = {
-            "hash": hashlib.sha256(digest + text).digest(),
+            "hash": hashlib.sha256(look.pixels + text).digest(),
             "domain": domain,
             "text": caption,
             "bytes": len(text),
@@ -123,12 +141,12 @@ class PairRefiner:
             "place": pair.provenance.place.removeprefix(f"{file.root}/"),
             "url": pair.provenance.url,
             "license": pair.provenance.license,
-            "pixels": digest,
-            "bits": bits,
-            "colours": colours,
-            "image_bytes": len(image),
+            "pixels": look.pixels,
+            "bits": look.bits,
+            "colours": look.colours,
+            "image_bytes": len(look.image),
         }
-        return row, image
+        return row, look.image
 
     def _masked(self, caption: str, domain: str, tally: Tally) -> str:
         if not self.mask_pii:
