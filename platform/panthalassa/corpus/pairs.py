@@ -27,6 +27,7 @@ from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Tally
 from panthalassa.corpus.image_hash import signature
 from panthalassa.corpus.images import BadImage, Limits, encoded, fitted
 from panthalassa.corpus.language import Identify, open_identifier
+from panthalassa.corpus.manifest import Images
 from panthalassa.corpus.pii import mask_and_count
 from panthalassa.corpus.sources import path_safe
 from panthalassa.corpus.tokenizer import Tokenizer, Tokens
@@ -71,6 +72,10 @@ def ids_of_pair(tokenizer: Tokenizer, caption: str, tokens: int) -> Tokens:
 
 def caption_start(tokens: int) -> int:
     return 1 + tokens + AROUND
+
+
+def images_of(vision: Vision) -> Images:
+    return Images(size=vision.image_size, tokens=vision.tokens)
 
 
 def refuse_unfit(vision: Vision, corpus: config.Corpus) -> None:
