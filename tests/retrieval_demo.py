@@ -1,0 +1,125 @@
+"""The steps of `make retrieval-demo` that are no command of the platform.
+
+Which article of the Universal Declaration of Human Rights is this, in another language? `examples UDHR
+FOLDER` writes beginnings of articles in one language, with those of the same articles in another as
+answers (`train.jsonl`), and the same articles between languages that were never paired there as questions
+(`pairs/test.jsonl`). Of two more languages, one is only read in the examples and the other only written;
+the questions turn that round (`sides/test.jsonl`).
+
+Ten articles are the choices of ten questions, each the right one once: whoever does not read the question
+has one tenth of them right, whatever texts are likely to it.
+
+`check EVALUATION` compares the accuracy with that.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from demos import beginning, learned, write_records
+from udhr import read_declarations
+
+PAIRED = {
+    "eng": "English",
+    "rus": "Russian",
+    "spa": "Spanish",
+    "arb": "Arabic",
+    "deu_1996": "German",
+    "tur": "Turkish",
+    "fra": "French",
+    "pol": "Polish",
+}
+READ = {"por_PT": "Portuguese"}
+WRITTEN = {"swh": "Swahili"}
+APART = 3
+"""Places in PAIRED between two languages that are not paired in the examples."""
+ARTICLES = 30
+LETTERS = 60
+"""Of an article that are shown, at most."""
+CHOICES = 10
+
+Pair = tuple[str, str]
+"""The language that is read, and the one that is written."""
+Texts = Mapping[str, Sequence[str]]
+"""For each language the beginnings of its articles."""
+
+
+def read_articles(udhr: Path) -> Texts:
+    languages = PAIRED | READ | WRITTEN
+    return {
+        languages[declaration.code]: [beginning(text, LETTERS) for text in declaration.articles]
+        for declaration in read_declarations(udhr)
+        if declaration.code in languages
+    }
+
+
+def pairs() -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Those of the examples, of the questions between languages that both sides know, and of those to or
+    from one that was only read or written."""
+    names = list(PAIRED.values())
+    both = [(source, target) for source in names for target in names if source != target]
+    asked = [
+        (source, target)
+        for source, target in both
+        if (names.index(target) - names.index(source)) % len(names) in (APART, len(names) - APART)
+    ]
+    read = [(source, target) for source in READ.values() for target in names]
+    written = [(source, target) for target in WRITTEN.values() for source in names]
+    turned = [(target, source) for source, target in read + written]
+    return [pair for pair in both if pair not in asked] + read + written, asked, turned
+
+
+def prompt(text: str, target: str) -> str:
+    return f"In {target}: {text}"
+
+
+def examples(texts: Texts, paired: Iterable[Pair]) -> Iterator[dict[str, Any]]:
+    for source, target in paired:
+        for shown, answer in zip(texts[source], texts[target], strict=True):
+            yield {"prompt": prompt(shown, target), "answer": answer, "language": target}
+
+
+def questions(texts: Texts, asked: Iterable[Pair]) -> Iterator[dict[str, Any]]:
+    for source, target in asked:
+        articles = list(range(ARTICLES))
+        random.Random(f"{source} {target}").shuffle(articles)
+        for start in range(0, ARTICLES, CHOICES):
+            together = articles[start : start + CHOICES]
+            choices = [texts[target][article] for article in together]
+            for answer, article in enumerate(together):
+                shown = prompt(texts[source][article], target)
+                group = f"{source} to {target}"
+                yield {"prompt": shown, "choices": choices, "answer": answer, "group": group}
+
+
+def write_examples(udhr: Path, folder: Path) -> None:
+    texts = read_articles(udhr)
+    paired, between, turned = pairs()
+    write_records(folder / "train.jsonl", examples(texts, paired))
+    write_records(folder / "pairs/test.jsonl", questions(texts, between))
+    write_records(folder / "sides/test.jsonl", questions(texts, turned))
+    print(
+        f"{len(paired)} pairs of languages to learn from; questions in {len(between)} others and in "
+        f"{len(turned)} that turn a side round: {folder}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    commands = parser.add_subparsers(required=True, dest="command")
+    written = commands.add_parser("examples")
+    written.add_argument("udhr", type=Path)
+    written.add_argument("folder", type=Path)
+    commands.add_parser("check").add_argument("evaluation")
+    given = parser.parse_args()
+    if given.command == "examples":
+        write_examples(given.udhr, given.folder)
+    elif not learned(given.evaluation):
+        sys.exit("the model has not learned to find articles")
+
+
+if __name__ == "__main__":
+    main()
