@@ -1,13 +1,13 @@
 """The steps of `make retrieval-demo` that are no command of the platform.
 
 Which article of the Universal Declaration of Human Rights is this, in another language? `examples UDHR
-FOLDER` writes beginnings of articles in one language, with those of the same articles in another as
-answers (`train.jsonl`), and the same articles between languages that were never paired there as questions
-(`pairs/test.jsonl`). Of two more languages, one is only read in the examples and the other only written;
-the questions turn that round (`sides/test.jsonl`).
+FOLDER` writes beginnings of articles in one language with those of the same articles in another as
+answers (`train.jsonl`), and as questions the same articles between languages that are never paired there
+(`pairs/test.jsonl`). Of two more languages the examples only read one, and only write the other; the
+questions turn that round (`sides/test.jsonl`).
 
-Ten articles are the choices of ten questions, each the right one once: whoever does not read the question
-has one tenth of them right, whatever texts are likely to it.
+Ten articles are the choices of ten questions, and each of them is right once: whoever does not read the
+questions has a tenth of them right, whatever texts are likely to it.
 
 `check EVALUATION` compares the accuracy with that.
 """
