@@ -158,7 +158,7 @@ release-demo: $(UDHR)
 	$(BIN)/python tests/release_demo.py compare runs/laptop-languages models/laptop-languages evaluations/laptop-languages
 	cat models/laptop-languages/README.md
 
-ARTICLES := jobs/configs/evaluate-languages.yaml output=evaluations/laptop-articles
+ASK := $(BIN)/panthalassa evaluate jobs/configs/evaluate-languages.yaml 'tasks=[{name: choices, data: data/articles/test}]'
 
 retrieval-demo: $(UDHR)
 	$(BIN)/panthalassa prepare jobs/configs/laptop.yaml
@@ -166,12 +166,12 @@ retrieval-demo: $(UDHR)
 	$(BIN)/python tests/retrieval_demo.py examples $(UDHR) data/articles
 	$(BIN)/panthalassa finetune jobs/configs/finetune-laptop.yaml run.name=laptop-articles \
 		corpus.directory=data/articles-examples 'corpus.sources=[data/articles/train.jsonl]' \
-		train.steps=300 checkpoint.every=100 evaluation.every=100
-	rm -rf evaluations/laptop-articles*
-	$(BIN)/panthalassa evaluate $(ARTICLES) model=runs/laptop-articles 'tasks=[{name: choices, data: data/articles/pairs}]'
-	$(BIN)/panthalassa evaluate $(ARTICLES)-before model=runs/laptop 'tasks=[{name: choices, data: data/articles/pairs}]'
-	$(BIN)/panthalassa evaluate $(ARTICLES)-sides model=runs/laptop-articles 'tasks=[{name: choices, data: data/articles/sides}]'
-	$(BIN)/panthalassa evaluate compare evaluations/laptop-articles-before evaluations/laptop-articles
+		train.steps=640 train.global_batch=8 train.micro_batch=4 train.schedule.warmup_steps=20 \
+		checkpoint.every=160 evaluation.every=160
+	rm -rf evaluations/laptop-before-articles evaluations/laptop-articles
+	$(ASK) model=runs/laptop output=evaluations/laptop-before-articles
+	$(ASK) model=runs/laptop-articles output=evaluations/laptop-articles
+	$(BIN)/panthalassa evaluate compare evaluations/laptop-before-articles evaluations/laptop-articles
 	$(BIN)/python tests/retrieval_demo.py check evaluations/laptop-articles
 
 clean:

@@ -3,8 +3,7 @@
 Which article of the Universal Declaration of Human Rights is this, in another language? `examples UDHR
 FOLDER` writes beginnings of articles in one language with those of the same articles in another as
 answers (`train.jsonl`), and as questions the same articles between languages that are never paired there
-(`pairs/test.jsonl`). Of two more languages the examples only read one, and only write the other; the
-questions turn that round (`sides/test.jsonl`).
+(`test/test.jsonl`).
 
 Ten articles are the choices of ten questions, and each of them is right once: whoever does not read the
 questions has a tenth of them right, whatever texts are likely to it.
@@ -16,13 +15,14 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from demos import beginning, learned, write_records
 from udhr import read_declarations
 
-PAIRED = {
+LANGUAGES = {
     "eng": "English",
     "rus": "Russian",
     "spa": "Spanish",
@@ -32,10 +32,8 @@ PAIRED = {
     "fra": "French",
     "pol": "Polish",
 }
-READ = {"por_PT": "Portuguese"}
-WRITTEN = {"swh": "Swahili"}
 APART = 3
-"""Places in PAIRED between two languages that are not paired in the examples."""
+"""Places in LANGUAGES between two languages that are not paired in the examples."""
 ARTICLES = 30
 LETTERS = 60
 """Of an article that are shown, at most."""
@@ -48,28 +46,21 @@ Texts = Mapping[str, Sequence[str]]
 
 
 def read_articles(udhr: Path) -> Texts:
-    languages = PAIRED | READ | WRITTEN
     return {
-        languages[declaration.code]: [beginning(text, LETTERS) for text in declaration.articles]
+        LANGUAGES[declaration.code]: [beginning(text, LETTERS) for text in declaration.articles]
         for declaration in read_declarations(udhr)
-        if declaration.code in languages
+        if declaration.code in LANGUAGES
     }
 
 
-def pairs() -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Those of the examples, of the questions between languages that both sides know, and of those to or
-    from one that was only read or written."""
-    names = list(PAIRED.values())
-    both = [(source, target) for source in names for target in names if source != target]
-    asked = [
-        (source, target)
-        for source, target in both
-        if (names.index(target) - names.index(source)) % len(names) in (APART, len(names) - APART)
-    ]
-    read = [(source, target) for source in READ.values() for target in names]
-    written = [(source, target) for target in WRITTEN.values() for source in names]
-    turned = [(target, source) for source, target in read + written]
-    return [pair for pair in both if pair not in asked] + read + written, asked, turned
+def pairs() -> tuple[list[Pair], list[Pair]]:
+    """Those of the examples, and those of the questions; each language is on both sides of both."""
+    names = list(LANGUAGES.values())
+    found: tuple[list[Pair], list[Pair]] = [], []
+    for source, target in permutations(names, 2):
+        apart = (names.index(target) - names.index(source)) % len(names)
+        found[apart in (APART, len(names) - APART)].append((source, target))
+    return found
 
 
 def prompt(text: str, target: str) -> str:
@@ -91,19 +82,16 @@ def questions(texts: Texts, asked: Iterable[Pair]) -> Iterator[dict[str, Any]]:
             choices = [texts[target][article] for article in together]
             for answer, article in enumerate(together):
                 shown = prompt(texts[source][article], target)
-                group = f"{source} to {target}"
-                yield {"prompt": shown, "choices": choices, "answer": answer, "group": group}
+                yield {"prompt": shown, "choices": choices, "answer": answer, "group": target}
 
 
 def write_examples(udhr: Path, folder: Path) -> None:
     texts = read_articles(udhr)
-    paired, between, turned = pairs()
+    paired, asked = pairs()
     write_records(folder / "train.jsonl", examples(texts, paired))
-    write_records(folder / "pairs/test.jsonl", questions(texts, between))
-    write_records(folder / "sides/test.jsonl", questions(texts, turned))
+    write_records(folder / "test/test.jsonl", questions(texts, asked))
     print(
-        f"{len(paired)} pairs of languages to learn from; questions in {len(between)} others and in "
-        f"{len(turned)} that turn a side round: {folder}"
+        f"{len(paired)} pairs of languages to learn from and questions in {len(asked)} others: {folder}"
     )
 
 

@@ -10,10 +10,8 @@ from demos import beginning
 from retrieval_demo import (
     ARTICLES,
     CHOICES,
+    LANGUAGES,
     LETTERS,
-    PAIRED,
-    READ,
-    WRITTEN,
     Texts,
     examples,
     pairs,
@@ -27,10 +25,9 @@ from panthalassa.evaluate.task import Answer, Likelihood, Likely, Request
 from panthalassa.evaluate.tasks import open_task
 from panthalassa.storage import open_storage
 
-NAMES = (PAIRED | READ | WRITTEN).values()
 INVENTED: Texts = {
     name: [f"{name} {number:02d}" + number * " and so on" for number in range(ARTICLES)]
-    for name in NAMES
+    for name in LANGUAGES.values()
 }
 
 
@@ -39,37 +36,39 @@ def texts(request: pytest.FixtureRequest) -> Texts:
     return INVENTED if request.param == "invented" else read_articles(folder())
 
 
-def test_languages_that_are_asked_were_never_paired() -> None:
-    paired, between, turned = pairs()
-    together = {frozenset(pair) for pair in paired}
-    assert {frozenset(pair) for pair in between}.isdisjoint(together)
-    assert set(paired).isdisjoint(turned)
-    for pair in (*paired, *between, *turned):
-        assert len(set(pair)) == 2
-    known = set(PAIRED.values())
-    assert {source for source, _ in paired} == known | set(READ.values())
-    assert {target for _, target in paired} == known | set(WRITTEN.values())
-    for side in (0, 1):
-        assert {pair[side] for pair in between} == known
+def test_languages_that_are_asked_about_were_never_paired() -> None:
+    paired, asked = pairs()
+    assert {frozenset(pair) for pair in asked}.isdisjoint(frozenset(pair) for pair in paired)
+    for found in (paired, asked):
+        assert len(set(found)) == len(found)
+        assert all(source != target for source, target in found)
+        for side in zip(*found, strict=True):
+            assert set(side) == set(LANGUAGES.values())
 
 
 def test_each_question_has_one_right_answer_among_ten_of_its_language(texts: Texts) -> None:
-    paired, between, turned = pairs()
-    learned = {example["prompt"]: example["answer"] for example in examples(texts, paired)}
+    paired, asked = pairs()
+    learned = {example["prompt"] for example in examples(texts, paired)}
     assert len(learned) == len(paired) * ARTICLES
-    for asked in (between, turned):
-        found = list(questions(texts, asked))
-        assert len({question["prompt"] for question in found}) == len(asked) * ARTICLES
-        for question in found:
-            source, _, target = question["group"].partition(" to ")
-            tag, _, shown = question["prompt"].partition(": ")
-            assert tag == f"In {target}"
-            assert question["prompt"] not in learned
-            choices = question["choices"]
-            assert len(set(choices)) == CHOICES
-            article = texts[source].index(shown)
-            assert choices[question["answer"]] == texts[target][article]
-            assert set(choices) <= set(texts[target])
+    found = list(questions(texts, asked))
+    assert len({question["prompt"] for question in found}) == len(asked) * ARTICLES
+    of_prompt = {
+        f"In {target}: {shown}": texts[target][article]
+        for source, target in asked
+        for article, shown in enumerate(texts[source])
+    }
+    for question in found:
+        assert question["prompt"] not in learned
+        choices = question["choices"]
+        assert len(set(choices)) == CHOICES
+        assert set(choices) <= set(texts[question["group"]])
+        assert choices[question["answer"]] == of_prompt[question["prompt"]]
+
+
+def test_examples_say_the_same_article_in_the_language_that_is_asked_for(texts: Texts) -> None:
+    for example in examples(texts, [("English", "Russian")]):
+        number = texts["Russian"].index(example["answer"])
+        assert example["prompt"] == f"In Russian: {texts['English'][number]}"
 
 
 def test_who_does_not_read_the_question_is_right_as_often_as_by_chance(
@@ -82,20 +81,19 @@ def test_who_does_not_read_the_question_is_right_as_often_as_by_chance(
         assert isinstance(request, Likelihood)
         return Likely(-float(len(request.continuation)), False, 1)
 
-    for part in ("pairs", "sides"):
-        task = open_task("choices", open_storage(str(tmp_path / part)))
-        found = scored(task, blind)
-        for group, places in found.groups_of().items():
-            for metric in ("accuracy", "accuracy_by_byte"):
-                assert found.numbers[metric][places].mean() == pytest.approx(1 / CHOICES), group
-        assert found.baselines["accuracy"] == pytest.approx(1 / CHOICES)
-        right = Counter(item.target for item in task.items())
-        assert set(right.values()) == {len(found.ids) // CHOICES}
+    task = open_task("choices", open_storage(str(tmp_path / "test")))
+    found = scored(task, blind)
+    for metric in ("accuracy", "accuracy_by_byte"):
+        for places in found.groups_of().values():
+            assert found.numbers[metric][places].mean() == pytest.approx(1 / CHOICES)
+        assert found.baselines[metric] == pytest.approx(1 / CHOICES)
+    right = Counter(item.target for item in task.items())
+    assert right == dict.fromkeys(range(CHOICES), len(found.ids) // CHOICES)
 
 
 def test_articles_are_thirty_and_each_language_has_its_own_words_for_them() -> None:
     texts = read_articles(folder())
-    assert set(texts) == set(NAMES)
+    assert set(texts) == set(LANGUAGES.values())
     for articles in texts.values():
         assert len(set(articles)) == ARTICLES
         assert max(map(len, articles)) <= LETTERS
