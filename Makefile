@@ -158,7 +158,9 @@ release-demo: $(UDHR)
 	$(BIN)/python tests/release_demo.py compare runs/laptop-languages models/laptop-languages evaluations/laptop-languages
 	cat models/laptop-languages/README.md
 
-ASK := $(BIN)/panthalassa evaluate jobs/configs/evaluate-languages.yaml 'tasks=[{name: choices, data: data/articles/test}]'
+ASK := $(BIN)/panthalassa evaluate jobs/configs/evaluate-languages.yaml
+ABOUT_PAIRS := 'tasks=[{name: choices, data: data/articles/pairs}]'
+ABOUT_SIDES := 'tasks=[{name: choices, data: data/articles/sides}]'
 
 retrieval-demo: $(UDHR)
 	$(BIN)/panthalassa prepare jobs/configs/laptop.yaml
@@ -166,12 +168,13 @@ retrieval-demo: $(UDHR)
 	$(BIN)/python tests/retrieval_demo.py examples $(UDHR) data/articles
 	$(BIN)/panthalassa finetune jobs/configs/finetune-laptop.yaml run.name=laptop-articles \
 		corpus.directory=data/articles-examples 'corpus.sources=[data/articles/train.jsonl]' \
-		train.steps=640 train.global_batch=8 train.micro_batch=4 train.schedule.warmup_steps=20 \
-		checkpoint.every=160 evaluation.every=160
-	rm -rf evaluations/laptop-before-articles evaluations/laptop-articles
-	$(ASK) model=runs/laptop output=evaluations/laptop-before-articles
-	$(ASK) model=runs/laptop-articles output=evaluations/laptop-articles
-	$(BIN)/panthalassa evaluate compare evaluations/laptop-before-articles evaluations/laptop-articles
+		train.steps=400 train.global_batch=8 train.micro_batch=4 train.schedule.warmup_steps=20 \
+		checkpoint.every=200 evaluation.every=100
+	rm -rf evaluations/laptop-articles evaluations/laptop-articles-before evaluations/laptop-articles-sides
+	$(ASK) $(ABOUT_PAIRS) model=runs/laptop output=evaluations/laptop-articles-before
+	$(ASK) $(ABOUT_PAIRS) model=runs/laptop-articles output=evaluations/laptop-articles
+	$(ASK) $(ABOUT_SIDES) model=runs/laptop-articles output=evaluations/laptop-articles-sides
+	$(BIN)/panthalassa evaluate compare evaluations/laptop-articles-before evaluations/laptop-articles
 	$(BIN)/python tests/retrieval_demo.py check evaluations/laptop-articles
 
 clean:

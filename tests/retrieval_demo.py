@@ -3,7 +3,8 @@
 Which article of the Universal Declaration of Human Rights is this, in another language? `examples UDHR
 FOLDER` writes beginnings of articles in one language with those of the same articles in another as
 answers (`train.jsonl`), and as questions the same articles between languages that are never paired there
-(`test/test.jsonl`).
+(`pairs/test.jsonl`). Of two more languages the examples only read one, and only write the other; the
+questions turn that round (`sides/test.jsonl`).
 
 Ten articles are the choices of ten questions, and each of them is right once: whoever does not read the
 questions has a tenth of them right, whatever texts are likely to it.
@@ -15,14 +16,14 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 from demos import beginning, learned, write_records
 from udhr import read_declarations
 
-LANGUAGES = {
+PAIRED = {
     "eng": "English",
     "rus": "Russian",
     "spa": "Spanish",
@@ -32,8 +33,10 @@ LANGUAGES = {
     "fra": "French",
     "pol": "Polish",
 }
+READ = {"por_PT": "Portuguese"}
+WRITTEN = {"swh": "Swahili"}
 APART = 3
-"""Places in LANGUAGES between two languages that are not paired in the examples."""
+"""Places in PAIRED between two languages that are not paired in the examples."""
 ARTICLES = 30
 LETTERS = 60
 """Of an article that are shown, at most."""
@@ -46,21 +49,25 @@ Texts = Mapping[str, Sequence[str]]
 
 
 def read_articles(udhr: Path) -> Texts:
+    languages = PAIRED | READ | WRITTEN
     return {
-        LANGUAGES[declaration.code]: [beginning(text, LETTERS) for text in declaration.articles]
+        languages[declaration.code]: [beginning(text, LETTERS) for text in declaration.articles]
         for declaration in read_declarations(udhr)
-        if declaration.code in LANGUAGES
+        if declaration.code in languages
     }
 
 
-def pairs() -> tuple[list[Pair], list[Pair]]:
-    """Those of the examples, and those of the questions; each language is on both sides of both."""
-    names = list(LANGUAGES.values())
-    found: tuple[list[Pair], list[Pair]] = [], []
+def pairs() -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Those of the examples, of the questions between languages that are read and written there, and
+    of those to or from a language that is not."""
+    names = list(PAIRED.values())
+    paired: list[Pair] = []
+    asked: list[Pair] = []
     for source, target in permutations(names, 2):
         apart = (names.index(target) - names.index(source)) % len(names)
-        found[apart in (APART, len(names) - APART)].append((source, target))
-    return found
+        (asked if apart in (APART, len(names) - APART) else paired).append((source, target))
+    one_sided = [*product(READ.values(), names), *product(names, WRITTEN.values())]
+    return paired + one_sided, asked, [(target, source) for source, target in one_sided]
 
 
 def prompt(text: str, target: str) -> str:
@@ -75,6 +82,7 @@ def examples(texts: Texts, paired: Iterable[Pair]) -> Iterator[dict[str, Any]]:
 
 def questions(texts: Texts, asked: Iterable[Pair]) -> Iterator[dict[str, Any]]:
     for source, target in asked:
+        group = f"from {source}" if source in WRITTEN.values() else f"to {target}"
         articles = list(range(ARTICLES))
         random.Random(f"{source} {target}").shuffle(articles)
         for start in range(0, ARTICLES, CHOICES):
@@ -82,16 +90,18 @@ def questions(texts: Texts, asked: Iterable[Pair]) -> Iterator[dict[str, Any]]:
             choices = [texts[target][article] for article in together]
             for answer, article in enumerate(together):
                 shown = prompt(texts[source][article], target)
-                yield {"prompt": shown, "choices": choices, "answer": answer, "group": target}
+                yield {"prompt": shown, "choices": choices, "answer": answer, "group": group}
 
 
 def write_examples(udhr: Path, folder: Path) -> None:
     texts = read_articles(udhr)
-    paired, asked = pairs()
+    paired, between, turned = pairs()
     write_records(folder / "train.jsonl", examples(texts, paired))
-    write_records(folder / "test/test.jsonl", questions(texts, asked))
+    write_records(folder / "pairs/test.jsonl", questions(texts, between))
+    write_records(folder / "sides/test.jsonl", questions(texts, turned))
     print(
-        f"{len(paired)} pairs of languages to learn from and questions in {len(asked)} others: {folder}"
+        f"{len(paired)} pairs of languages to learn from; questions in {len(between)} others, and in "
+        f"{len(turned)} with a language on the side that it was not learned on: {folder}"
     )
 
 
