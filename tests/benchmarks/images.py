@@ -44,6 +44,8 @@ IMAGES_A_ROW = 16
 WARM_UP = 0.2
 """Share of the steps that is not measured."""
 TARGET = 0.7
+AHEAD = 512
+"""Megabytes of pixels: a stream that is never waited for starts a new segment every so often."""
 
 
 def photograph(number: int, size: int) -> bytes:
@@ -94,7 +96,7 @@ class Rank:
         """Images a second of a stream, behind its warm-up."""
         first, images, start = int(len(piece.steps) * WARM_UP), 0, 0.0
         for number, batch in enumerate(
-            open_stream(reader, [piece], 1, 0, Stream(read_tasks=TASKS))
+            open_stream(reader, [piece], 1, 0, Stream(read_tasks=TASKS, ahead_megabytes=AHEAD))
         ):
             if number == first:
                 start = time.perf_counter()
