@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from panthalassa.config_evaluation import Beside
 from panthalassa.config_finetune import Finetune
+from panthalassa.config_images import Images
 from panthalassa.config_model import Model
 from panthalassa.config_values import (
     Length,
@@ -22,6 +23,7 @@ from panthalassa.config_values import (
     Section,
     Share,
     Weights,
+    WholeShare,
     number_or_name,
 )
 
@@ -69,6 +71,8 @@ class Corpus(Section):
     near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.8
     """Jaccard similarity of two texts' shingles from which only the longer one is kept, because repeated
     text is learned by heart and crosses the split; or null. 0.8 is that of Lee et al., 2022."""
+    images: Images = Field(default=Images(), exclude_if=lambda value: value == Images())
+    """Of sources with pairs of an image and a text."""
     rows_per_group: Positive = 32
     """Samples in a Parquet row group, the unit of reading."""
     rows_per_shard: Positive = 8192
@@ -101,6 +105,8 @@ class LaterPhase(Section):
     """Another temperature, without weights."""
     weights: Weights | None = None
     """Other weights."""
+    image_share: WholeShare | None = None
+    """Another share of samples with images."""
     sequence_length: Length | None = None
     """Another train.sequence_length."""
 
@@ -110,6 +116,9 @@ class Stream(Section):
     """Domains are mixed by samples**(1/temperature): above 1 the small ones are seen more often."""
     weights: Weights | None = None
     """Domains are mixed in these proportions instead; one that is not named is left out."""
+    image_share: WholeShare | None = None
+    """Share of the samples that have images, 0 to 1, whatever there is of them: temperature or weights
+    then mix the domains with images among themselves, and those of text. Null: all domains together."""
     phases: list[LaterPhase] = Field(default_factory=list)
     """The curriculum: what changes at later steps."""
     on_bad_shard: Literal["stop", "quarantine"] = "stop"

@@ -58,6 +58,10 @@ class Census:
     characters: Counter[str]
     text_bytes: Counter[str]
 
+    @classmethod
+    def empty(cls, corpus: config.Corpus) -> "Census":
+        return cls(position_of(corpus.held_out_share), Counter(), Counter(), Counter())
+
     def train_bytes(self) -> dict[str, int]:
         """Text of the train split by domain."""
         return {
@@ -69,6 +73,11 @@ class Census:
     def held_out(self) -> int:
         return sum(n for group, n in self.documents.items() if group.startswith("held_out/"))
 
+    def plus(self, other: "Census") -> "Census":
+        """Both, of which no group is the same."""
+        counts = ((getattr(self, name) + getattr(other, name)) for name in COUNTED)
+        return Census(self.held_out_below, *counts)
+
     def encode(self) -> str:
         return json.dumps(vars(self))
 
@@ -76,6 +85,11 @@ class Census:
     def decode(cls, encoded: str) -> "Census":
         held_out_below, *counts = json.loads(encoded).values()
         return cls(held_out_below, *map(Counter, counts))
+
+
+def position_of(share: float) -> int:
+    """The position below which such a share of the documents lies."""
+    return int(share * 2**64)
 
 
 def groups_of(domains: pa.ChunkedArray, positions: NDArray[np.uint64], held_out_below: int) -> Any:
@@ -97,7 +111,7 @@ def select(
     bands = bands_of(corpus)
     read = tally.total("read") - tally.total("rule")
     keys = bands[0] if bands else 0
-    below = int(corpus.held_out_share * 2**64)
+    below = position_of(corpus.held_out_share)
     settle = partial(_settle, documents=documents, kept=kept, held_out_below=below)
     if fit_one_task(read, keys):
         rows = _select_in_one_task(documents, partitions, corpus.near_duplicates, settle)
@@ -211,7 +225,7 @@ def _partition(
         for index, nodes in enumerate((copies, worse)):
             rows = places(nodes)[1]
             step[rows[(rows >= first) & (rows < first + len(about))] - first] = index
-        _count_dropped(about, step, tally)
+        count_dropped(about, step, tally)
         left = pa.array(step == KEPT)
         lowest += _count_kept(about.filter(left), held_out_below, counts)
         yield "kept", pa.table({"kept": left})
@@ -242,7 +256,7 @@ def _count_kept(
     return [[int(positions[lowest]), row["domain"], 1, row["characters"], row["bytes"]]]
 
 
-def _count_dropped(about: pa.Table, step: NDArray[np.int64], tally: Tally) -> None:
+def count_dropped(about: pa.Table, step: NDArray[np.int64], tally: Tally) -> None:
     dropped = pa.array(np.flatnonzero(step != KEPT))
     columns = ["domain", "source", "place", "bytes", "evaluation", "begins"]
     rows = about.select(columns).take(dropped).to_pylist()

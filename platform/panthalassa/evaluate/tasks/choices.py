@@ -49,7 +49,7 @@ class Choices(FileTask):
                 yield Item(f"{path}:{number}", requests, question.answer, question.group)
 
     def baselines(self, items: Sequence[Item]) -> dict[str, float]:
-        return dict.fromkeys(self.metrics, majority(items))
+        return dict.fromkeys(self.metrics, max(majority(items), guess(items)))
 
     def score(self, item: Item, answers: Sequence[Answer]) -> dict[str, Numbers]:
         nats = log_probabilities(answers)
@@ -73,6 +73,12 @@ def majority(items: Sequence[Item]) -> float:
         if isinstance(request := item.requests[item.target], Likelihood)
     )
     return max(right.values()) / right.total()
+
+
+def guess(items: Sequence[Item]) -> float:
+    """The accuracy to be expected of guessing: more than the majority's where each item has choices of
+    its own."""
+    return sum(1 / len(item.requests) for item in items) / len(items)
 
 
 def continuations(prompt: str, choices: Sequence[str]) -> tuple[Likelihood, ...]:
