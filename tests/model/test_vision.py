@@ -228,7 +228,7 @@ def test_prompts_with_images_are_continued_as_a_model_without_a_cache_does(
 
 def test_images_that_do_not_fit_their_prompt_are_refused(model: Transformer) -> None:
     for prompt, images in ((shown(5), image(1, 2)), (shown(5), image(1, 0)), ([1, 5], image(1))):
-        with pytest.raises(ConfigError, match="prompt 1 has .* tokens of images and"):
+        with pytest.raises(ConfigError, match=r"prompt 1 has .* tokens of images and"):
             generate_batch(model, [[1, 5], prompt], 2, images=[image(1, 0), images])
     with pytest.raises(ConfigError, match="prompt 0 has 1 images, and the model reads text alone"):
         generate_batch(unsharded(tiny()), [shown(5)], 2, images=[image(1)])
