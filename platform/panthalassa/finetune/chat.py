@@ -32,7 +32,7 @@ class Message(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     content: str
-    images: Images = ()
+    images: Images = Field(default=(), exclude_if=lambda paths: not paths)
     """Paths of what a user shows, in front of what they say (`model.image_text`)."""
 
     @model_validator(mode="after")
