@@ -89,10 +89,10 @@ def generate(
         tell = partial(print, file=sys.stderr)
         opened = open_here(run, staging, tell)
         asked = [one.ids(opened.tokenizer, chat, system) for one in prompts]
-        formats = sorted({one.is_chat(chat) for one in prompts})
+        chats = [one.is_chat(chat) for one in prompts]
         for notice in (
             opened.notice(max(map(len, asked)) + max_tokens),
-            *map(opened.notice_of_format, formats),
+            *map(opened.notice_of_format, sorted(set(chats))),
         ):
             if notice:
                 tell(notice)
@@ -106,13 +106,14 @@ def generate(
         )
         if not file:
             try:
-                ask(asked, show=lambda _, piece: typer.echo(piece.encode(), nl=False))
+                ask(asked, chats=chats, show=lambda _, piece: typer.echo(piece.encode(), nl=False))
             finally:
                 typer.echo()
             return
         results: list[str] = []
         for start in range(0, len(asked), ROUND):
-            found = ask(asked[start : start + ROUND])
+            part = slice(start, start + ROUND)
+            found = ask(asked[part], chats=chats[part])
             lines = [p.result(text) for p, text in zip(prompts[start:], found, strict=False)]
             results += lines
             if out:

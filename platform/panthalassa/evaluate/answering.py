@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
-from panthalassa.finetune.chat import encode_question
+from panthalassa.finetune.chat import encode_answer, encode_question, question_frame
 from panthalassa.model.generate import generate_batch
 from panthalassa.model.sampling import Sampling
 from panthalassa.model.text import TextStream, ids_of
@@ -45,7 +45,7 @@ class Answerer:
 
     model: Transformer
     """In evaluation mode."""
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     length: int
     """Tokens that the model reads at most."""
     batch_tokens: int
@@ -176,17 +176,18 @@ class Answerer:
         room = self.length - more
         if len(prompt) <= room:
             return prompt
-        frame = prompt_ids(self.tokenizer, "", self.chat)
-        if room <= len(frame):
+        head, behind = (
+            question_frame(self.tokenizer) if self.chat else (self.tokenizer.beginning, ())
+        )
+        if room <= len(head) + len(behind):
             raise PanthalassaError(
                 f"{more:,} tokens behind a prompt leave no room for it in the {self.length:,} that are "
                 "read at most. Set fewer new_tokens in the task's settings, or a larger length."
             )
-        head = frame[: frame.index(self.tokenizer.turn_end)] if self.chat else frame
         return [*head, *prompt[len(head) - room :]]
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
+def prompt_ids(tokenizer: TextTokenizer, text: str, chat: bool) -> list[int]:
     """A prompt as documents begin, or as what a user says in a chat."""
     if chat:
         return encode_question(tokenizer, text)
@@ -194,7 +195,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
 
 
 def encode(
-    tokenizer: Tokenizer, request: Likelihood | Rolling, chat: bool = False
+    tokenizer: TextTokenizer, request: Likelihood | Rolling, chat: bool = False
 ) -> tuple[list[int], list[int]]:
     """The ids of what is given, `bos` first, and of what is asked about.
 
@@ -204,15 +205,16 @@ def encode(
     PanthalassaError for a continuation without tokens, as nothing would be the most likely of all.
     """
     if isinstance(request, Rolling):
-        return [tokenizer.bos], tokenizer.encode(request.text)
+        return _start(tokenizer), tokenizer.encode(request.text)
     context = request.context.rstrip()
     if chat and context:
-        before = prompt_ids(tokenizer, context, chat)
-        asked = tokenizer.encode(request.continuation.strip())
+        said = request.continuation.strip()
+        before, asked = encode_answer(tokenizer, context, said) if said else ([], [])
     else:
-        before = [tokenizer.bos, *tokenizer.encode(context)]
+        start = tokenizer.beginning if context else _start(tokenizer)
+        before = [*start, *tokenizer.encode(context)]
         continuation = request.context[len(context) :] + request.continuation
-        whole = [tokenizer.bos, *tokenizer.encode(context + continuation)]
+        whole = [*start, *tokenizer.encode(context + continuation)]
         asked = whole[len(before) :] or tokenizer.encode(continuation)
     if not asked:
         raise PanthalassaError(
@@ -220,6 +222,11 @@ def encode(
             "said: it has no tokens. Correct the task's data."
         )
     return before, asked
+
+
+def _start(tokenizer: TextTokenizer) -> list[int]:
+    """The id that a text without a context is behind, as in the harness."""
+    return [tokenizer.eos if tokenizer.bos is None else tokenizer.bos]
 
 
 def windows(

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.errors import ConfigError
 from panthalassa.finetune.chat import Message, encode_prompt, encode_question
 from panthalassa.model.text import ids_of
@@ -42,7 +42,7 @@ class Prompt(BaseModel):
         """Whether it is put in the chat format: messages are, and a prompt where that is asked for."""
         return chat or self.messages is not None
 
-    def ids(self, tokenizer: Tokenizer, chat: bool, system: str | None) -> list[int]:
+    def ids(self, tokenizer: TextTokenizer, chat: bool, system: str | None) -> list[int]:
         """What the model is given. chat: a prompt is what a user says, behind what `system` says."""
         if self.messages is not None:
             return encode_prompt(tokenizer, self.messages)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from panthalassa.corpus.tokenizer import Tokenizer, Tokens
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.corpus.tokenizer import Tokens
 from panthalassa.finetune.chat import ANSWERING, encode_chat
 from panthalassa.finetune.examples import Example, Messages
 
@@ -38,7 +39,7 @@ class Encoded:
         return digest.digest()
 
 
-def encode_example(tokenizer: Tokenizer, example: Example, limit: int) -> Encoded | None:
+def encode_example(tokenizer: TextTokenizer, example: Example, limit: int) -> Encoded | None:
     """An example in at most `limit` tokens; None when it has more.
 
     Each document ends with the last token that counts. A chat that is too long is cut behind the last
