@@ -42,6 +42,7 @@ class PretrainedTokenizer:
         self._special = {
             id for id, token in core.get_added_tokens_decoder().items() if token.special
         }
+        self._never = self._special - _unknown(content, ids)
         self.bos = ids.get("bos_token")
         self.eos = ids["eos_token"]
         self.pad = ids.get("pad_token", self.eos)
@@ -66,11 +67,11 @@ class PretrainedTokenizer:
     def encode(self, text: str, place: Place = Place.START) -> list[int]:
         found = self._cores[place].encode(_whole(text), add_special_tokens=False)
         ids: list[int] = found.ids
-        if self._special.isdisjoint(ids):
+        if self._never.isdisjoint(ids):
             return ids
         # A vocabulary may have special tokens among its ordinary words: cut the word in two.
         for id, (start, _) in zip(ids, found.offsets, strict=True):
-            if id in self._special:
+            if id in self._never:
                 cut = start + 1
                 if cut >= len(text):
                     return self.encode(text[:start], place) if start else []
@@ -172,6 +173,12 @@ def _special(
         )
     _make_special(core, tokens)
     return tokens, ids
+
+
+def _unknown(content: Mapping[str, Any], ids: Mapping[str, int]) -> set[int]:
+    """The id of what a tokenizer has no token for, which may stand in any text."""
+    number = content["model"].get("unk_id", ids.get("unk_token"))
+    return set() if number is None else {number}
 
 
 def _make_special(core: tokenizers.Tokenizer, tokens: Mapping[str, str]) -> None:

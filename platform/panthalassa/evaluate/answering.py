@@ -10,6 +10,7 @@ beginning, `bos` with it, as in the harness.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -184,6 +185,8 @@ class Answerer:
                 f"{more:,} tokens behind a prompt leave no room for it in the {self.length:,} that are "
                 "read at most. Set fewer new_tokens in the task's settings, or a larger length."
             )
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(head, prompt, strict=False))
+        head = [id for id, _ in pairs]  # what follows may be one word with the end of it
         return [*head, *prompt[len(head) - room :]]
 
 
