@@ -141,7 +141,9 @@ def qwen_2(**config: Any) -> Files:
         "chat_template": QWEN_CHAT,
         "add_bos_token": False,
     }
-    return _files(core, {**named, **config})
+    first, _, end = (core.token_to_id(token) for token in special)
+    generation = {"bos_token_id": first, "eos_token_id": [end, first], "top_k": 20}
+    return _files(core, {**named, **config}, **{"generation_config.json": generation})
 
 
 LAYOUTS = {

@@ -138,6 +138,7 @@ def test_delimiters_are_those_of_the_files() -> None:
     assert (qwen.bos, qwen.beginning) == (None, ())
     assert qwen.eos == core.token_to_id("<|im_end|>")
     assert qwen.pad == core.token_to_id("<|endoftext|>")
+    assert qwen.ends == (qwen.eos, qwen.pad)
     assert (mistral.bos, mistral.eos, mistral.pad, mistral.beginning) == (1, 2, 2, (1,))
     assert PretrainedTokenizer(llama_2(add_bos_token=False), "there").beginning == ()
 
@@ -174,7 +175,7 @@ WRONG: dict[str, tuple[Callable[[], Files], str]] = {
         "chat_template: String should have at most",
     ),
     "no ids": (
-        lambda: {**llama_3(), "generation_config.json": b'{"eos_token_id": "x"}'},
+        lambda: {**llama_3(), "generation_config.json": b'{"eos_token_id": [2, "x"]}'},
         "generation_config.json: eos_token_id: ",
     ),
     "no JSON": (lambda: {**llama_3(), "tokenizer_config.json": b"{"}, "config.json is no JSON"),

@@ -73,7 +73,7 @@ class _TemplateJson(BaseModel):
 
 @dataclass(frozen=True)
 class Around:
-    """What the files say. `tokens` are texts by name (`bos_token` …), `ids` by the same names."""
+    """What the files say. `tokens` are texts by name (`bos_token` …), `ids` those without a text."""
 
     tokens: Mapping[str, str]
     ids: Mapping[str, int]
@@ -100,10 +100,11 @@ def read_around(files: Mapping[str, bytes], place: str) -> Around:
     ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
     ids = {"bos_token": generation.bos_token_id, "pad_token": generation.pad_token_id}
     ids["eos_token"] = next(iter(ends), None)
+    told = config.model_fields_set | named.model_fields_set  # also of those that are null
     template, where = _template(files, config, place)
     return Around(
         tokens=tokens,
-        ids={name: id for name, id in ids.items() if id is not None},
+        ids={name: id for name, id in ids.items() if id is not None and name not in told},
         ends=tuple(ends),
         add_bos=config.add_bos_token,
         template=DEFAULT if template is None else template,
