@@ -1,11 +1,12 @@
 """A model's own chat template, in Jinja: what transformers writes of a chat, in pieces.
 
 The template is rendered in a process of its own (`chat_renderer`), for it is a program of a stranger:
-no longer than SECONDS, in bounded memory. Contents are stand-ins there, so that a chat's text depends on
+no longer than SECONDS, in bounded memory, without this process's environment. Contents are stand-ins there, so that a chat's text depends on
 its shape alone, and each shape is rendered once.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,7 @@ class ChatTemplate:
             done = subprocess.run(
                 [sys.executable, "-P", str(RENDERER)],
                 input=json.dumps(request).encode(),
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 capture_output=True,
                 timeout=SECONDS,
             )
