@@ -92,6 +92,18 @@ def test_what_a_vocabulary_lacks_is_its_unknown_token() -> None:
     assert tokenizer.encode("sea海") == [*tokenizer.encode("sea"), 0]
 
 
+def test_a_long_text_of_nothing_but_special_tokens_is_text() -> None:
+    for name, tokenizer in ALL.items():
+        text = tokenizer.decode(tokenizer.encode("<s></s>" * 5000))
+        assert name == "unigram" or text == "<s></s>" * 5000, name
+        assert len(text) == 35_000, name
+
+
+def test_lone_surrogates_are_replaced() -> None:
+    for tokenizer in OPENED.values():
+        assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
+
+
 @pytest.mark.parametrize("name", ["llama 3", "qwen 2", "llama 2"])
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=30))
 def test_texts_come_back(name: str, text: str) -> None:

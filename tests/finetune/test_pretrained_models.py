@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from panthalassa.cli import app
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import read_manifest
+from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.corpus.verify import verify
 from panthalassa.errors import ChatError, ConfigError, CorpusError
 from panthalassa.evaluate.answering import Answerer
@@ -257,7 +258,8 @@ def test_the_corpus_of_chats_keeps_all_of_the_tokenizer_and_is_verified(
         *("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
     }
     assert verify(corpus).problems == []
-    assert prepare_chats(settings, tokenizer, "sft", ignore) == manifest
+    for same in (tokenizer, read_tokenizer(corpus, manifest)):
+        assert prepare_chats(settings, same, "sft", ignore) == manifest
     (Path(corpus.root) / "chat_template.jinja").write_text("{{ bos_token }}")
     assert "chat_template.jinja is corrupt" in verify(corpus).problems[0]
     other = tokenizer_of(open_storage(str(save(tmp_path / "other", llama_2()))))

@@ -1,8 +1,9 @@
 """A model's own chat template, in Jinja: what transformers writes of a chat, in pieces.
 
 The template is rendered in a process of its own (`chat_renderer`), for it is a program of a stranger:
-no longer than SECONDS, in bounded memory, without this process's environment. Contents are stand-ins there, so that a chat's text depends on
-its shape alone, and each shape is rendered once.
+no longer than SECONDS, in bounded memory, without this process's environment. Contents are stand-ins
+there, so that a chat's text depends on its shape alone, and each shape is rendered once. The day is not
+told: a template that writes the date writes the one that it has for that case, today and in a year.
 """
 
 import json

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import tokenizers
@@ -42,7 +43,7 @@ class PretrainedTokenizer:
         self._special = {
             id for id, token in core.get_added_tokens_decoder().items() if token.special
         }
-        self._never = self._special - _unknown(content, ids)
+        self._never = self._special - _unknown(core, content["model"], ids)
         self.bos = ids.get("bos_token")
         self.eos = ids["eos_token"]
         self.pad = ids.get("pad_token", self.eos)
@@ -65,18 +66,18 @@ class PretrainedTokenizer:
         return dict(self._files)
 
     def encode(self, text: str, place: Place = Place.START) -> list[int]:
-        found = self._cores[place].encode(_whole(text), add_special_tokens=False)
+        text = _whole(text)
+        found = self._cores[place].encode(text, add_special_tokens=False)
         ids: list[int] = found.ids
         if self._never.isdisjoint(ids):
             return ids
-        # A vocabulary may have special tokens among its ordinary words: cut the word in two.
-        for id, (start, _) in zip(ids, found.offsets, strict=True):
-            if id in self._never:
-                cut = start + 1
-                if cut >= len(text):
-                    return self.encode(text[:start], place) if start else []
-                return [*self.encode(text[:cut], place), *self.encode(text[cut:], Place.WITHIN)]
-        raise AssertionError
+        # A vocabulary may have special tokens among its ordinary words: each such word is cut in two.
+        spans = [span for id, span in zip(ids, found.offsets, strict=True) if id in self._never]
+        cuts = [start + 1 for start, end in spans if start + 1 < end]
+        if not cuts:
+            return [id for id in ids if id not in self._never]
+        first, *others = (text[start:end] for start, end in pairwise([0, *cuts, len(text)]))
+        return [*self.encode(first, place), *chain(*(self.encode(o, Place.WITHIN) for o in others))]
 
     def find_special(self, text: str) -> Sequence[Special]:
         if text not in self._found:
@@ -134,7 +135,7 @@ class PretrainedDecoder:
 def _content(data: bytes, place: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{place} is no tokenizer")
@@ -175,10 +176,13 @@ def _special(
     return tokens, ids
 
 
-def _unknown(content: Mapping[str, Any], ids: Mapping[str, int]) -> set[int]:
-    """The id of what a tokenizer has no token for, which may stand in any text."""
-    number = content["model"].get("unk_id", ids.get("unk_token"))
-    return set() if number is None else {number}
+def _unknown(
+    core: tokenizers.Tokenizer, model: Mapping[str, Any], ids: Mapping[str, int]
+) -> set[int | None]:
+    """What stands for characters that a vocabulary lacks, and so may be in any text."""
+    spelled = model.get("unk_token")
+    found = core.token_to_id(spelled) if spelled else model.get("unk_id")
+    return {found, ids.get("unk_token")}
 
 
 def _make_special(core: tokenizers.Tokenizer, tokens: Mapping[str, str]) -> None:

@@ -139,5 +139,5 @@ def _read(kind: type[Read], files: Mapping[str, bytes], name: TokenizerFile, pla
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"][:1]))
         raise ConfigError(f"{place}/{name}: {key or 'it'}: {first['msg']}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}/{name} is no JSON: {error}") from error

@@ -227,7 +227,8 @@ def _small_files(
         generation = generation_config(delimiters, tokenizer.ends)
         if isinstance(tokenizer, PretrainedTokenizer):
             kept = tokenizer.files()
-            generation = {**json.loads(kept.pop(GENERATION, b"{}")), **generation}
+            theirs = json.loads(kept.pop(GENERATION, b"{}"))
+            generation |= {**theirs, "eos_token_id": list(tokenizer.ends)}
             yield from kept.items()
         elif isinstance(tokenizer, Tokenizer):
             yield TOKENIZER, beginning_with_bos(tokenizer)
