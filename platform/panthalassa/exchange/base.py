@@ -6,17 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from panthalassa.config_model import Model
-from panthalassa.corpus.manifest import TOKENIZER
-from panthalassa.errors import CheckpointError, ConfigError, CorruptError, PanthalassaError
-from panthalassa.exchange.export import trained_tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.errors import CheckpointError, CorruptError, PanthalassaError
 from panthalassa.exchange.fresh_checkpoint import write_checkpoint
-from panthalassa.exchange.importing import FOLDER, kept_files
-from panthalassa.exchange.llama_folder import (
-    CONFIG,
-    read_folder,
-    read_shape,
-    read_small,
-    read_sums,
+from panthalassa.exchange.llama_folder import CONFIG, read_folder, read_shape, read_sums
+from panthalassa.exchange.tokenizer_source import (
+    tokenizer_of_folder,
+    tokenizer_of_import,
+    trained_tokenizer,
 )
 from panthalassa.exchange.weights import newest_good, no_checkpoint, verified
 from panthalassa.storage import Storage
@@ -74,24 +71,18 @@ def shape_of(source: Storage) -> Model:
         return _newest(source).shape
 
 
-def tokenizer_of(source: Storage) -> bytes:
-    """The tokenizer.json that belongs to a source. Raises PanthalassaError.
+def tokenizer_of(source: Storage) -> TextTokenizer:
+    """The tokenizer that belongs to a source. Raises PanthalassaError.
 
     Of a run that was trained it is that of its newest corpus, of an imported one what came with it.
     """
     with _named(source):
         if is_folder(source):
-            return read_small(source, TOKENIZER, read_sums(source))
-        phases = _newest(source).phases
-        if phases:
-            return trained_tokenizer(source, phases[-1].corpus).to_bytes()
-        data = kept_files(source).get(TOKENIZER)
-        if data is None:
-            raise ConfigError(
-                f"{source.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing: copy the "
-                f"{TOKENIZER} of the model there."
-            )
-        return data
+            return tokenizer_of_folder(source, read_shape(source, read_sums(source)))
+        commit = _newest(source)
+        if commit.phases:
+            return trained_tokenizer(source, commit.phases[-1].corpus)
+        return tokenizer_of_import(source, commit.shape)
 
 
 def _newest(run: Storage) -> Commit:

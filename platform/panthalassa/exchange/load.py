@@ -12,15 +12,20 @@ from dataclasses import dataclass
 import torch
 
 from panthalassa.config_model import Model
-from panthalassa.corpus.manifest import TOKENIZER
-from panthalassa.corpus.tokenizer import Tokenizer
-from panthalassa.errors import ConfigError, CorpusError, PanthalassaError
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.exchange.base import is_folder
-from panthalassa.exchange.export import trained_length, trained_tokenizer
+from panthalassa.exchange.export import trained_length
 from panthalassa.exchange.fresh_checkpoint import Source
-from panthalassa.exchange.importing import FOLDER, kept_files
-from panthalassa.exchange.llama_folder import CONFIG, read_folder
+from panthalassa.exchange.importing import kept_files
+from panthalassa.exchange.llama_folder import CONFIG, read_folder, read_shape, read_sums
+from panthalassa.exchange.tokenizer_source import (
+    tokenizer_of_folder,
+    tokenizer_of_import,
+    trained_tokenizer,
+)
 from panthalassa.exchange.weights import newest_good
+from panthalassa.model.llava import text_config
 from panthalassa.model.transformer import Transformer
 from panthalassa.run_config import run_at
 from panthalassa.storage import Storage
@@ -33,7 +38,7 @@ class Opened:
     """A model in evaluation mode, without gradients, and what belongs to it."""
 
     model: Transformer
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     name: str
     """Such as /home/me/runs/laptop, step-00000200."""
     digest: str
@@ -99,10 +104,8 @@ def open_here(place: str, staging: str | None, tell: Callable[[str], None]) -> O
 def _from_folder(
     place: Storage, device: torch.device, dtype: torch.dtype | None, staging: str | None
 ) -> Opened:
-    if not place.exists(TOKENIZER):
-        raise ConfigError(f"{place.uri}/{TOKENIZER} is missing. Copy that of the model there.")
+    tokenizer = tokenizer_of_folder(place, read_shape(place, read_sums(place)))
     with read_folder(place, staging) as found:
-        tokenizer = _fitting(found.read(TOKENIZER), found.model, f"{place.uri}/{TOKENIZER}")
         length = _longest_text(found.read(CONFIG))
         model = _filled(found.model, found, device, dtype)
         return Opened(model, tokenizer, place.uri, found.digest(), length)
@@ -125,7 +128,7 @@ def _from_run(
         return Opened(model, tokenizer, name, commit.sha256, length, chats)
 
 
-def _trained(run: Storage, commit: Commit) -> tuple[Tokenizer, int | None]:
+def _trained(run: Storage, commit: Commit) -> tuple[TextTokenizer, int | None]:
     return trained_tokenizer(run, commit.phases[-1].corpus), trained_length(commit)
 
 
@@ -133,39 +136,15 @@ def _on_chats(run: Storage, commit: Commit) -> bool:
     return kept_manifest(run, commit.phases[-1].corpus).objective is not None
 
 
-def _imported(run: Storage, model: Model) -> tuple[Tokenizer, int | None]:
+def _imported(run: Storage, model: Model) -> tuple[TextTokenizer, int | None]:
     """Of a run that has not been trained: what came with its weights."""
-    kept = kept_files(run)
-    if TOKENIZER not in kept:
-        raise ConfigError(
-            f"{run.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing. Import it from a "
-            "folder with that file, or train it."
-        )
-    tokenizer = _fitting(kept[TOKENIZER], model, f"{run.uri}/{FOLDER}/{TOKENIZER}")
-    return tokenizer, _longest_text(kept[CONFIG])
+    return tokenizer_of_import(run, model), _longest_text(kept_files(run)[CONFIG])
 
 
 def _longest_text(config: bytes) -> int | None:
     """Tokens of the longest text that a model was trained on, where its `config.json` says so."""
-    found = json.loads(config).get("max_position_embeddings")
+    found = text_config(json.loads(config)).get("max_position_embeddings")
     return found if isinstance(found, int) else None
-
-
-def _fitting(data: bytes, model: Model, place: str) -> Tokenizer:
-    """Raises ConfigError for a tokenizer of another kind, or of more tokens than the model has."""
-    try:
-        tokenizer = Tokenizer.from_bytes(data)
-    except CorpusError as error:
-        raise ConfigError(
-            f"{place} is no tokenizer of `panthalassa prepare`. A text can not be "
-            "turned into its ids here: ask this model through transformers."
-        ) from error
-    if tokenizer.vocabulary_size > model.vocabulary_size:
-        raise ConfigError(
-            f"{place} has {tokenizer.vocabulary_size} tokens, and the model {model.vocabulary_size}: it "
-            "is that of another model. Copy the right one there."
-        )
-    return tokenizer
 
 
 @torch.no_grad()
