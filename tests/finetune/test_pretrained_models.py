@@ -183,6 +183,7 @@ def test_an_imported_run_without_bos_learns_preferences_with_adapters(
     start = save(tmp_path / "model", qwen_2(), tie_word_embeddings=True)
     import_model(open_storage(str(start)), open_storage(str(tmp_path / "imported")), ignore)
     given = "finetune.lora={rank: 4}", "finetune.beta=1.0", "train.optimizer.learning_rate=1e-2"
+    given = *given, "corpus.sequence_length=160", "train.sequence_length=160"
     outcome = finetune(tuning("dpo", tmp_path / "imported", *given), ignore)
     losses = [found.loss for found in outcome.history.evaluations]
     assert losses[-1] < losses[0] * 0.95
