@@ -5,25 +5,21 @@ into the parameters: there is no second copy of the model in memory.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from panthalassa.config_model import Model
 from panthalassa.corpus.text_tokenizer import TextTokenizer
-from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import is_folder
 from panthalassa.exchange.export import trained_length
 from panthalassa.exchange.fresh_checkpoint import Source
 from panthalassa.exchange.importing import kept_files
 from panthalassa.exchange.llama_folder import CONFIG, read_folder, read_shape, read_sums
-from panthalassa.exchange.tokenizer_source import (
-    tokenizer_of_folder,
-    tokenizer_of_import,
-    trained_tokenizer,
-)
+from panthalassa.exchange.storage_errors import named
+from panthalassa.exchange.tokenizer_source import tokenizer_of_folder, tokenizer_of_run
 from panthalassa.exchange.weights import newest_good
 from panthalassa.model.llava import text_config
 from panthalassa.model.transformer import Transformer
@@ -87,7 +83,7 @@ def open_model(
     staging: a local folder for files on their way from object storage. tell: is told of checkpoints that
     are passed over. Raises PanthalassaError.
     """
-    with _named(place):
+    with named(place):
         if is_folder(place):
             return _from_folder(place, device, dtype, staging)
         return _from_run(place, device, dtype, staging, tell)
@@ -121,24 +117,16 @@ def _from_run(
     with newest_good(run, staging, tell) as weights:
         commit = weights.commit
         config = commit.shape
-        tokenizer, length = _trained(run, commit) if commit.phases else _imported(run, config)
+        tokenizer = tokenizer_of_run(run, commit)
+        length = trained_length(commit) if commit.phases else _longest_text(kept_files(run)[CONFIG])
         chats = _on_chats(run, commit) if commit.phases else None
         model = _filled(config, weights, device, dtype)
         name = f"{run.uri}, {weights.name}"
         return Opened(model, tokenizer, name, commit.sha256, length, chats)
 
 
-def _trained(run: Storage, commit: Commit) -> tuple[TextTokenizer, int | None]:
-    return trained_tokenizer(run, commit.phases[-1].corpus), trained_length(commit)
-
-
 def _on_chats(run: Storage, commit: Commit) -> bool:
     return kept_manifest(run, commit.phases[-1].corpus).objective is not None
-
-
-def _imported(run: Storage, model: Model) -> tuple[TextTokenizer, int | None]:
-    """Of a run that has not been trained: what came with its weights."""
-    return tokenizer_of_import(run, model), _longest_text(kept_files(run)[CONFIG])
 
 
 def _longest_text(config: bytes) -> int | None:
@@ -162,17 +150,3 @@ def _filled(
             rows[first : first + len(block)].copy_(block)
             first += len(block)
     return model.requires_grad_(False).eval()
-
-
-@contextmanager
-def _named(place: Storage) -> Iterator[None]:
-    """Raises PanthalassaError for what the storage can not do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise PanthalassaError(
-            f"a file of {place.uri} vanished: {error}. A run that trains removes old checkpoints; the "
-            "same command takes its newest one."
-        ) from error
-    except OSError as error:
-        raise PanthalassaError(f"{place.uri} can not be read: {error}") from error

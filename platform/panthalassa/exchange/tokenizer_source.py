@@ -13,6 +13,7 @@ from panthalassa.exchange.llama_folder import read_small, read_sums
 from panthalassa.run_config import kept_tree
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train.audit import kept_manifest
+from panthalassa.train.checkpoint import Commit
 
 LARGEST = 512 << 20
 """Bytes of a tokenizer.json."""
@@ -32,10 +33,15 @@ def tokenizer_of_folder(source: Storage, model: Model) -> TextTokenizer:
     return _fitting(source, lambda name: read_small(source, name, sums), model)
 
 
-def tokenizer_of_import(run: Storage, model: Model) -> TextTokenizer:
-    """That of a run that has not been trained: what came with its weights. Raises ConfigError."""
+def tokenizer_of_run(run: Storage, commit: Commit) -> TextTokenizer:
+    """That of a run's newest corpus; of a run that has not been trained, what came with its weights.
+
+    Raises ConfigError when there is none that fits, CorpusError when the corpus's is gone or corrupt.
+    """
+    if commit.phases:
+        return trained_tokenizer(run, commit.phases[-1].corpus)
     place = run.below(FOLDER)
-    return _fitting(place, place.read, model)
+    return _fitting(place, place.read, commit.shape)
 
 
 def _fitting(place: Storage, read: Callable[[str], bytes], model: Model) -> TextTokenizer:
