@@ -58,7 +58,7 @@ def images_of_each(samples: Samples, vision: Vision) -> NDArray[np.int64]:
     if (tokens % vision.tokens).any() or tokens.sum() != found * vision.tokens:
         raise CorpusError(
             f"{len(samples)} samples have {found} images and {tokens.sum()} tokens of images, and an "
-            f"image takes {vision.tokens}: check the corpus with `panthalassa verify`."
+            f"image takes {vision.tokens}: check the corpus with `panthalassa corpus verify`."
         )
     each: NDArray[np.int64] = tokens // vision.tokens
     return each
