@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from panthalassa.corpus.manifest import MANIFEST, Manifest, Shard, read_manifest
 from panthalassa.corpus.pack import pack
 from panthalassa.corpus.shards import (
     count_targets,
+    decode_shard,
     encode_shard,
     unigram_loss,
     write,
@@ -54,6 +56,20 @@ def test_a_shard_gives_back_its_rows_and_its_record_is_true(stored: tuple[Storag
 def test_the_same_rows_have_the_same_bytes() -> None:
     again = pack(DOCUMENTS, 8, pad=2).filled()
     assert encode_shard(PACKED, 3) == encode_shard(again, 3)
+
+
+def test_images_of_rows_come_back_and_are_written_once(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    images = [[draw.bytes(500) for _ in range(row % 3)] for row in range(len(PACKED.tokens))]
+    pairs = replace(PACKED, images=images)
+    storage = open_storage(str(tmp_path))
+    shard = write_shard(storage, "train/images-en/0.parquet", "train", "images-en", pairs, 3)
+    data = storage.read(shard.path)
+    assert decode_shard(data).images == images
+    assert decode_shard(data).slice(1, 3).images == images[1:3]
+    assert shard.images == sum(map(len, images)) > 1
+    assert all(data.count(image) == 1 for row in images for image in row)
+    assert decode_shard(encode_shard(PACKED, 3)).images is None
 
 
 def test_a_full_disk_is_named_and_leaves_no_piece_of_a_file(

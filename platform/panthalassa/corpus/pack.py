@@ -28,13 +28,14 @@ class Packed:
     """`tokens` [rows, sequence_length], and for the pieces of documents in each row, from left to
     right, their `lengths` and their `offsets`: the tokens of the document that come before the piece.
     `answers` [start, end, start, end …] are the runs of a row's tokens that count in the loss; None:
-    all do.
+    all do. `images` are the encoded images of a row, from left to right; None: the shard has none.
     """
 
     tokens: Tokens
     lengths: list[list[int]]
     offsets: list[list[int]]
     answers: list[list[int]] | None = None
+    images: list[list[bytes]] | None = None
 
     def slice(self, start: int, stop: int) -> "Packed":
         return Packed(
@@ -42,6 +43,7 @@ class Packed:
             self.lengths[start:stop],
             self.offsets[start:stop],
             None if self.answers is None else self.answers[start:stop],
+            None if self.images is None else self.images[start:stop],
         )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from panthalassa.corpus.manifest import ANSWERS, Shard, Split
+from panthalassa.corpus.manifest import ANSWERS, IMAGES, Shard, Split
 from panthalassa.corpus.pack import Packed
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
@@ -39,6 +39,7 @@ def write_shard(
         rows=rows,
         tokens=sum(map(sum, packed.lengths)),
         counted=None if packed.answers is None else int(counted(packed).sum()),
+        images=None if packed.images is None else sum(map(len, packed.images)),
         row_groups=tuple(min(rows_per_group, rows - start) for start in starts),
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -56,8 +57,18 @@ def encode_shard(packed: Packed, rows_per_group: int) -> bytes:
     if packed.answers is not None:
         answers = pa.array(packed.answers, pa.list_(pa.int32()))
         table = table.append_column(ANSWERS, answers)
+    if packed.images is not None:
+        table = table.append_column(IMAGES, pa.array(packed.images, pa.list_(pa.binary())))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
+    told = packed.images is None  # else each row group would repeat its least and greatest image
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=rows_per_group,
+        compression="zstd",
+        use_dictionary=told,
+        write_statistics=told,
+    )
     return buffer.getvalue()
 
 
@@ -66,8 +77,8 @@ def decode_shard(data: bytes) -> Packed:
     table = pq.read_table(io.BytesIO(data))
     tokens = table["tokens"].combine_chunks()
     flat = tokens.flatten().to_numpy().reshape(len(tokens), tokens.type.list_size)
-    answers = table[ANSWERS].to_pylist() if ANSWERS in table.column_names else None
-    return Packed(flat, table["lengths"].to_pylist(), table["offsets"].to_pylist(), answers)
+    of = {name: table[name].to_pylist() for name in table.column_names if name != "tokens"}
+    return Packed(flat, of["lengths"], of["offsets"], of.get(ANSWERS), of.get(IMAGES))
 
 
 def write(storage: Storage, path: str, data: bytes) -> None:
