@@ -96,9 +96,11 @@ def split(found: Sequence[Emoji]) -> tuple[list[Emoji], list[Emoji]]:
     """What is learned, and what is held out in all languages. Near pictures stay together; a group is
     held out by the hash of its first code."""
     hashes = [signature(fitted(emoji.picture, SQUARES)) for emoji in found]
-    bits, colours = (np.array([[*part] for part in parts], np.uint8) for parts in zip(*hashes))
+    bits, colours = (
+        np.array([[*part] for part in parts], np.uint8) for parts in zip(*hashes, strict=True)
+    )
     first = list(range(len(found)))
-    for one, other in zip(*near(Signatures(bits, colours), NEAR_BITS)):
+    for one, other in zip(*near(Signatures(bits, colours), NEAR_BITS), strict=True):
         old, new = sorted((first[one], first[other]), reverse=True)
         first = [new if group == old else group for group in first]
     sides: tuple[list[Emoji], list[Emoji]] = [], []

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from udhr import read_declarations
 
-from panthalassa.evaluate.results import read_results
+from panthalassa.evaluate.results import Figure, read_results
 from panthalassa.exchange.load import open_model
 from panthalassa.storage import open_storage
 
@@ -81,6 +81,11 @@ def difference(run: str, export: str) -> float:
     return largest
 
 
+def told(figure: Figure) -> str:
+    """A share with its interval."""
+    return f"{figure.value:.1%} (95 % {figure.low:.1%} to {figure.high:.1%}, {figure.n} items)"
+
+
 def compare(run: str, export: str, evaluation: str) -> bool:
     logits = difference(run, export)
     print(
@@ -90,10 +95,7 @@ def compare(run: str, export: str, evaluation: str) -> bool:
     [task] = results.tasks.values()
     figure, one = task.metrics["accuracy"].whole, task.metrics["accuracy"].baseline
     assert one is not None
-    print(
-        f"accuracy {figure.value:.1%} (95 % {figure.low:.1%} to {figure.high:.1%}, {figure.n} items); "
-        f"always the most frequent answer: {one:.1%}"
-    )
+    print(f"accuracy {told(figure)}; always the most frequent answer: {one:.1%}")
     return logits <= TOLERANCE and figure.low > one
 
 
