@@ -67,7 +67,7 @@ def prepare(
 
         sections = load_preparation(source, overrides or [])
         show = partial(console.print, soft_wrap=True, markup=False)
-        prepare(sections.corpus, show, sections.cluster, debug)
+        prepare(sections.corpus, show, sections.cluster, debug, sections.vision)
         show(find_page(open_storage(sections.corpus.directory)))
 
     _run(command, debug)

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from panthalassa.config_evaluation import Beside
 from panthalassa.config_finetune import Finetune
+from panthalassa.config_images import Images
 from panthalassa.config_model import Model
 from panthalassa.config_values import (
     Length,
@@ -69,6 +70,8 @@ class Corpus(Section):
     near_duplicates: Annotated[float, Field(ge=0.5, lt=1)] | None = 0.8
     """Jaccard similarity of two texts' shingles from which only the longer one is kept, because repeated
     text is learned by heart and crosses the split; or null. 0.8 is that of Lee et al., 2022."""
+    images: Images = Field(default=Images(), exclude_if=lambda value: value == Images())
+    """Of sources with pairs of an image and a text."""
     rows_per_group: Positive = 32
     """Samples in a Parquet row group, the unit of reading."""
     rows_per_shard: Positive = 8192

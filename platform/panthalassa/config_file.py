@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from panthalassa.config import Cluster, Config, Corpus
+from panthalassa.config_model import Vision
 from panthalassa.config_values import Section
 from panthalassa.errors import ConfigError
 from panthalassa.storage import open_storage
@@ -24,6 +25,8 @@ class Preparation(Section):
 
     corpus: Corpus
     cluster: Cluster = Cluster()
+    vision: Vision | None = None
+    """The model's: with it, sources may have images."""
 
 
 AXIS = "sweep.space."
@@ -69,7 +72,7 @@ def load_preparation(source: str, overrides: list[str]) -> Preparation:
         raise ConfigError(f"{source}: there is no such folder or configuration")
     else:
         config = load(source, overrides)
-        return Preparation(corpus=config.corpus, cluster=config.cluster)
+        return Preparation(corpus=config.corpus, cluster=config.cluster, vision=config.model.vision)
     data: dict[str, Any] = {"corpus": {"directory": f"data/{name}", "sources": [place]}}
     return build(data, overrides, place, Preparation)
 

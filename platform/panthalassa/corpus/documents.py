@@ -5,7 +5,10 @@ of each. A `Problem` stands in the place of what is lost, so that it can be coun
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from panthalassa.corpus.images import BadImage
 
 DOCUMENT_BYTES = 128 << 20
 """The longest document; it bounds the memory of a reader, whatever a file holds or unpacks to."""
@@ -42,11 +45,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Document:
-    """A normalised text of one domain."""
+    """A normalised text of one domain. With an `image`, the bytes of its file or why there are none, the
+    text is its caption, which may be empty, and the domain its language as claimed, or empty."""
 
     text: str
     domain: str
     provenance: Provenance
+    image: "bytes | BadImage | None" = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Record:
-    """A text as it stands in a file; the values of columns are not checked yet."""
+    """A text as it stands in a file; the values of columns are not checked yet. A pair has an image."""
 
     place: str
     text: Any
     language: Any = None
     url: Any = None
     license: Any = None
+    image: "bytes | BadImage | None" = None
 
 
 def short(value: Any) -> str:

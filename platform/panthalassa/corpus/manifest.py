@@ -124,6 +124,14 @@ class Manifest(Record):
             found[f"{shard.split}/{shard.domain}"] += shard.tokens
         return dict(sorted(found.items()))
 
+    def text_tokens(self) -> dict[str, int]:
+        """`tokens` without those that images take."""
+        found = Counter(self.tokens())
+        for shard in self.shards:
+            if self.images and shard.images:
+                found[f"{shard.split}/{shard.domain}"] -= shard.images * (self.images.tokens + 2)
+        return dict(found)
+
     def counted(self) -> dict[str, int]:
         """Tokens that count in the loss, as far as shards say so, by `{split}/{domain}`."""
         found: Counter[str] = Counter()

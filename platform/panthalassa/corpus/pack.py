@@ -51,13 +51,14 @@ class Packed:
 class Packing:
     """Which of the `pieces`, tokens with their offset, lie in each of the `rows`: the tokens stay where
     they are until `filled` lays some rows out. `answers`, if given, are the runs of each piece that
-    count in the loss."""
+    count in the loss, and `images` those of each piece."""
 
     pieces: Sequence[tuple[Tokens, int]]
     rows: Sequence[Sequence[int]]
     sequence_length: int
     pad: int
     answers: Sequence[Sequence[int]] | None = None
+    images: Sequence[Sequence[bytes]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,12 +82,16 @@ class Packing:
             [[len(piece) for piece, _ in members] for members in chosen],
             [[offset for _, offset in members] for members in chosen],
             None if self.answers is None else [self._answers(row, self.answers) for row in rows],
+            None if self.images is None else [self._images(row, self.images) for row in rows],
         )
 
     def _answers(self, row: Sequence[int], answers: Sequence[Sequence[int]]) -> list[int]:
         starts = accumulate((len(self.pieces[member][0]) for member in row), initial=0)
         pairs = zip(row, starts, strict=False)
         return [start + bound for member, start in pairs for bound in answers[member]]
+
+    def _images(self, row: Sequence[int], images: Sequence[Sequence[bytes]]) -> list[bytes]:
+        return [image for member in row for image in images[member]]
 
 
 def pack(documents: Sequence[Tokens], sequence_length: int, pad: int) -> Packing:
@@ -105,9 +110,11 @@ def pack_whole(
     answers: Sequence[Sequence[Sequence[int]]],
     sequence_length: int,
     pad: int,
+    images: Sequence[Sequence[Sequence[bytes]]] | None = None,
 ) -> Packing:
     """Lay units of one document or more, none longer than a row together, into rows: their documents
-    stay side by side, and whole. `answers` are the runs of each document that count."""
+    stay side by side, and whole. `answers` are the runs of each document that count, and `images`, if
+    any has one, those of each document."""
     ends = list(accumulate(map(len, units), initial=0))
     sizes = [sum(map(len, unit)) for unit in units]
     rows = [
@@ -115,7 +122,9 @@ def pack_whole(
         for row in best_fit(sizes, sequence_length)
     ]
     pieces = [(document, 0) for unit in units for document in unit]
-    return Packing(pieces, rows, sequence_length, pad, list(chain.from_iterable(answers)))
+    runs = list(chain.from_iterable(answers))
+    shown = None if images is None else list(chain.from_iterable(images))
+    return Packing(pieces, rows, sequence_length, pad, runs, shown)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

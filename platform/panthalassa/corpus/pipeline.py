@@ -25,8 +25,9 @@ import pyarrow.compute as pc
 from panthalassa import config
 from panthalassa.corpus.balance import sample_shares
 from panthalassa.corpus.components import digests_of, positions_of
-from panthalassa.corpus.manifest import Index, Shard, Split
-from panthalassa.corpus.pack import pack
+from panthalassa.corpus.manifest import Images, Index, Shard, Split
+from panthalassa.corpus.pack import Packing, pack, pack_whole
+from panthalassa.corpus.pairs import caption_start
 from panthalassa.corpus.parts import INDEX, INDEXED, Part, finished_parts, result, write_index
 from panthalassa.corpus.selection import Census, groups_of
 from panthalassa.corpus.shards import count_targets, unigram_loss, write_shard
@@ -59,12 +60,13 @@ class Kept:
             yield table.append_column("position", pa.array(positions))
 
 
-def train_tokenizer(kept: Kept, census: Census, corpus: config.Corpus) -> Tokenizer:
-    """Train on the train split, or on a sample of it, drawn by hash, when that is large."""
+def texts_of(kept: Kept, census: Census, corpus: config.Corpus) -> Iterator[str]:
+    """The texts of the train split, or a sample of them, drawn by hash, when that is large: what a
+    tokenizer is trained on."""
     shares = sample_shares(census.train_bytes(), TOKENIZER_BYTES, corpus.tokenizer_alpha)
     sample = partial(_sample, kept=kept, shares=shares)
     texts = numbered(kept.partitions).map_batches(sample, batch_size=1, **COMPUTING).iter_rows()
-    return Tokenizer.train((row["text"] for row in texts), corpus.vocabulary_size)
+    return (row["text"] for row in texts)
 
 
 def _sample(batch: pa.Table, kept: Kept, shares: dict[str, float]) -> Iterator[pa.Table]:
@@ -121,19 +123,19 @@ def encode(
     held: defaultdict[int, list[pa.Table]] = defaultdict(list)
     size = 0
     for table in kept.tables(number):
-        for task, encoded in _by_task(_encoded(table, kept, vocabulary, division), division):
+        for task, encoded in by_task(_encoded(table, kept, vocabulary, division), division):
             held[task].append(encoded)
             size += encoded.nbytes
         if size > HELD_BYTES:
-            yield from _joined(held)
+            yield from joined(held)
             held.clear()
             size = 0
-    yield from _joined(held)
+    yield from joined(held)
     return ""
 
 
 def _encoded(table: pa.Table, kept: Kept, vocabulary: bytes, division: Division) -> pa.Table:
-    tokenizer = _tokenizer(vocabulary)
+    tokenizer = tokenizer_of(vocabulary)
     ids = [tokenizer.encode_document(text) for text in table["text"].to_pylist()]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
@@ -149,14 +151,14 @@ def _encoded(table: pa.Table, kept: Kept, vocabulary: bytes, division: Division)
     )
 
 
-def _by_task(encoded: pa.Table, division: Division) -> Iterator[tuple[int, pa.Table]]:
+def by_task(encoded: pa.Table, division: Division) -> Iterator[tuple[int, pa.Table]]:
     owners = zip(encoded["group"].to_pylist(), encoded["part"].to_pylist(), strict=True)
     tasks = np.array([division.task[part] for part in owners], dtype=np.int64)
     for task in np.unique(tasks).tolist():
         yield task, encoded.filter(pa.array(tasks == task))
 
 
-def _joined(held: dict[int, list[pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
+def joined(held: dict[int, list[pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
     for task, tables in held.items():
         yield _of_task(task), pa.concat_tables(tables)
 
@@ -199,28 +201,29 @@ def write_shards(
     vocabulary: bytes,
     corpus: config.Corpus,
     storage: Storage,
-) -> Written:
-    """Gather, pack and write what is not there yet, part by part."""
-    written = Written(Tokenizer.from_bytes(vocabulary).vocabulary_size)
+    written: Written,
+    images: Images | None = None,
+) -> None:
+    """Gather, pack and write what is not there yet, part by part; what is known of it is added to
+    `written`. `images` are those of pairs."""
+    before = Counter(written.documents)
     for row in finished_parts(division.parts, vocabulary, division.tasks, storage):
         written.add(row)
-    if written.documents != census.documents:
-        writer = _Writer(
-            encoded, partitions, division, frozenset(written.parts), vocabulary, corpus, storage
-        )
+    if written.documents - before != census.documents:
+        parts = frozenset(written.parts)
+        writer = _Writer(encoded, partitions, division, parts, vocabulary, corpus, storage, images)
         tasks = numbered(division.tasks).map_batches(writer.write, batch_size=1, **COMPUTING)
         for row in tasks.iter_rows():
             written.add(row)
-    if written.documents != census.documents:
+    if written.documents - before != census.documents:
         raise CorpusError(
             f"{storage.uri}/{INDEX} holds parts that another version of the libraries has made of "
             "the same sources. Remove that folder, and the same command goes on."
         )
-    return written
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(vocabulary: bytes) -> Tokenizer:
+def tokenizer_of(vocabulary: bytes) -> Tokenizer:
     return Tokenizer.from_bytes(vocabulary)
 
 
@@ -235,6 +238,7 @@ class _Writer:
     vocabulary: bytes
     corpus: config.Corpus
     storage: Storage
+    images: Images | None
 
     def write(self, batch: pa.Table) -> Iterator[pa.Table]:
         kind = _of_task(batch["number"][0].as_py())
@@ -247,20 +251,36 @@ class _Writer:
         ids = [document.values.to_numpy() for chunk in encoded["ids"].chunks for document in chunk]
         by_part = [(key, "ascending") for key in ("group", "part", "hash")]
         order = pc.sort_indices(encoded, by_part).to_pylist()
-        documents = encoded.drop_columns(["ids"]).take(order)
+        # So are images, which are most of it where there are any.
+        images = (
+            [image for chunk in encoded["image"].chunks for image in chunk] if self.images else []
+        )
+        documents = encoded.select([*INDEXED, "group", "part"]).take(order)
         tokens = [ids[row] for row in order]
+        images = [images[row] for row in order] if images else []
         parts = zip(documents["group"].to_pylist(), documents["part"].to_pylist(), strict=True)
         start = 0
         for part, rows in groupby(parts):
             stop = start + len(list(rows))
             if part not in self.finished:
                 yield self._write_part(
-                    part, documents.slice(start, stop - start), tokens[start:stop]
+                    part,
+                    documents.slice(start, stop - start),
+                    self._packing(tokens[start:stop], images[start:stop]),
                 )
             start = stop
 
-    def _write_part(self, which: Part, documents: pa.Table, tokens: list[Tokens]) -> pa.Table:
-        """Pack one part of a domain's split, and write its shards and its index.
+    def _packing(self, tokens: list[Tokens], images: list[pa.Scalar]) -> Packing:
+        length, pad = self.corpus.sequence_length, Tokenizer.pad
+        if not self.images:
+            return pack(tokens, length, pad)
+        start = caption_start(self.images.tokens)
+        answers = [[[start, len(pair)]] for pair in tokens]
+        shown = [[[image.as_py()]] for image in images]
+        return pack_whole([[pair] for pair in tokens], answers, length, pad, shown)
+
+    def _write_part(self, which: Part, documents: pa.Table, packing: Packing) -> pa.Table:
+        """Write one part of a domain's split: its shards and its index.
 
         A part's rows are shuffled in itself. That is as good as over the domain: its hash gives a
         document its part, so each part is a random draw of the domain, and no order of the sources is
@@ -269,9 +289,9 @@ class _Writer:
         group, part = which
         split: Split = "train" if group.startswith("train/") else "held_out"
         domain = group.partition("/")[2]
-        corpus, tokenizer = self.corpus, _tokenizer(self.vocabulary)
+        corpus, tokenizer = self.corpus, tokenizer_of(self.vocabulary)
         seed = int.from_bytes(hashlib.sha256(f"{group}/{part}".encode()).digest()[:16])
-        packing = pack(tokens, corpus.sequence_length, tokenizer.pad).shuffled(seed)
+        packing = packing.shuffled(seed)
         targets = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
         shards = []
         for index, start in enumerate(range(0, len(packing), corpus.rows_per_shard)):

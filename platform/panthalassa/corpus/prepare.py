@@ -11,10 +11,12 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain
 from typing import get_args
 
 import ray.data
@@ -22,18 +24,22 @@ import ray.exceptions
 
 from panthalassa import config
 from panthalassa.cluster import connected, mendable
+from panthalassa.config_model import Vision
 from panthalassa.corpus.decontaminate import Contamination, read_evaluations
 from panthalassa.corpus.destination import already_prepared, claim, commit, refuse_overlap
 from panthalassa.corpus.documents import SourceFile
 from panthalassa.corpus.fertility import counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
-from panthalassa.corpus.manifest import TOKENIZER, Manifest, Split
+from panthalassa.corpus.manifest import TOKENIZER, Images, Manifest, Split
+from panthalassa.corpus.pair_pipeline import KeptPairs, PairEncoder, captions, without_unfit
+from panthalassa.corpus.pair_selection import PairCensus, refuse_one_split, select_pairs
+from panthalassa.corpus.pairs import PREFIX, open_pair_refiner, refuse_unfit
 from panthalassa.corpus.pipeline import (
     Division,
     Kept,
     Written,
     encode,
-    train_tokenizer,
+    texts_of,
     write_shards,
 )
 from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
@@ -47,6 +53,8 @@ from panthalassa.storage import Storage, open_storage
 
 RECIPE = 4
 """Counts up whenever the same input would give other shards."""
+IMAGE_RECIPE = 1
+"""The same of images and their captions."""
 
 LAPTOP = config.Cluster()
 
@@ -56,16 +64,20 @@ def prepare(
     report: Callable[[str], None],
     cluster: config.Cluster = LAPTOP,
     debug: bool = False,
+    vision: Vision | None = None,
 ) -> Manifest:
     """Make the corpus that `corpus` describes, or return it when it is already there.
 
     Ray is started, or joined as `cluster` says, only when there is something to do. `report` is
-    called with lines for people. Nothing is ever deleted but what the preparation itself has kept for
-    its own stages, and only an unfinished preparation of the same input is gone on with. Raises
-    CorpusError for sources that can not be read, for a destination that holds something else or can
-    not be written, and for input that leaves nothing to train on.
+    called with lines for people. With `vision`, the model's, sources may have images. Nothing is ever
+    deleted but what the preparation itself has kept for its own stages, and only an unfinished
+    preparation of the same input is gone on with. Raises CorpusError for sources that can not be read,
+    for a destination that holds something else or can not be written, and for input that leaves nothing
+    to train on.
     """
-    listing = list_files(corpus.sources)
+    if vision:
+        refuse_unfit(vision, corpus)
+    listing = list_files(corpus.sources, images=vision is not None)
     files, left_out = listing.files, listing.left_out
     storage = open_storage(corpus.directory)
     refuse_overlap(files, storage)
@@ -74,7 +86,10 @@ def prepare(
         report(line)
     with ThreadPoolExecutor(8) as pool:
         hashes = list(pool.map(content_sha256, files))
-    preparation = _preparation(corpus, files, hashes, contamination)
+        of_images = list(pool.map(content_sha256, listing.images))
+    preparation = _preparation(
+        corpus, [*files, *listing.images], [*hashes, *of_images], contamination, vision
+    )
     if done := already_prepared(storage, preparation):
         report(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         with suppress(OSError):  # it may be read-only now
@@ -86,10 +101,13 @@ def prepare(
         report(f"{left_out.total()} files of other kinds are left out: {endings}")
     size = sum(file.size for file in files) / 1e6
     report(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
+    if listing.images:
+        size = sum(file.size for file in listing.images) / 1e6
+        report(f"beside them lie {size:.2f} MB in {len(listing.images)} images")
     with connected(cluster, debug), _mendable_errors():
         partitions = partition(files, hashes)
         return _prepare(
-            corpus, files, partitions, refine, contamination, storage, preparation, report
+            corpus, files, partitions, refine, contamination, storage, preparation, report, vision
         )
 
 
@@ -102,44 +120,85 @@ def _prepare(
     storage: Storage,
     preparation: str,
     report: Callable[[str], None],
+    vision: Vision | None,
 ) -> Manifest:
     made_from = _sha256(json.dumps([preparation, partitions]).encode())
-    documents, kept, counted, trained = (
-        Stage(storage, name, made_from) for name in ("documents", "kept", "counted", "trained")
+    documents, kept, kept_pairs, counted, trained = (
+        Stage(storage, name, made_from)
+        for name in ("documents", "kept", "kept_pairs", "counted", "trained")
     )
+    below = int(corpus.held_out_share * 2**64)
+    none = Census(below, Counter(), Counter(), Counter())
 
     def read_and_select() -> str:
         tally = Tally()
-        reader = Reader(refine, bands_of(corpus), contamination)
+        pairs = open_pair_refiner(corpus, vision) if vision else None
+        reader = Reader(refine, bands_of(corpus), contamination, pairs)
         for note in documents.run(partitions, reader, report):
             tally.merge(note)
         check_problems(tally, corpus, files)  # before more is done with them
-        census = select(documents, kept, len(partitions), corpus, tally)
-        return json.dumps([tally.encode(), census.encode()])
+        texts, found = none, PairCensus(none, Counter())
+        if pairs and _left(tally, of_pairs=True):
+            found = select_pairs(documents, kept_pairs, len(partitions), corpus, tally)
+        if not pairs or _left(tally, of_pairs=False):
+            texts = select(documents, kept, len(partitions), corpus, tally)
+        elif found.census.documents:
+            refuse_one_split(found.census)
+        return json.dumps([tally.encode(), texts.encode(), found.encode()])
 
-    tallied, encoded_census = json.loads(counted.keep_note(read_and_select))
-    tally, census = Tally(), Census.decode(encoded_census)
+    tallied, *censuses = json.loads(counted.keep_note(read_and_select))
+    tally, texts, found = Tally(), Census.decode(censuses[0]), PairCensus.decode(censuses[1])
     tally.merge(tallied)
     if problems := check_problems(tally, corpus, files):
         report(problems)
+    census = texts.plus(found.census)
     report(_selected(tally, census))
-    chosen = Kept(documents, kept, len(partitions), census.held_out_below)
-    vocabulary = trained.keep_note(
-        lambda: train_tokenizer(chosen, census, corpus).to_bytes().decode()
-    ).encode()
+    chosen = Kept(documents, kept, len(partitions), texts.held_out_below)
+    shown = KeptPairs(documents, kept_pairs, len(partitions))
+
+    def train_tokenizer() -> str:
+        sample = [texts_of(chosen, census, corpus)] if texts.documents else []
+        sample += [captions(shown, census, corpus)] if found.census.documents else []
+        trained_on = chain.from_iterable(sample)
+        return Tokenizer.train(trained_on, corpus.vocabulary_size).to_bytes().decode()
+
+    vocabulary = trained.keep_note(train_tokenizer).encode()
     write(storage, TOKENIZER, vocabulary)
     tokenizer = Tokenizer.from_bytes(vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
-    division = Division.of(census.text_bytes)
-    encoded = Stage(
-        storage, "encoded", _sha256(f"{made_from}{division.digest}".encode() + vocabulary)
-    )
-    work = partial(encode, kept=chosen, vocabulary=vocabulary, division=division)
-    for _ in encoded.run(partitions, work, report):
-        pass
-    written = write_shards(encoded, len(partitions), division, census, vocabulary, corpus, storage)
-    manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation)
-    funnel = make_report(files, tally, census, manifest.tokens())
+    written = Written(tokenizer.vocabulary_size)
+    if texts.documents:
+        division = Division.of(texts.text_bytes)
+        encoded = _encoded(storage, "encoded", made_from, division, vocabulary)
+        work = partial(encode, kept=chosen, vocabulary=vocabulary, division=division)
+        for _ in encoded.run(partitions, work, report):
+            pass
+        write_shards(
+            encoded, len(partitions), division, texts, vocabulary, corpus, storage, written
+        )
+    images = None
+    if vision and found.census.documents:
+        division = Division.of(found.sizes)
+        encoded = _encoded(storage, "encoded_pairs", made_from, division, vocabulary)
+        encoder = PairEncoder(shown, vocabulary, division, vision.tokens, corpus.sequence_length)
+        left = without_unfit(found, encoded.run(partitions, encoder, report), tally)
+        census = texts.plus(left)
+        refuse_one_split(census)
+        if left.documents:
+            images = Images(size=vision.image_size, tokens=vision.tokens)
+            write_shards(
+                encoded,
+                len(partitions),
+                division,
+                left,
+                vocabulary,
+                corpus,
+                storage,
+                written,
+                images,
+            )
+    manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation, images)
+    funnel = make_report(files, tally, census, manifest.text_tokens())
     write(storage, REPORT, funnel.encode())
     manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
     commit(storage, manifest)
@@ -150,6 +209,23 @@ def _prepare(
     return manifest
 
 
+def _left(tally: Tally, of_pairs: bool) -> int:
+    """How many documents, or pairs, were read and kept by the rules."""
+    signs = {"read": 1, "rule": -1}
+    return sum(
+        signs.get(entry.step, 0) * entry.count
+        for entry in tally.entries()
+        if entry.domain.startswith(PREFIX) == of_pairs
+    )
+
+
+def _encoded(
+    storage: Storage, name: str, made_from: str, division: Division, vocabulary: bytes
+) -> Stage:
+    told = f"{made_from}{division.digest}".encode()
+    return Stage(storage, name, _sha256(told + vocabulary))
+
+
 def _manifest(
     corpus: config.Corpus,
     census: Census,
@@ -157,9 +233,11 @@ def _manifest(
     vocabulary: bytes,
     written: Written,
     preparation: str,
+    images: Images | None,
 ) -> Manifest:
     """That of a corpus whose shards are written, but for its report."""
     return Manifest(
+        images=images,
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,
@@ -197,13 +275,16 @@ def _told(manifest: Manifest, funnel: Report) -> Iterator[str]:
         f"{100 * tokens / rows / manifest.sequence_length:.1f} % filled; unigram loss "
         f"{manifest.unigram_loss:.3f}; fingerprint {manifest.fingerprint}"
     )
+    if manifest.images:
+        count, size = sum(s.images or 0 for s in manifest.shards), manifest.images.size
+        yield f"{count} images of {size} × {size} pixels, {manifest.images.tokens} tokens each"
     yield from table(funnel)
 
 
 def _tokens_of_text(manifest: Manifest) -> str:
     """How many tokens a character takes, and where it takes most beside English."""
     counts = counts_of(
-        manifest.tokens(), manifest.documents, manifest.characters, manifest.text_bytes
+        manifest.text_tokens(), manifest.documents, manifest.characters, manifest.text_bytes
     )
     tokens = sum(found.tokens for found in counts.values())
     characters = sum(found.characters for found in counts.values())
@@ -236,18 +317,27 @@ def _preparation(
     files: list[SourceFile],
     hashes: list[str],
     contamination: Contamination | None,
+    vision: Vision | None,
 ) -> str:
     """SHA-256 of all that decides the outcome: settings and sources, wherever they are kept.
 
-    max_bad_share decides only whether there is one. A language model and evaluations count by content.
+    max_bad_share decides only whether there is one. A language model and evaluations count by content,
+    and settings of images where there can be any.
     """
     content = sorted(
         [file.source, file.domain, file.path, file.size, digest]
         for file, digest in zip(files, hashes, strict=True)
     )
     settings = corpus.model_dump(
-        exclude={"directory", "sources", "max_bad_share", "evaluation_files"}
+        exclude={"directory", "sources", "max_bad_share", "evaluation_files", "images"}
     )
+    if vision:
+        settings["images"] = [
+            IMAGE_RECIPE,
+            vision.image_size,
+            vision.tokens,
+            corpus.images.model_dump(),
+        ]
     settings["evaluations"] = contamination.digest if contamination else None
     if corpus.language_model:
         settings["language_model"] = open_storage("/").sha256(

@@ -2,13 +2,14 @@
 
 The first stage of a preparation. A partition is some files; of each run of documents it gives two
 tables, row by row the same documents: `texts` with the texts alone, and `about` with all that the
-next stages decide by, so that they need not read the texts.
+next stages decide by, so that they need not read the texts. Of pairs it gives two tables as well,
+`pictures` with the prepared images alone, and `pairs`.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +20,9 @@ from panthalassa.corpus.decontaminate import Contamination
 from panthalassa.corpus.documents import Document, Problem, SourceFile
 from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
 from panthalassa.corpus.minhash import choose_bands, key_lists
+from panthalassa.corpus.pairs import PREFIX, PairRefiner, pair_table
 from panthalassa.corpus.refine import Refiner
-from panthalassa.corpus.sources import content_sha256, read_documents
+from panthalassa.corpus.sources import content_sha256, path_safe, read_documents
 from panthalassa.corpus.staging import MOST_TASKS, Tables
 from panthalassa.errors import CorpusError
 
@@ -64,7 +66,8 @@ def partition(files: list[SourceFile], hashes: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a partition. `bands` has the number and the length of the bands whose keys are made.
+    """Reads a partition. `bands` has the number and the length of the bands whose keys are made; `pairs`
+    is given where images are taken.
 
     Ray Data sends it to a node once, where all tasks share the arrays in it. A reference to an object of
     Ray's would stay in every process that has run it: Ray never ends such a process, nor uses it again.
@@ -73,30 +76,63 @@ class Reader:
     refine: Refiner
     bands: tuple[int, int] | None
     contamination: Contamination | None
+    pairs: PairRefiner | None = None
 
     def __call__(self, number: int, partition: str) -> Tables:
         tally = Tally()
         rows: list[dict[str, Any]] = []
-        size = 0
-        for document in self._documents(partition, tally):
-            rows.append(document)
-            size += document["bytes"]
+        images: list[bytes] = []
+        pairs: list[dict[str, Any]] = []
+        size = image_size = 0
+        for row, image in self._documents(partition, tally):
+            if image is None:
+                rows.append(row)
+                size += row["bytes"]
+            else:
+                pairs.append(row)
+                images.append(image)
+                image_size += row["bytes"] + len(image)
             if size > TABLE_BYTES or len(rows) >= TABLE_ROWS:
                 yield from self._tables(rows)
                 rows, size = [], 0
+            if image_size > TABLE_BYTES or len(pairs) >= TABLE_ROWS:
+                yield from self._pair_tables(pairs, images)
+                pairs, images, image_size = [], [], 0
         if rows:
             yield from self._tables(rows)
+        if pairs:
+            yield from self._pair_tables(pairs, images)
         return tally.encode()
 
-    def _documents(self, partition: str, tally: Tally) -> Iterator[dict[str, Any]]:
+    def _documents(
+        self, partition: str, tally: Tally
+    ) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+        """Rows of documents, and of pairs with their images."""
+        limit = self.pairs.limits.max_bytes if self.pairs else None
         for fields, sha256 in json.loads(partition):
             file = SourceFile(**fields)
-            for found in read_documents(file):
+            for found in read_documents(file, limit):
                 if isinstance(found, Problem):
                     add_problem(tally, file, found)
-                elif document := _refined(found, file, self.refine, tally):
-                    yield _row(document, file)
+                elif self.pairs and found.image is not None:
+                    place = _place(file, found.provenance.place)
+                    if pair := self.pairs(found, file, place, tally):
+                        yield pair
+                elif document := _refined(self._apart(found), file, self.refine, tally):
+                    yield _row(document, file), None
             refuse_changed(file, sha256)
+
+    def _apart(self, document: Document) -> Document:
+        """The document, whose domain is not one of pairs."""
+        if self.pairs and document.domain.startswith(PREFIX):
+            return replace(document, domain=path_safe(f"text-{document.domain}"))
+        return document
+
+    def _pair_tables(
+        self, pairs: list[dict[str, Any]], images: list[bytes]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        yield "pictures", pa.table({"image": pa.array(images, pa.large_binary())})
+        yield "pairs", pair_table(pairs, self.contamination)
 
     def _tables(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, pa.Table]]:
         table = pa.Table.from_pylist(rows, READ)

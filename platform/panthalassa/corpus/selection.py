@@ -69,6 +69,11 @@ class Census:
     def held_out(self) -> int:
         return sum(n for group, n in self.documents.items() if group.startswith("held_out/"))
 
+    def plus(self, other: "Census") -> "Census":
+        """Both, of which no group is the same."""
+        counts = ((getattr(self, name) + getattr(other, name)) for name in COUNTED)
+        return Census(self.held_out_below, *counts)
+
     def encode(self) -> str:
         return json.dumps(vars(self))
 
@@ -211,7 +216,7 @@ def _partition(
         for index, nodes in enumerate((copies, worse)):
             rows = places(nodes)[1]
             step[rows[(rows >= first) & (rows < first + len(about))] - first] = index
-        _count_dropped(about, step, tally)
+        count_dropped(about, step, tally)
         left = pa.array(step == KEPT)
         lowest += _count_kept(about.filter(left), held_out_below, counts)
         yield "kept", pa.table({"kept": left})
@@ -242,7 +247,7 @@ def _count_kept(
     return [[int(positions[lowest]), row["domain"], 1, row["characters"], row["bytes"]]]
 
 
-def _count_dropped(about: pa.Table, step: NDArray[np.int64], tally: Tally) -> None:
+def count_dropped(about: pa.Table, step: NDArray[np.int64], tally: Tally) -> None:
     dropped = pa.array(np.flatnonzero(step != KEPT))
     columns = ["domain", "source", "place", "bytes", "evaluation", "begins"]
     rows = about.select(columns).take(dropped).to_pylist()

@@ -1,7 +1,7 @@
 """A corpus as a table: what its manifest counts by domain, and how often training would draw it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
 
 from panthalassa.corpus.fertility import Fertility, TextCounts, counts_of, fertilities
@@ -11,6 +11,8 @@ HEADER = (
     *("", "documents", "MB", "tokens", "share", "drawn"),
     *("tokens/byte", "tokens/char", "parity", "held out", "its tokens"),
 )
+IMAGES = ("images", "its images")
+"""Of a corpus that has any: how many each split has."""
 COUNTED = ("counted", "its counted")
 """Of a corpus for fine-tuning: the share of each split's tokens that count in the loss."""
 ABSENT = "–"
@@ -22,13 +24,16 @@ def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
 
     drawn: the share of the samples that training draws of each domain. The first columns tell of the
     train split, then come fertility and parity (`corpus.fertility`) of both, and then two tell of the
-    documents that are held out. For fine-tuning, two more have the share of the tokens that count.
+    documents that are held out. For fine-tuning, two more have the share of the tokens that count, and
+    with images two have their numbers.
     """
     tokens = {split: Counter[str]() for split in get_args(Split)}
+    images = {split: Counter[str]() for split in get_args(Split)}
     for shard in manifest.shards:
         tokens[shard.split][shard.domain] += shard.tokens
+        images[shard.split][shard.domain] += shard.images or 0
     counts = counts_of(
-        manifest.tokens(), manifest.documents, manifest.characters, manifest.text_bytes
+        manifest.text_tokens(), manifest.documents, manifest.characters, manifest.text_bytes
     )
     counts[ALL] = TextCounts(*map(sum, zip(*counts.values(), strict=True)))
     found = {row.domain: row for row in fertilities(counts)}
@@ -60,15 +65,25 @@ def table(manifest: Manifest, drawn: Mapping[str, float]) -> Iterator[str]:
             f"{held_out:,}",
             f"{kept:,}",
             *(_shares(counted, group, trained, kept) if counted else ()),
+            *(_sums(images.values(), group) if manifest.images else ()),
         )
 
     rows = [row(domain, [domain], drawn.get(domain, 0.0)) for domain in domains]
     rows.append(row(ALL, domains, sum(drawn.values())))
-    header = (*HEADER, *COUNTED) if counted else HEADER
+    header = (
+        *HEADER,
+        *(COUNTED if counted else ()),
+        *(IMAGES if manifest.images else ()),
+    )
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for name, *cells in (header, *rows):
         padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *padded])
+
+
+def _sums(splits: Iterable[Mapping[str, int]], domains: list[str]) -> Iterator[str]:
+    for found in splits:
+        yield f"{sum(found[domain] for domain in domains):,}"
 
 
 def _shares(

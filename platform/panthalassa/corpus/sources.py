@@ -20,10 +20,12 @@ from typing import Any
 import pyarrow as pa
 
 from panthalassa.corpus.documents import Document, Problem, Provenance, Record, SourceFile, short
+from panthalassa.corpus.formats.pairs import read_json_pairs, read_parquet_pairs
 from panthalassa.corpus.formats.stream import unreadable
 from panthalassa.corpus.formats.tables import read_json_lines, read_parquet
 from panthalassa.corpus.formats.text import read_text
 from panthalassa.corpus.formats.warc import read_warc
+from panthalassa.corpus.formats.webdataset import IMAGE_KINDS, read_webdataset
 from panthalassa.corpus.formats.wikipedia import read_wikipedia
 from panthalassa.corpus.normalise import normalise
 from panthalassa.errors import CorpusError
@@ -53,6 +55,14 @@ READERS: list[tuple[re.Pattern[str], Reader]] = [
     (re.compile(r"\.xml(-p\d+p\d+)?" + PACKED, re.I), read_wikipedia),
     (re.compile(r"\.(warc|wet)" + PACKED, re.I), read_warc),
 ]
+PairReader = Callable[[SourceFile, int], Iterator[Record | Problem]]
+PAIR_READERS: list[tuple[re.Pattern[str], PairReader]] = [
+    (re.compile(r"\.(jsonl|ndjson|json)" + PACKED, re.I), read_json_pairs),
+    (re.compile(r"\.parquet$", re.I), read_parquet_pairs),
+    (re.compile(r"\.tar" + PACKED, re.I), read_webdataset),
+]
+"""In place of READERS, where images are taken."""
+IMAGE_FILE = re.compile(rf"\.({'|'.join(IMAGE_KINDS)})$", re.I)
 NO_SOURCE = re.compile(r"-multistream-index\d*\.txt")
 """The index beside a Wikipedia dump, which is no text."""
 KINDS = ".txt, .jsonl, .ndjson, .json, .parquet, .xml (a Wikipedia dump), .warc or .wet"
@@ -61,9 +71,11 @@ ENDING = re.compile(r"(\.\w{1,8}(?=\.(gz|zst|bz2|xz)$))?\.[a-z0-9_-]{1,12}$", re
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of sources, and how many of which endings were left out for being of another kind."""
+    """The files of sources, the files of images beside them, and how many of which endings were left out
+    for being of another kind."""
 
     files: list[SourceFile] = field(default_factory=list)
+    images: list[SourceFile] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -72,11 +84,12 @@ def find_files(sources: list[str]) -> list[SourceFile]:
     return list_files(sources).files
 
 
-def list_files(sources: list[str]) -> Listing:
+def list_files(sources: list[str], images: bool = False) -> Listing:
     """Every file of every source, in the order of the sources and then of paths.
 
-    Files of other kinds are left out and counted, those whose name or folder begins with a dot are
-    no sources at all. A file to which several links lead is listed once.
+    With `images` those of pairs are among them. Files of other kinds are left out and counted, those
+    whose name or folder begins with a dot are no sources at all. A file to which several links lead is
+    listed once.
     Raises CorpusError for a source that is missing, unreadable, or holds no text.
     """
     if not sources:
@@ -86,25 +99,27 @@ def list_files(sources: list[str]) -> Listing:
     listing = Listing()
     roots: dict[str, str] = {}
     for source in sources:
-        found = _listing(source)
+        found = _listing(source, images)
         listing.left_out.update(found.left_out)
-        for file in found.files:
-            name, number = file.source, 1
-            while roots.setdefault(name, file.root) != file.root:
-                number += 1
-                name = f"{file.source}-{number}"
-            listing.files.append(replace(file, source=name))
+        for files, named in (found.files, listing.files), (found.images, listing.images):
+            for file in files:
+                name, number = file.source, 1
+                while roots.setdefault(name, file.root) != file.root:
+                    number += 1
+                    name = f"{file.source}-{number}"
+                named.append(replace(file, source=name))
     return listing
 
 
-def _listing(source: str) -> Listing:
+def _listing(source: str, images: bool) -> Listing:
     if source == PYTHON_REFERENCE:
         size = sum(len(text.encode()) for text in topics.values())
         return Listing([SourceFile(PYTHON_REFERENCE, "topics", size, "python", PYTHON_REFERENCE)])
     mend = "Correct the key corpus.sources."
     try:
         storage = open_storage(source)
-        found = _local_files(storage.root) if storage.is_local else storage.files()
+        local = storage.is_local
+        found = _local_files(storage.root, images) if local else storage.files()
     except FileNotFoundError:
         raise CorpusError(f"source {source} does not exist. {mend}") from None
     except (OSError, pa.ArrowInvalid) as error:
@@ -114,7 +129,8 @@ def _listing(source: str) -> Listing:
     for path, size in found:
         if path.startswith(".") or "/." in path or NO_SOURCE.search(path):
             continue
-        if _reader(path) is None:
+        is_image = images and IMAGE_FILE.search(path) is not None
+        if not _is_source(path, images) and not is_image:
             ending = ENDING.search(path.lower())
             listing.left_out[ending[0] if ending else "no ending"] += 1
         elif path != path.encode(errors="replace").decode():
@@ -125,15 +141,17 @@ def _listing(source: str) -> Listing:
         else:
             folder, separator, _ = path.partition("/")
             domain = path_safe(folder if separator else name)
-            listing.files.append(SourceFile(storage.uri, path, size, domain, name))
+            of_kind = listing.images if is_image else listing.files
+            of_kind.append(SourceFile(storage.uri, path, size, domain, name))
     if not listing.files:
+        kinds = f"{KINDS}, or .tar (WebDataset)" if images else KINDS
         raise CorpusError(
-            f"source {source} holds no {KINDS} file. Add some, or correct the key corpus.sources."
+            f"source {source} holds no {kinds} file. Add some, or correct the key corpus.sources."
         )
     return listing
 
 
-def _local_files(root: str) -> list[tuple[str, int]]:
+def _local_files(root: str, images: bool) -> list[tuple[str, int]]:
     """What `Storage.files` gives, but for hidden files; links may lead in circles, and names be any
     bytes. Of several names that lead to one file, the first that tells its kind counts.
 
@@ -152,7 +170,8 @@ def _local_files(root: str) -> list[tuple[str, int]]:
             path = os.path.join(folder, name)
             target = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, name)
             size = os.path.getsize(path) if os.path.exists(path) else 0
-            found.setdefault((target, _reader(name) is None), (os.path.relpath(path, root), size))
+            which = target, not _is_source(name, images)
+            found.setdefault(which, (os.path.relpath(path, root), size))
     return sorted(found.values())
 
 
@@ -163,6 +182,15 @@ def _raise(error: OSError) -> None:
 def _reader(path: str) -> Reader | None:
     name = PurePosixPath(path).name
     return next((reader for kind, reader in READERS if kind.search(name)), None)
+
+
+def _pair_reader(path: str) -> PairReader | None:
+    name = PurePosixPath(path).name
+    return next((reader for kind, reader in PAIR_READERS if kind.search(name)), None)
+
+
+def _is_source(path: str, images: bool) -> bool:
+    return _reader(path) is not None or (images and _pair_reader(path) is not None)
 
 
 def path_safe(domain: str) -> str:
@@ -187,13 +215,17 @@ def content_sha256(file: SourceFile) -> str:
         raise unreadable(file.place, error) from error
 
 
-def read_documents(file: SourceFile) -> Iterator[Document | Problem]:
+def read_documents(
+    file: SourceFile, image_bytes: int | None = None
+) -> Iterator[Document | Problem]:
     """The documents of one file, normalised, and what of it could not be read; empty ones are left out.
+
+    With `image_bytes`, pairs with the files of images up to that size are among them.
 
     Raises CorpusError when the file is gone or its storage fails.
     """
     try:
-        for record in _records(file):
+        for record in _records(file, image_bytes):
             if isinstance(record, Problem):
                 yield record
             elif document := _document(file, record):
@@ -202,9 +234,11 @@ def read_documents(file: SourceFile) -> Iterator[Document | Problem]:
         yield Problem(file.place, f"damaged; the rest is lost: {error}")
 
 
-def _records(file: SourceFile) -> Iterator[Record | Problem]:
+def _records(file: SourceFile, image_bytes: int | None) -> Iterator[Record | Problem]:
     if file.root == PYTHON_REFERENCE:
         return (Record(f"{PYTHON_REFERENCE}/{name}", topics[name]) for name in sorted(topics))
+    if image_bytes is not None and (pairs := _pair_reader(file.path)):
+        return pairs(file, image_bytes)
     reader = _reader(file.path)
     if reader is None:
         raise CorpusError(f"{file.place} is of no known kind. Sources are {KINDS} files.")
@@ -221,11 +255,14 @@ def _document(file: SourceFile, record: Record) -> Document | Problem | None:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
         return Problem(record.place, f"the text is not valid Unicode: {error}")
-    if not (cleaned := normalise(text)):
+    cleaned = normalise(text)
+    if not cleaned and record.image is None:
         return None
     url, terms = _string(record.url), _string(record.license)
-    domain = path_safe(language) if language else file.domain
-    return Document(cleaned, domain, Provenance(file.root, record.place, url, terms))
+    provenance = Provenance(file.root, record.place, url, terms)
+    if record.image is not None:
+        return Document(cleaned, language or "", provenance, record.image)
+    return Document(cleaned, path_safe(language) if language else file.domain, provenance)
 
 
 def _string(value: Any) -> str | None:

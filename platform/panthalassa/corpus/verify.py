@@ -22,23 +22,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from panthalassa.corpus.funnel import REPORT
+from panthalassa.corpus.images import BadImage, pixels
 from panthalassa.corpus.manifest import (
     ANSWERS,
     CLAIM,
+    IMAGES,
     MANIFEST,
     PAGE,
     TOKENIZER,
+    Images,
     Index,
     Manifest,
     Shard,
     read_manifest,
 )
-from panthalassa.corpus.tokenizer import read_tokenizer
+from panthalassa.corpus.tokenizer import Tokenizer, read_tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
 
 FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 1 << 16
+IMAGE_ROWS_AT_ONCE = 32
 AGAIN = "Restore it from a copy, or prepare the corpus anew into an empty folder."
 MANIFEST_AGAIN = f"Restore {MANIFEST} from a copy, or prepare the corpus anew into an empty folder."
 
@@ -244,6 +248,7 @@ def _of_shard(manifest: Manifest, shard: Shard, copy: Path) -> dict[str, tuple[o
         batches = parquet.iter_batches(ROWS_AT_ONCE, columns=["lengths"])
         tokens = sum(pc.sum(batch["lengths"].flatten()).as_py() for batch in batches)
         counted = None
+        images, wrong = _of_images(manifest, parquet)
         if ANSWERS in parquet.schema_arrow.names:
             batches = parquet.iter_batches(ROWS_AT_ONCE, columns=[ANSWERS])
             counted = sum(_counted(batch[ANSWERS].flatten()) for batch in batches)
@@ -252,9 +257,36 @@ def _of_shard(manifest: Manifest, shard: Shard, copy: Path) -> dict[str, tuple[o
         "rows in its row groups": (groups, shard.row_groups),
         "tokens": (tokens, shard.tokens),
         "tokens that count": (counted, shard.counted),
+        "images": (images, shard.images),
+        "images that are not what its tokens tell": (wrong, 0),
         "tokens in a row": (width, manifest.sequence_length),
         "folder": (shard.path.rpartition("/")[0], f"{shard.split}/{shard.domain}"),
     }
+
+
+def _of_images(manifest: Manifest, parquet: pq.ParquetFile) -> tuple[int | None, int]:
+    """How many images a shard has, if it has the column; and how many of its rows have another number of
+    them than of places for them, or one that can not be decoded."""
+    if IMAGES not in parquet.schema_arrow.names:
+        return None, 0
+    count = wrong = 0
+    for batch in parquet.iter_batches(IMAGE_ROWS_AT_ONCE, columns=["tokens", IMAGES]):
+        for tokens, images in zip(batch["tokens"], batch[IMAGES].to_pylist(), strict=True):
+            count += len(images)
+            places = int((tokens.values.to_numpy() == Tokenizer.image).sum())
+            wrong += not _are_right(manifest.images, images, places)
+    return count, wrong
+
+
+def _are_right(expected: Images | None, images: list[bytes], places: int) -> bool:
+    if not expected or places != len(images) * expected.tokens:
+        return False
+    try:
+        for image in images:
+            pixels(image, expected.size)
+    except BadImage:
+        return False
+    return True
 
 
 def _counted(bounds: pa.Array) -> int:

@@ -35,13 +35,14 @@ class Row:
 
 def read_json_lines(file: SourceFile) -> Iterator[Record | Problem]:
     for row in json_rows(file):
-        if isinstance(row, Problem):
-            yield row
-        elif "text" in row.columns:
-            yield _record(row)
-        else:
-            what = f"expected an object with the key `text`, found {short(row.columns)}"
-            yield Problem(row.place, what)
+        yield row if isinstance(row, Problem) else json_record(row)
+
+
+def json_record(row: Row) -> Record | Problem:
+    if "text" in row.columns:
+        return _record(row)
+    what = f"expected an object with the key `text`, found {short(row.columns)}"
+    return Problem(row.place, what)
 
 
 def json_rows(file: SourceFile) -> Iterator[Row | Problem]:

@@ -1,0 +1,118 @@
+"""JSON lines and Parquet with images: a row that has one is a pair, any other a document as before.
+
+A pair has the columns `image` and `text` or `caption`, and what a document may have. In Parquet an
+image is the bytes of its file, or a struct with these as `bytes`, as Hugging Face's `datasets` write it;
+in JSON lines it is the path of the file from the folder of the JSON lines on, and stays inside of that.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from panthalassa.corpus.documents import Problem, Record, SourceFile, short
+from panthalassa.corpus.formats.stream import seekable
+from panthalassa.corpus.formats.tables import (
+    COLUMNS,
+    Row,
+    json_record,
+    json_rows,
+    parquet_rows,
+    read_parquet,
+)
+from panthalassa.corpus.images import BadImage
+from panthalassa.storage import Storage, open_storage
+
+IMAGE = "image"
+PAIRS = (*COLUMNS, "caption", IMAGE)
+
+
+def read_json_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:
+    storage = open_storage(file.root)
+    folder = str(PurePosixPath(file.path).parent)
+    for row in json_rows(file):
+        if isinstance(row, Problem):
+            yield row
+        elif IMAGE not in row.columns:
+            yield json_record(row)
+        elif isinstance(path := row.columns[IMAGE], str) or path is None:
+            yield pair_of(row, _stored_image(storage, folder, path, max_bytes))
+        else:
+            yield Problem(row.place, f"`image` is {short(path)}, expected a path")
+
+
+def _stored_image(
+    storage: Storage, folder: str, path: str | None, max_bytes: int
+) -> bytes | BadImage:
+    """The file at a path that others wrote, which leads nowhere out of the folder."""
+    if not path:
+        return BadImage("image-missing", "there is no image beside the caption")
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "://" in path or "\0" in path:
+        return BadImage("image-path", f"{short(path)} is no path inside the folder of the file")
+    place = str(PurePosixPath(folder) / parts)
+    if storage.is_local and not _is_inside(storage.path(folder), storage.path(place)):
+        return BadImage("image-path", f"{short(path)} is a link out of the folder of the file")
+    found = storage.filesystem.get_file_info(storage.path(place))
+    if found.type != pafs.FileType.File:
+        return BadImage("image-missing", f"there is no file {short(path)}")
+    if found.size > max_bytes:
+        return BadImage("image-too-large", f"{found.size} bytes, more than {max_bytes}")
+    return storage.read(place)
+
+
+def _is_inside(folder: str, path: str) -> bool:
+    real = os.path.realpath(folder)
+    return os.path.realpath(path).startswith(os.path.join(real, ""))
+
+
+def read_parquet_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:
+    if not _has_images(file):
+        yield from read_parquet(file)
+        return
+    for row in parquet_rows(file, PAIRS, needed=(IMAGE,)):
+        if isinstance(row, Problem):
+            yield row
+        else:
+            yield pair_of(row, _held_image(row.columns[IMAGE], max_bytes))
+
+
+def _has_images(file: SourceFile) -> bool:
+    """Whether a column holds images; what is no Parquet file is for the reader of texts to tell."""
+    try:
+        with seekable(file) as stream:
+            schema = pq.read_schema(stream)
+        kind = schema.field(IMAGE).type
+    except (pa.ArrowException, OSError, KeyError):
+        return False
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_binary(kind.field(index).type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _held_image(value: Any, max_bytes: int) -> bytes | BadImage:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not data:
+        return BadImage("image-missing", "there are no bytes of an image beside the caption")
+    if len(data) > max_bytes:
+        return BadImage("image-too-large", f"{len(data)} bytes, more than {max_bytes}")
+    return bytes(data)
+
+
+def pair_of(row: Row, image: bytes | BadImage) -> Record:
+    """A pair whose text is one of two columns, or empty."""
+    columns = row.columns
+    text = columns.get("text")
+    text = columns.get("caption") if text is None else text
+    terms = columns.get("license") or columns.get("licence")
+    text = "" if text is None else text
+    return Record(row.place, text, columns.get("language"), columns.get("url"), terms, image)
