@@ -94,7 +94,8 @@ def _open(place: str, overrides: list[str] | None) -> "tuple[Storage, Mixture]":
 
     if place.endswith((".yaml", ".yml")) or Path(place).is_file():
         config = load(place, overrides)
-        mixture = Mixture(config.stream.temperature, config.stream.weights)
+        stream = config.stream
+        mixture = Mixture(stream.temperature, stream.weights, stream.image_share)
         return open_storage(config.corpus.directory), mixture
     if overrides:
         raise ConfigError(f"{place} is a corpus, which {overrides[0]} can not change")

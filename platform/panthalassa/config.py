@@ -23,6 +23,7 @@ from panthalassa.config_values import (
     Section,
     Share,
     Weights,
+    WholeShare,
     number_or_name,
 )
 
@@ -104,6 +105,8 @@ class LaterPhase(Section):
     """Another temperature, without weights."""
     weights: Weights | None = None
     """Other weights."""
+    image_share: WholeShare | None = None
+    """Another share of samples with images."""
     sequence_length: Length | None = None
     """Another train.sequence_length."""
 
@@ -113,6 +116,9 @@ class Stream(Section):
     """Domains are mixed by samples**(1/temperature): above 1 the small ones are seen more often."""
     weights: Weights | None = None
     """Domains are mixed in these proportions instead; one that is not named is left out."""
+    image_share: WholeShare | None = None
+    """Share of the samples that have images, 0 to 1, whatever there is of them: temperature or weights
+    then mix the domains with images among themselves, and those of text. Null: all domains together."""
     phases: list[LaterPhase] = Field(default_factory=list)
     """The curriculum: what changes at later steps."""
     on_bad_shard: Literal["stop", "quarantine"] = "stop"

@@ -54,6 +54,7 @@ Weights = dict[
     Annotated[str, BeforeValidator(_quoted)], Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ]
 Share = Annotated[float, Field(ge=0, lt=1)]
+WholeShare = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -29,12 +29,13 @@ class Phase(BaseModel):
     seed: int
     temperature: float
     weights: dict[str, float] | None
+    image_share: float | None = Field(default=None, exclude_if=lambda value: value is None)
     sequence_length: int = Field(ge=2)
     global_batch: int = Field(ge=1)
 
     @property
     def mixture(self) -> Mixture:
-        return Mixture(self.temperature, self.weights)
+        return Mixture(self.temperature, self.weights, self.image_share)
 
 
 def planned(config: Config, fingerprint: str) -> list[Phase]:
@@ -46,6 +47,7 @@ def planned(config: Config, fingerprint: str) -> list[Phase]:
         seed=config.run.seed,
         temperature=stream.temperature,
         weights=stream.weights,
+        image_share=stream.image_share,
         sequence_length=train.sequence_length,
         global_batch=train.global_batch,
     )
@@ -56,6 +58,8 @@ def planned(config: Config, fingerprint: str) -> list[Phase]:
             changes |= {"temperature": later.temperature, "weights": None}
         if later.weights is not None:
             changes["weights"] = later.weights
+        if later.image_share is not None:
+            changes["image_share"] = later.image_share
         if later.sequence_length is not None:
             changes["sequence_length"] = later.sequence_length
         phases.append(first.model_copy(update=changes))

@@ -67,6 +67,8 @@ class Consumed(_Line):
     digest: str = Field(pattern="^[0-9a-f]{32}$")
     quarantined: list[int] = []
     """Samples of the global batch that were masked, because they could not be read."""
+    images: int = Field(default=0, ge=0)
+    """How many of the samples are from shards with images."""
     skipped: bool = False
     """Whether the guard left out the update: the samples were read, and changed nothing."""
 

@@ -59,14 +59,19 @@ class Mixture:
 
     temperature: float = 1.0
     weights: Mapping[str, float] | None = None
+    image_share: float | None = None
+    """Of all samples those of domains with images, to within a slot; the shares are then shares of
+    these, and of the others. None: all domains share alike."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain: the samples of an epoch, and its row groups in the manifest's order [row groups]."""
+    """A domain: the samples of an epoch and their images, and its row groups in the manifest's order
+    [row groups]."""
 
     name: str
     samples: int
+    images: int
     parts: int
     shard: Integers
     row_group: Integers
@@ -79,7 +84,8 @@ class Order:
     `start` [domains] is how many samples of each domain's endless walk came before position 0: with
     `start=order.start + order.counts(n)` a new order, of another mixture even, goes on where `order`
     stands after n positions. Raises CorpusError for a manifest without training samples, ConfigError
-    for a mixture that can not be had of it, ValueError for another `start`.
+    for a mixture that can not be had of it, ValueError for another `start`. `has_images` [domains]: of
+    which domains the samples have images.
     """
 
     def __init__(
@@ -90,10 +96,11 @@ class Order:
         seed: int,
         start: Integers | None = None,
     ) -> None:
-        if manifest.objective and sequence_length != manifest.sequence_length:
+        whole = "examples" if manifest.objective else "images" if manifest.images else None
+        if whole and sequence_length != manifest.sequence_length:
             raise ConfigError(
-                f"train.sequence_length={sequence_length} would cut the examples of a corpus for "
-                f"fine-tuning: set it to {manifest.sequence_length}, as its rows are long."
+                f"train.sequence_length={sequence_length} would cut rows of {whole}: set it to "
+                f"{manifest.sequence_length}, as the corpus's rows are long."
             )
         self._rows = _Rows(manifest, "train", sequence_length)
         self.domains = self._rows.domains
@@ -104,10 +111,11 @@ class Order:
                 "lower the key train.sequence_length."
             )
         count = len(self.domains)
+        self.has_images = np.array([domain.images > 0 for domain in self.domains])
         self.start = np.zeros(count, np.int64) if start is None else np.asarray(start, np.int64)
         if self.start.shape != (count,) or self.start.min() < 0:
             raise ValueError(f"start is {self.start}: one number >= 0 for each of {count} domains")
-        self.quotas = quotas(_shares(mixture, self.domains), max(SLOTS, 4 * count))
+        self.quotas = _quotas(mixture, self.domains, max(SLOTS, 4 * count))
         self.slots = slot_pattern(self.quotas, seed)
         self._by_domain = np.argsort(self.slots, kind="stable")
         self._first_slot = np.cumsum(self.quotas) - self.quotas
@@ -149,6 +157,12 @@ class Order:
         """The share of the samples of each domain, by name."""
         found = (self.quotas / len(self.slots)).tolist()
         return dict(zip((domain.name for domain in self.domains), found, strict=True))
+
+    @property
+    def images_per_sample(self) -> float:
+        """Images of a sample, in the mean over the positions."""
+        each = [domain.images / domain.samples for domain in self.domains]
+        return float(self.quotas @ np.array(each)) / len(self.slots)
 
     def samples_of_epoch(self, domain: int, epoch: int, offsets: Integers) -> Location:
         """The samples number `offsets` [n], 0 <= offset < samples, of one epoch of a domain's walk.
@@ -201,7 +215,10 @@ class _Rows:
             names, self.samples.tolist(), bounds[:-1], bounds[1:], strict=True
         ):
             place = self._shard_of(np.arange(low, high))
-            self.domains.append(Domain(name, samples, self.parts, *place, group_rows[low:high]))
+            images = sum(manifest.shards[number].images or 0 for number in found[name])
+            self.domains.append(
+                Domain(name, samples, images, self.parts, *place, group_rows[low:high])
+            )
 
     def locate(self, domain: Integers, epoch: Integers, row: Integers, part: Integers) -> Location:
         """The samples at rows number `row` of their domains."""
@@ -270,6 +287,31 @@ def slot_pattern(quotas: Integers, seed: int) -> Integers:
 
 def _starts(sizes: Integers) -> Integers:
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+
+
+def _quotas(mixture: Mixture, domains: list[Domain], slots: int) -> Integers:
+    """The slots of each domain [domains]."""
+    shares, part = _shares(mixture, domains), mixture.image_share
+    if part is None:
+        return quotas(shares, slots)
+    images = np.array([domain.images > 0 for domain in domains])
+    here = images & (part > 0), ~images & (part < 1)
+    least = [int(np.count_nonzero(shares[chosen])) for chosen in here]
+    for wanted, found, what in zip(
+        (part, 1 - part), least, ("with images", "of text"), strict=True
+    ):
+        if wanted > 0 and not found:
+            raise ConfigError(
+                f"an image_share of {part} (key stream.image_share, or that of a phase) asks for "
+                f"samples {what}: the corpus has no such domain, or the weights leave all of them out. "
+                "Prepare a corpus of both, or leave the key out."
+            )
+    own = min(max(round(part * slots), least[0]), slots - least[1])
+    counts = np.zeros(len(domains), np.int64)
+    for chosen, size in zip(here, (own, slots - own), strict=True):
+        if size:
+            counts[chosen] = quotas(shares[chosen], size)
+    return counts
 
 
 def _shares(mixture: Mixture, domains: list[Domain]) -> NDArray[np.float64]:

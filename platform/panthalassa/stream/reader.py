@@ -4,48 +4,56 @@ Positions go in, through `Order` to rows, and out come the samples of one step a
 stream runs over *positions*, not files: a task fetches the rows of a run of positions, wherever the
 cluster has CPUs, and Ray Data hands the blocks over in order. A shard is compared with its hash when a
 process first touches it. Each sample comes with the hash of where it was found, for the ledger.
+
+Images are decoded in these tasks too, so that no training process ever does. Between processes those of
+a sample are one binary value, its pixels.
 """
 
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from numpy.typing import NDArray
 
 from panthalassa.cluster import mendable
 from panthalassa.config import Stream
-from panthalassa.corpus.manifest import ANSWERS, Manifest, Shard
-from panthalassa.errors import CorpusError, ShardError
+from panthalassa.corpus.images import BadImage
+from panthalassa.corpus.manifest import Images, Manifest
+from panthalassa.errors import ShardError
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Piece
+from panthalassa.stream.images import (
+    bytes_of,
+    decode,
+    from_numpy,
+    positions_of,
+    room,
+    to_arrow,
+)
 from panthalassa.stream.ledger import Limbs, SampleHashes
 from panthalassa.stream.order import Location
 from panthalassa.stream.partition import Partition
+from panthalassa.stream.row_group import PADDING as PADDING
+from panthalassa.stream.row_group import Tokens as Tokens
+from panthalassa.stream.row_group import read_row_group
 
 TOKENS_PER_BLOCK = 1 << 17
+IMAGE_BYTES_PER_BLOCK = 1 << 22
 BYTES_PER_TOKEN = 6
 """Of a sample on its way: its token, and its document within the row with whether it counts."""
-COLUMNS = ("tokens", "lengths", ANSWERS)
-"""Of a shard."""
 MOST_TASKS = 16
 """In a segment."""
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2
-PADDING = -1
-
 STAY_SECONDS = 60.0
 
 _owned: ray.ObjectRef[None] | None = None
 _leaving: threading.Timer | None = None
-
-Tokens = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,10 @@ class Samples:
         return int(self.has_target.sum())
 
 
-def no_samples(sequence_length: int) -> Samples:
+def no_samples(sequence_length: int, images: Images | None = None) -> Samples:
+    """None, of a corpus with such `images`."""
     empty = np.empty((0, sequence_length), np.int32)
-    return Samples.of_text(empty, empty)
+    return replace(Samples.of_text(empty, empty), images=room(images) if images else None)
 
 
 @dataclass(frozen=True)
@@ -124,13 +133,14 @@ class ShardReader:
         shape = (len(location), sequence_length)
         tokens, documents = np.zeros(shape, np.int32), np.full(shape, PADDING, np.int32)
         counted = np.zeros(shape, bool)
+        files: list[list[bytes]] = [[] for _ in range(len(location))]
         whole = np.ones(len(location), bool)
         places = np.stack((location.shard, location.row_group), axis=1)
         groups, group_of = np.unique(places, axis=0, return_inverse=True)
         for number, (shard, group) in enumerate(groups.tolist()):
             here = np.flatnonzero(group_of.reshape(-1) == number)
             try:
-                rows = _row_group(self.cache, self.manifest.shards[shard], group)
+                rows = read_row_group(self.cache, self.manifest.shards[shard], group)
             except ShardError:
                 if not self.quarantine:
                     raise
@@ -140,61 +150,42 @@ class ShardReader:
             cut = location.row[here, None], columns
             tokens[here], documents[here] = rows.tokens[cut], rows.documents[cut]
             counted[here] = rows.counted[cut]
-        return Samples(tokens, documents, counted), whole
+            if rows.images is not None:
+                assert sequence_length == rows.tokens.shape[1], "a row with images is never cut"
+                for sample in here:
+                    files[sample] = rows.images[location.row[sample]].as_py()
+        samples = Samples(tokens, documents, counted)
+        if self.manifest.images:
+            images = self._decode(self.manifest.images, location, files, samples, whole)
+            samples = replace(samples, images=images)
+        return samples, whole
 
-
-@lru_cache(maxsize=64)
-def _file(cache: ShardCache, shard: Shard) -> pq.ParquetFile:
-    return pq.ParquetFile(cache.open(shard))
-
-
-@lru_cache(maxsize=128)
-def _row_group(cache: ShardCache, shard: Shard, group: int) -> Samples:
-    try:
-        file = _file(cache, shard)
-        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-        table = file.read_row_group(group, columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CorpusError(
-            f"shard {cache.storage.uri}/{shard.path} was whole but can not be read any more: "
-            f"{error}. Restore the file; the same command then goes on."
-        ) from error
-    column, lengths = table["tokens"].combine_chunks(), table["lengths"].combine_chunks()
-    tokens = column.flatten().to_numpy().reshape(len(column), -1)
-    starts = lengths.offsets.to_numpy()
-    documents = _documents(lengths.flatten().to_numpy(), starts, tokens.shape[1])
-    if ANSWERS not in columns:
-        return Samples.of_text(tokens, documents)
-    answers = table[ANSWERS].combine_chunks()
-    bounds, starts = answers.flatten().to_numpy(), answers.offsets.to_numpy()
-    return Samples(tokens, documents, _inside(bounds, starts, tokens.shape[1]))
-
-
-def _documents(lengths: Tokens, starts: Tokens, row_length: int) -> Tokens:
-    """The document of each token [rows, row_length].
-
-    `lengths` are those of the documents of all rows; `starts` [rows + 1] where each row's begin.
-    """
-    row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    number = np.arange(len(lengths)) - starts[row]
-    ends = np.cumsum(lengths)
-    first_of_row = np.concatenate((np.zeros(1, ends.dtype), ends))[starts[row]]
-    place = row * row_length + ends - lengths - first_of_row
-    documents = np.full((len(starts) - 1) * row_length, PADDING, np.int32)
-    token = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
-    documents[np.repeat(place, lengths) + token] = np.repeat(number, lengths)
-    return documents.reshape(-1, row_length)
-
-
-def _inside(bounds: Tokens, starts: Tokens, row_length: int) -> NDArray[np.bool_]:
-    """Whether each token [rows, row_length] lies in one of its row's runs.
-
-    `bounds` are start and end of the runs of all rows; `starts` [rows + 1] where each row's begin.
-    """
-    row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    crossings = np.zeros((len(starts) - 1, row_length + 1), np.int8)
-    np.add.at(crossings, (row, bounds), np.tile(np.array((1, -1), np.int8), len(bounds) // 2))
-    return np.cumsum(crossings[:, :-1], axis=1, dtype=np.int8) > 0
+    def _decode(
+        self,
+        kind: Images,
+        location: Location,
+        files: list[list[bytes]],
+        samples: Samples,
+        whole: NDArray[np.bool_],
+    ) -> NDArray[np.uint8]:
+        """The images of samples from their files; a sample that has another turns to padding, or
+        ShardError is raised."""
+        images, end = room(kind, sum(map(len, files))), 0
+        for sample, positions in enumerate(positions_of(samples.tokens).tolist()):
+            try:
+                end += decode(files[sample], positions, kind, images[end:])
+            except BadImage as error:
+                if not self.quarantine:
+                    shard = self.manifest.shards[location.shard[sample]]
+                    raise ShardError(
+                        f"shard {self.cache.storage.uri}/{shard.path}: row {location.row[sample]} of "
+                        f"row group {location.row_group[sample]}: {error}. Prepare the corpus anew, or "
+                        "leave such samples out with the key stream.on_bad_shard=quarantine."
+                    ) from error
+                whole[sample] = False
+                samples.tokens[sample], samples.documents[sample] = 0, PADDING
+                samples.counted[sample] = False
+        return images[:end]
 
 
 @dataclass(frozen=True)
@@ -209,6 +200,8 @@ class Batch:
     """The sum of their hashes [4]."""
     unreadable: list[int]
     """Which could not, counted in the global batch."""
+    image_samples: int = 0
+    """How many of those that could be read are from shards with images."""
 
 
 def open_stream(
@@ -227,23 +220,33 @@ def open_stream(
     streams = (
         (len(segment.steps), _open(reader, segment, dp_size, dp_rank, settings, not_on))
         for piece in pieces
-        for segment in segments(piece, dp_size, settings.ahead_megabytes * 1e6 / 2)
+        for segment in segments(
+            piece, dp_size, settings.ahead_megabytes * 1e6 / 2, reader.manifest.images
+        )
     )
     return _one_after_the_other(streams)
 
 
-def segments(piece: Piece, dp_size: int, most_bytes: float) -> Iterator[Piece]:
-    """Cut a piece into some of so many bytes a rank, or of a step when that is larger.
+def segments(
+    piece: Piece, dp_size: int, most_bytes: float, images: Images | None = None
+) -> Iterator[Piece]:
+    """Cut a piece into some of so many bytes a rank, or of a step when that is larger; `images`, those
+    of the corpus, count as pixels, by how many a sample has in the mean.
 
     Ray Data reads a segment without a pause. If it had to wait for the loop instead, its scheduler would
     spin in this process (Ray 2.60) and hold the interpreter, which makes small steps several times as
     long.
     """
     phase, steps = piece.phase, piece.steps
-    step_bytes = -(-phase.global_batch // dp_size) * phase.sequence_length * BYTES_PER_TOKEN
-    most = max(1, int(most_bytes / step_bytes))
+    sample_bytes = phase.sequence_length * BYTES_PER_TOKEN + image_bytes(piece, images)
+    most = max(1, int(most_bytes / (-(-phase.global_batch // dp_size) * sample_bytes)))
     for first in range(0, len(steps), most):
         yield replace(piece, steps=steps[first : first + most])
+
+
+def image_bytes(piece: Piece, images: Images | None) -> float:
+    """Bytes of pixels that a sample has, in the mean."""
+    return piece.order.images_per_sample * bytes_of(images) if images else 0.0
 
 
 def _one_after_the_other(streams: Iterator[tuple[int, Iterator[Batch]]]) -> Iterator[Batch]:
@@ -272,11 +275,12 @@ def _open(
 ) -> Iterator[Batch]:
     length, steps = segment.phase.sequence_length, segment.steps
     partition = Partition(segment.phase.global_batch, dp_size, dp_rank)
+    images = reader.manifest.images
     if partition.samples == 0:
-        nothing = Batch(no_samples(length), 0, np.zeros(4, np.int64), [])
+        nothing = Batch(no_samples(length, images), 0, np.zeros(4, np.int64), [])
         return iter([nothing] * len(steps))
 
-    total, block = len(steps) * partition.samples, max(1, TOKENS_PER_BLOCK // length)
+    total, block = len(steps) * partition.samples, _samples_per_block(segment, images)
 
     def read(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         _stay()
@@ -284,11 +288,16 @@ def _open(
             step, sample = partition.steps(np.arange(first, min(first + block, task["end"][0])))
             location = segment.order.locate(segment.positions(steps.start + step, sample))
             samples, whole = reader.fetch_readable(location, length)
-            yield {
+            paired = segment.order.has_images[location.domain]
+            columns: dict[str, Any] = {
                 "tokens": samples.tokens,
                 "documents": samples.marked.astype(np.int16 if length < 1 << 15 else np.int32),
-                "account": np.column_stack((whole, reader.hashes.limbs(location))),
+                "account": np.column_stack((whole, whole & paired, reader.hashes.limbs(location))),
             }
+            if images and samples.images is not None:
+                counts = positions_of(samples.tokens) // images.tokens
+                columns["images"] = to_arrow(samples.images, counts, images)
+            yield columns
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -305,7 +314,14 @@ def _open(
     batches = samples.iter_batches(
         batch_size=partition.samples, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
     )
-    return _Ahead(_batch(columns, partition.start) for columns in batches)
+    return _Ahead(_batch(columns, partition.start, images) for columns in batches)
+
+
+def _samples_per_block(piece: Piece, images: Images | None) -> int:
+    most = TOKENS_PER_BLOCK // piece.phase.sequence_length
+    if pixels := image_bytes(piece, images):
+        most = min(most, int(IMAGE_BYTES_PER_BLOCK / pixels))
+    return max(1, most)
 
 
 def _tasks(total: int, block: int) -> list[dict[str, int]]:
@@ -335,15 +351,19 @@ def _let_go() -> None:
     _owned = None
 
 
-def _batch(columns: dict[str, Any], first: int) -> Batch:
+def _batch(columns: dict[str, Any], first: int, images: Images | None) -> Batch:
     """A step's batch from the columns of `read`; `first` is its first sample in the global batch."""
     account = columns["account"]
     whole = account[:, 0] == 1
+    samples = Samples.unmarked(columns["tokens"], columns["documents"])
+    if images:
+        samples = replace(samples, images=from_numpy(columns["images"], images))
     return Batch(
-        samples=Samples.unmarked(columns["tokens"], columns["documents"]),
+        samples=samples,
         read=int(whole.sum()),
-        limbs=account[whole, 1:].sum(axis=0),
+        limbs=account[whole, 2:].sum(axis=0),
         unreadable=(first + np.flatnonzero(~whole)).tolist(),
+        image_samples=int(account[:, 1].sum()),
     )
 
 

@@ -30,6 +30,7 @@ from panthalassa.stream.ledger import (
     digest_of,
 )
 from panthalassa.stream.order import Domain, Integers, Location, Order
+from panthalassa.train.audit_words import counted, named_ranges, named_steps, with_images
 from panthalassa.train.checkpoint import candidates, read_commit
 
 CHUNK = 1 << 18
@@ -76,6 +77,8 @@ class Report:
     steps: int
     samples: int = 0
     """Read in surviving steps, also in those that are skipped or passed over."""
+    images: int = 0
+    """How many of these have images."""
     attempts: list[Account] = field(default_factory=list)
     epochs: list[Epoch] = field(default_factory=list)
     rolled_back: list[RolledBack] = field(default_factory=list)
@@ -159,7 +162,7 @@ def _find_gaps(surviving: dict[int, Consumed], report: Report) -> None:
     edges = [-1, *sorted(surviving), report.steps]
     for before, after in pairwise(edges):
         if after > before + 1:
-            report.problems.append(f"gap: no record of {_steps(before + 1, after - 1)}")
+            report.problems.append(f"gap: no record of {named_steps(before + 1, after - 1)}")
 
 
 def _audit_updates(
@@ -176,7 +179,7 @@ def _audit_updates(
     found = [(back.first_step, back.end_step) for back in ledger]
     if found != list(saved):
         report.problems.append(
-            f"the newest checkpoint passes over {_ranges(saved)}, the ledger {_ranges(found)}"
+            f"the newest checkpoint passes over {named_ranges(saved)}, the ledger {named_ranges(found)}"
         )
     left = dict(surviving)
     for first, end in saved:
@@ -273,7 +276,7 @@ def _compare_steps(
     report: Report,
 ) -> None:
     """Compare what stands at the positions of `steps` with what the ranks recorded."""
-    batch = piece.phase.global_batch
+    batch, paired = piece.phase.global_batch, piece.order.has_images[location.domain]
     for number, step in enumerate(steps.tolist()):
         consumed = surviving.get(step)
         if consumed is None:
@@ -284,13 +287,14 @@ def _compare_steps(
         paths = (manifest.shards[shard].path for shard in place.shard)
         report.quarantined.update(zip(paths, place.row_group.tolist(), strict=True))
         report.samples += consumed.samples
-        if (consumed.samples, consumed.digest) != (
-            int(good.sum()),
-            digest_of(limbs[own][good].sum(axis=0)),
-        ):
+        report.images += consumed.images
+        samples, images = int(good.sum()), int(paired[own][good].sum())
+        found = consumed.samples, consumed.images, consumed.digest
+        if found != (samples, images, digest_of(limbs[own][good].sum(axis=0))):
             report.problems.append(
-                f"step {step + 1} was trained on {consumed.samples} samples that are not the "
-                f"{int(good.sum())} of its positions"
+                f"step {step + 1} was trained on {consumed.samples} samples"
+                f"{with_images(consumed.images)} that are not the {samples}{with_images(images)} "
+                "of its positions"
             )
 
 
@@ -336,34 +340,35 @@ def explain(report: Report) -> Iterator[str]:
         f"{account.attempt.dp_size}x{account.attempt.tp_size}" for account in report.attempts
     )
     yield (
-        f"{_count(report.steps, 'step')}, {_count(report.samples, 'sample')}, "
-        f"{_count(len(report.attempts), 'attempt')} (data x tensor parallel: {worlds})"
+        f"{counted(report.steps, 'step')}, {counted(report.samples, 'sample')}"
+        f"{with_images(report.images)}, {counted(len(report.attempts), 'attempt')} "
+        f"(data x tensor parallel: {worlds})"
     )
     yield from _epoch_lines(report.epochs)
     for undone in report.rolled_back:
         yield (
-            f"rolled back: {_steps(undone.first_step, undone.first_step + undone.steps - 1)} of "
-            f"attempt {undone.attempt}, {_count(undone.samples, 'sample')} trained and undone"
+            f"rolled back: {named_steps(undone.first_step, undone.first_step + undone.steps - 1)} of "
+            f"attempt {undone.attempt}, {counted(undone.samples, 'sample')} trained and undone"
         )
     for step in report.skipped:
-        yield f"skipped by the guard: step {step.step + 1}, {_count(step.samples, 'sample')}"
+        yield f"skipped by the guard: step {step.step + 1}, {counted(step.samples, 'sample')}"
     for back, samples in report.passed_over:
         yield (
-            f"passed over after a rollback: {_steps(back.first_step, back.end_step - 1)}, "
-            f"{_count(samples, 'sample')}"
+            f"passed over after a rollback: {named_steps(back.first_step, back.end_step - 1)}, "
+            f"{counted(samples, 'sample')}"
         )
     if report.unsaved:
-        yield f"not in a checkpoint yet: {_count(report.unsaved, 'step')}, which a resume repeats"
+        yield f"not in a checkpoint yet: {counted(report.unsaved, 'step')}, which a resume repeats"
     for (shard, group), samples in sorted(report.quarantined.items()):
-        left_out = _count(samples, "sample")
+        left_out = counted(samples, "sample")
         yield f"quarantined: row group {group} of {shard}, {left_out} not trained on"
     yield from report.problems[:MOST_PROBLEMS]
     if len(report.problems) > MOST_PROBLEMS:
-        yield f"and {_count(len(report.problems) - MOST_PROBLEMS, 'problem')} more"
+        yield f"and {counted(len(report.problems) - MOST_PROBLEMS, 'problem')} more"
     if report.passed:
         yield "PASS: each sample of each epoch exactly once" + _exceptions(report)
     else:
-        yield f"FAIL: {_count(len(report.problems), 'problem')}"
+        yield f"FAIL: {counted(len(report.problems), 'problem')}"
 
 
 def _exceptions(report: Report) -> str:
@@ -382,18 +387,5 @@ def _epoch_lines(epochs: Sequence[Epoch]) -> Iterator[str]:
             if epoch.samples != epoch.of
         ]
         if whole := len(every) - len(found):
-            found.insert(0, _count(whole, "whole epoch"))
+            found.insert(0, counted(whole, "whole epoch"))
         yield f"  {domain}, {length} tokens: {', '.join(found)}"
-
-
-def _steps(first: int, last: int) -> str:
-    """Steps as they are shown while a run trains, the first of which is number 1."""
-    return f"step {first + 1}" if first == last else f"steps {first + 1} to {last + 1}"
-
-
-def _ranges(passed: Sequence[tuple[int, int]]) -> str:
-    return ", ".join(_steps(first, end - 1) for first, end in passed) or "nothing"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")

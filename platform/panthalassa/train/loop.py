@@ -176,13 +176,15 @@ def _call_all(
 
 
 def _trained(batch: Batch | None) -> tuple[float, ...]:
-    """Six numbers for the ledger, to be summed over the ranks."""
-    return (batch.read, *batch.limbs, len(batch.unreadable)) if batch else (0,) * 6
+    """Seven numbers for the ledger, to be summed over the ranks."""
+    if batch is None:
+        return (0,) * 7
+    return (batch.read, batch.image_samples, *batch.limbs, len(batch.unreadable))
 
 
 def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float], skipped: bool) -> None:
     """Enter into the ledger what all ranks together have trained on."""
-    samples, *limbs, unreadable = sums
+    samples, images, *limbs, unreadable = sums
     masked = everywhere(batch.unreadable if batch else []) if unreadable else []
     if masked and not run.leaves_out:
         run.leaves_out = True
@@ -199,6 +201,7 @@ def _record(run: TrainingRun, batch: Batch | None, sums: Sequence[float], skippe
                 samples=int(samples),
                 digest=digest_of(limbs),
                 quarantined=sorted(masked),
+                images=int(images),
                 skipped=skipped,
             )
         )
