@@ -281,7 +281,8 @@ class TinyRun:
     def batches(self, step: int) -> list[MicroBatch]:
         size = self.config.train.micro_batch
         count = self.partition.micro_batches(size)
-        return micro_batches(self.samples(step), count, size, torch.device("cpu"))
+        vision = self.config.model.vision
+        return micro_batches(self.samples(step), count, size, torch.device("cpu"), vision)
 
     def step(self, step: int) -> tuple[float, float]:
         """Do step number `step`; the mean loss of the global batch, and the gradient's norm."""

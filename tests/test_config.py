@@ -229,7 +229,7 @@ def test_an_unknown_preset_lists_the_presets() -> None:
     for preset in yaml.safe_load(PRESETS.read_text()):
         assert preset in message
     assert "'huge'" in message
-    assert "laptop, workstation" in refused("model.preset=[1]")
+    assert "laptop, laptop-vision, workstation" in refused("model.preset=[1]")
 
 
 def test_what_is_given_beside_a_preset_goes_before_it() -> None:

@@ -319,6 +319,11 @@ def _impossible_combinations(config: Config) -> Iterator[str]:
     for key in ("heads", "kv_heads", "ffn_size", "vocabulary_size"):
         if (value := getattr(model, key)) % tp:
             yield f"model.{key}={value} is not divisible by parallel.tp_size={tp}"
+    if model.vision and model.hidden_size % tp:
+        yield f"model.hidden_size={model.hidden_size} is not divisible by parallel.tp_size={tp}"
+    for key in ("heads", "ffn_size", "tokens") if model.vision else ():
+        if (value := getattr(model.vision, key)) % tp:
+            yield f"model.vision.{key}={value} is not divisible by parallel.tp_size={tp}"
     for key, length in sequence_lengths(config):
         if length % tp:
             yield (

@@ -197,6 +197,7 @@ def test_rows_of_examples_are_never_cut(tmp_path: Path) -> None:
 class Sharing:
     """As much of a run as sharing looks at."""
 
+    config: Any
     mesh: Any
     partition: Any
     phase: Any
@@ -210,7 +211,7 @@ def shared(samples: dict[int, Samples]) -> tuple[Samples, int]:
     run = TinyRun(config)
     dp = run.mesh["dp"].get_local_rank()
     own = samples[dp] if run.reads else None
-    sharing = Sharing(run.mesh, run.partition, phase(0, sequence_length=LENGTH))
+    sharing = Sharing(config, run.mesh, run.partition, phase(0, sequence_length=LENGTH))
     return share(own, sharing), dp  # type: ignore[arg-type]
 
 

@@ -46,7 +46,9 @@ class Preference:
 
 def _loss_of_each(model: Transformer, batch: MicroBatch, chunk: int) -> Tensor:
     """Of each position [batch, sequence], in nats."""
-    found: Tensor = model(batch.tokens, batch.documents, batch.labels, chunk, "none")
+    found: Tensor = model(
+        batch.tokens, batch.documents, batch.labels, chunk, "none", images=batch.images
+    )
     return found
 
 

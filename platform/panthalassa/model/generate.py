@@ -18,6 +18,7 @@ from panthalassa.errors import ConfigError
 from panthalassa.model.kv_cache import KVCache
 from panthalassa.model.sampling import Sampler, Sampling
 from panthalassa.model.transformer import Transformer
+from panthalassa.model.vision import IMAGE
 
 PAD_TO = 64
 """Lengths are padded to a multiple of this where they are read again and again, so that few shapes
@@ -47,23 +48,31 @@ def generate_batch(
     stop_ids: Container[int] = (),
     watch: Watch | None = None,
     batch: int = BATCH,
+    images: Sequence[Tensor] | None = None,
 ) -> list[list[int]]:
     """At most `limit` ids that continue each prompt (ids), up to one of `stop_ids`, without it.
 
     sampling: of all prompts, or of each. watch: ends continuations sooner. batch: prompts at a time,
-    which changes nothing but speed and memory, up to the rounding of logits. Texts may be longer than
-    those that the model was trained on. Raises ConfigError for a prompt without ids.
+    which changes nothing but speed and memory, up to the rounding of logits. images: those of each
+    prompt, in the order of their tokens in it, uint8 [images, size, size, 3]. Texts may be longer than
+    those that the model was trained on. Raises ConfigError for a prompt without ids, or one whose
+    images do not fit its tokens.
     """
+    shown: Sequence[Tensor | None] = images or [None] * len(prompts)
     if isinstance(sampling, Sampling):
         sampling = [sampling] * len(prompts)
     texts = [
-        _Text(number, prompt, setting)
-        for number, (prompt, setting) in enumerate(zip(prompts, sampling, strict=True))
+        _Text(number, *given)
+        for number, given in enumerate(zip(prompts, sampling, shown, strict=True))
     ]
+    for text in texts:
+        text.check(model)
     longest_first = sorted(texts, key=lambda text: -len(text.ids))
     for start in range(0, len(texts), batch):
         some = longest_first[start : start + batch]
-        cache = KVCache(model, len(some), len(some[0].ids) + min(limit, ROOM))
+        seen = [text.images for text in some if text.images is not None and len(text.images)]
+        room = len(some[0].ids) + min(limit, ROOM)
+        cache = KVCache(model, len(some), room, torch.cat(seen) if seen else None)
         _continue(cache, some, limit, stop_ids, watch)
     return [text.found for text in texts]
 
@@ -89,11 +98,31 @@ def generate(
 class _Text:
     """A prompt and what continues it."""
 
-    def __init__(self, number: int, prompt: Sequence[int], sampling: Sampling) -> None:
+    def __init__(
+        self,
+        number: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        images: Tensor | None = None,
+    ) -> None:
         if not prompt:
             raise ConfigError(f"prompt {number} is empty: there is nothing that could be continued")
         self.number, self.ids, self.length = number, list(prompt), len(prompt)
-        self.sampler = Sampler(sampling, prompt)
+        self.sampler, self.images = Sampler(sampling, prompt), images
+
+    def check(self, model: Transformer) -> None:
+        """Refuse images that do not fit the prompt or the model."""
+        images = 0 if self.images is None else len(self.images)
+        vision, tokens = model.config.vision, self.ids.count(IMAGE)
+        if vision is None and images:
+            raise ConfigError(
+                f"prompt {self.number} has {images} images, and the model reads text alone"
+            )
+        if vision and tokens != images * vision.tokens:
+            raise ConfigError(
+                f"prompt {self.number} has {tokens} tokens of images and {images} images, each of which "
+                f"takes {vision.tokens}"
+            )
 
     @property
     def found(self) -> list[int]:

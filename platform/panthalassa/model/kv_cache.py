@@ -2,8 +2,9 @@
 
 The ids that each text has got come in, the logits of what follows it go out. Prompts of unequal length
 are padded on the left, so that all texts end in the same column; padding sees only padding, and
-positions count from the first token of a text. The model must be whole: under tensor parallelism ranks
-split sequences, which a single token can not be.
+positions count from the first token of a text. Images are read together with the prompts that hold
+them. The model must be whole: under tensor parallelism ranks split sequences, which a single token can
+not be.
 """
 
 from collections.abc import Sequence
@@ -39,10 +40,13 @@ class LayerCache:
 
 class KVCache:
     """Of `batch` texts. There is room for `room` tokens of each, padding included, and it is doubled
-    when more come."""
+    when more come. images: those in what the texts get first, in their order, uint8 [images, size, size,
+    3]."""
 
-    def __init__(self, model: Transformer, batch: int, room: int) -> None:
-        self.model = model
+    def __init__(
+        self, model: Transformer, batch: int, room: int, images: Tensor | None = None
+    ) -> None:
+        self.model, self._images = model, images
         config, weight = model.config, model.embedding.weight
         shape = (batch, config.kv_heads, 0, config.head_size)
         self._layers = [
@@ -71,11 +75,17 @@ class KVCache:
         mask = self._is_text[:, None, None, : self._used] == is_text[:, None, :, None]
         mask &= columns <= columns[start:, None]
         table = self._table[:, positions].unsqueeze(2)  # the same for all heads
-        x = self.model.embedding(torch.tensor(padded, device=device))
+        x = self._embedded(torch.tensor(padded, device=device))
         for block, layer in zip(self.model.blocks, self._layers, strict=True):
             x = block(x, table, mask, layer)
         logits: Tensor = self.model.head(x[:, -1:])
         return logits[:, 0].float()
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        if self._images is None:
+            return self.model.embedding(tokens)  # type: ignore[no-any-return]
+        images, self._images = self._images, None
+        return self.model.embed(tokens, images.to(tokens.device))
 
     def _grow(self, room: int) -> None:
         config, more = self.model.config, room - self._is_text.shape[1]

@@ -1,4 +1,4 @@
-"""The network: a Llama-compatible decoder over packed documents.
+"""The network: a Llama-compatible decoder over packed documents, which may hold images (`vision`).
 
 Tokens and the index of the document that each belongs to come in; logits, or the summed loss of
 given labels, go out. The layers and their names are those of Llama (Touvron et al. 2023; grouped
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from panthalassa.config_model import Model
 from panthalassa.config_values import RopeScaling
+from panthalassa.model.vision import Projector, VisionTower, put_in
 
 IGNORED = -100
 """The label of a position that has no target."""
@@ -179,6 +180,11 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
+        self.vision = self.projector = None
+        if config.vision:
+            self.vision = VisionTower(config.vision)
+            self.projector = Projector(config, config.vision)
+            self.split = nn.Identity()  # where sequence parallelism splits the sequence
         self.tie()
 
     def tie(self) -> None:
@@ -193,17 +199,19 @@ class Transformer(nn.Module):
         labels: Tensor | None = None,
         chunk: int = 1024,
         reduction: Literal["sum", "none"] = "sum",
+        images: Tensor | None = None,
     ) -> Tensor:
         """Logits [batch, sequence, vocabulary], or the loss (nats) when labels are given: its sum, or
         that of each position [batch, sequence] without a reduction.
 
         tokens, documents, labels: [batch, sequence]; positions labelled IGNORED do not count.
+        images: as in `embed`.
         """
         return self.head(  # type: ignore[no-any-return]
-            self.hidden(tokens, documents), labels, chunk, reduction
+            self.hidden(tokens, documents, images), labels, chunk, reduction
         )
 
-    def hidden(self, tokens: Tensor, documents: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, documents: Tensor, images: Tensor | None = None) -> Tensor:
         """What the head reads: [batch, sequence, hidden]."""
         config = self.config
         table = rotary_table(
@@ -214,12 +222,26 @@ class Transformer(nn.Module):
             config.rope_scaling,
         )
         mask = document_mask(documents)
-        # The embedding's output is asynchronous under tensor parallelism; entering a compiled block
-        # as it is, it would lose its gradient without an error (torch 2.13).
-        x = self.embedding(tokens).clone()
+        x = self.embed(tokens, images)
         for block in self.blocks:
             x = block(x, table, mask)
-        return x  # type: ignore[no-any-return]
+        return x
+
+    def embed(self, tokens: Tensor, images: Tensor | None = None) -> Tensor:
+        """What the first block reads: [batch, sequence, hidden].
+
+        images: those that tokens [batch, sequence] hold, in their order, uint8 [images, size, size, 3].
+        The tower is called once whatever they are, so that no rank waits for one that has none: then on
+        an image that takes no place.
+        """
+        # The embedding's output is asynchronous under tensor parallelism; entering a compiled block
+        # as it is, it would lose its gradient without an error (torch 2.13).
+        x: Tensor = self.embedding(tokens).clone()
+        if self.vision is None or self.projector is None:
+            return x
+        if images is None or len(images) == 0:
+            images, tokens = self.vision.black(tokens.device), torch.zeros_like(tokens)
+        return self.split(put_in(x, tokens, self.projector(self.vision(images))))  # type: ignore[no-any-return]
 
 
 def count_parameters(model: nn.Module, trained: bool = False) -> int:
@@ -240,17 +262,18 @@ def initial_weight(
     """The whole initial value of a parameter, in fp32: a function of its name and the seed alone.
 
     Normal with deviation 0.02, projections onto the residual path divided by sqrt(2 layers), norms
-    one: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo. Of an adapter, B is zero
-    and A keeps the size of what it is given (Hu et al. 2021, section 4.1).
+    one, biases zero: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo. Of an
+    adapter, B is zero and A keeps the size of what it is given (Hu et al. 2021, section 4.1).
     """
-    if name.endswith("lora_b"):
+    if name.endswith(("lora_b", "bias")):
         return torch.zeros(shape, device=device)
     if len(shape) == 1:
         return torch.ones(shape, device=device)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
     onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-    std = INITIAL_STD / math.sqrt(2 * config.layers) if onto_residual else INITIAL_STD
+    layers = config.vision.layers if config.vision and name.startswith("vision.") else config.layers
+    std = INITIAL_STD / math.sqrt(2 * layers) if onto_residual else INITIAL_STD
     if name.endswith("lora_a"):
         std = 1 / math.sqrt(shape[1])
     return torch.empty(shape, device=device).normal_(0, std, generator=generator)

@@ -36,8 +36,9 @@ def parallelize(model: Transformer, mesh: DeviceMesh, config: Parallel) -> Trans
     freeze(model)
     _checkpoint_activations(model, config.activation_checkpointing)
     if config.compile:
-        for block in model.blocks:
-            block.compile(fullgraph=True)
+        for blocks in _stacks(model):
+            for block in blocks:
+                block.compile(fullgraph=True)
     replicated = "replicate" in (mesh.mesh_dim_names or ())
     _fully_shard(model, mesh["replicate", "shard"] if replicated else mesh["dp"], config)
     return model
@@ -55,6 +56,16 @@ def materialize(model: Transformer, device: torch.device, seed: int) -> None:
                 parameter.copy_(distribute_tensor(whole, mesh, placements, src_data_rank=None))
             else:
                 parameter.copy_(whole)
+
+
+_SPLIT = PrepareModuleInput(
+    input_layouts=Replicate(), desired_input_layouts=Shard(1), use_local_output=True
+)
+
+
+def _stacks(model: Transformer) -> list[nn.ModuleList]:
+    """The blocks of the decoder, and those of the tower where there is one."""
+    return [model.blocks, model.vision.blocks] if model.vision else [model.blocks]
 
 
 def _tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
@@ -85,6 +96,22 @@ def _tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         "head.gather": to_whole(input_layouts=Shard(1), use_local_output=True),
         "head.output": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),
     }
+    if model.vision:
+        model_plan |= {
+            # Features take their places in whole sequences, which are split behind that.
+            "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate()),
+            "split": _SPLIT,
+            "vision.patches": ColwiseParallel(output_layouts=Replicate()),
+            "vision.positions": ColwiseParallel(output_layouts=Replicate()),
+            "vision.split": _SPLIT,
+            "projector": to_whole(input_layouts=Shard(1)),
+            "projector.in_proj": ColwiseParallel(),
+            "projector.out_proj": RowwiseParallel(output_layouts=Replicate()),
+        }
+        tower_plan = {name: style for name, style in block_plan.items() if "gate" not in name}
+        tower_plan["attention"] = to_whole(input_layouts=Shard(1))
+        for block in model.vision.blocks:
+            parallelize_module(block, mesh, tower_plan)
     parallelize_module(model, mesh, model_plan)
     for block in model.blocks:
         parallelize_module(block, mesh, block_plan)
@@ -100,8 +127,9 @@ def _checkpoint_activations(model: Transformer, mode: str) -> None:
     contexts: dict[str, Any] = {}
     if mode == "selective":
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_costly_results)
-    for index, block in enumerate(model.blocks):
-        model.blocks[index] = checkpoint_wrapper(block, preserve_rng_state=False, **contexts)
+    for blocks in _stacks(model):
+        for index, block in enumerate(blocks):
+            blocks[index] = checkpoint_wrapper(block, preserve_rng_state=False, **contexts)
 
 
 def _keep_costly_results(_context: object, operation: object, *_: object, **__: object) -> Any:
@@ -112,6 +140,7 @@ def _keep_costly_results(_context: object, operation: object, *_: object, **__: 
 _aten = torch.ops.aten
 _COSTLY = {
     _aten.mm.default,
+    _aten.addmm.default,  # where there is a bias
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -135,7 +164,9 @@ def _fully_shard(model: Transformer, mesh: DeviceMesh, config: Parallel) -> None
         cast_forward_inputs=False,
     )
     reshard = False if config.keep_gathered else None
-    groups: list[nn.Module] = [] if config.keep_gathered else list(model.blocks)
+    groups: list[nn.Module] = []
+    if not config.keep_gathered:
+        groups += [block for blocks in _stacks(model) for block in blocks]
     if not (config.keep_gathered or model.config.tied_embeddings):
         groups.append(model.head)
     for module in [*groups, model]:

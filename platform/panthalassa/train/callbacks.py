@@ -47,10 +47,11 @@ class Evaluation(Callback):
         dp = run.mesh["dp"]
         mine = Partition(count, dp.size(), dp.get_local_rank())
         part = slice(mine.start, mine.start + mine.samples)
+        vision = run.config.model.vision
         with together():
             samples = run.reader.fetch(where[part], train.sequence_length)
+            batches = micro_batches(samples, mine.micro_batches(size), size, run.device, vision)
         loss, units = 0.0, run.objective.units(samples)
-        batches = micro_batches(samples, mine.micro_batches(size), size, run.device)
         with loss_context(run.mesh):
             for batch in batches:
                 run.beat()

@@ -20,11 +20,13 @@ def check(config: Config) -> Manifest:
     """
     manifest = read_manifest(open_storage(config.corpus.directory))
     _refuse_another_objective(config, manifest)
+    _refuse_other_images(config, manifest)
     longest = manifest.sequence_length
     for key, length in sequence_lengths(config):
-        if manifest.objective and length != longest:
+        if (manifest.objective or manifest.images) and length != longest:
+            what = "examples" if manifest.objective else "images"
             raise ConfigError(
-                f"{key}={length}, but the examples at {config.corpus.directory} lie in rows of "
+                f"{key}={length}, but the {what} at {config.corpus.directory} lie in rows of "
                 f"{longest} tokens, which are never cut: set it to {longest}."
             )
         if longest % length:
@@ -74,6 +76,24 @@ def _refuse_another_objective(config: Config, manifest: Manifest) -> None:
         f"{f'was prepared for {has}' if has else 'holds texts and no examples'}: correct the key, or "
         "choose another corpus.directory."
     )
+
+
+def _refuse_other_images(config: Config, manifest: Manifest) -> None:
+    place, images, vision = config.corpus.directory, manifest.images, config.model.vision
+    if images is None:
+        return
+    if vision is None:
+        raise ConfigError(
+            f"the corpus at {place} has images, and the model reads text alone: give it the section "
+            "model.vision, as the preset laptop-vision has, or choose another corpus.directory."
+        )
+    if (images.size, images.tokens) != (vision.image_size, vision.tokens):
+        raise ConfigError(
+            f"the images of the corpus at {place} have {images.size} pixels a side and take "
+            f"{images.tokens} tokens; model.vision.image_size={vision.image_size} and "
+            f"model.vision.patch_size={vision.patch_size} make {vision.tokens} tokens. Correct these "
+            "keys, or prepare the corpus anew with them."
+        )
 
 
 def _refuse_another_model(config: Config, run: Storage) -> None:

@@ -7,20 +7,23 @@ and one behind it (loss, energy, and which samples were trained).
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed as dist
 
+from panthalassa.config_model import Vision
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.model.flops import flops_per_token
+from panthalassa.model.vision import CHANNELS, IMAGE
 from panthalassa.stream.ledger import Consumed, digest_of
-from panthalassa.stream.reader import Batch, Samples
+from panthalassa.stream.reader import Batch, Samples, Tokens
 from panthalassa.train.agreement import everywhere, raise_together, total
 from panthalassa.train.callback import Callback
 from panthalassa.train.events import Notice, Started, Step
-from panthalassa.train.micro_batch import MicroBatch, micro_batches
+from panthalassa.train.micro_batch import MicroBatch, images_of_each, micro_batches
 from panthalassa.train.schedule import learning_rate
 from panthalassa.train.step import train_step
 from panthalassa.train.training_run import TrainingRun
@@ -83,6 +86,8 @@ def _next_input(run: TrainingRun, stream: Iterator[Batch], callbacks: Sequence[C
     if run.reads:
         try:
             batch = next(stream)
+            if vision := run.config.model.vision:
+                images_of_each(batch.samples, vision)
         except PanthalassaError as caught:
             error = caught
     seconds = run.local_seconds = time.perf_counter() - began
@@ -212,7 +217,8 @@ def _micro_batches(run: TrainingRun, batch: Batch | None) -> list[MicroBatch]:
     samples = share(batch.samples if batch else None, run)
     size = run.config.train.micro_batch
     start = time.perf_counter()
-    batches = micro_batches(samples, run.partition.micro_batches(size), size, run.device)
+    count, vision = run.partition.micro_batches(size), run.config.model.vision
+    batches = micro_batches(samples, count, size, run.device, vision)
     run.local_seconds += time.perf_counter() - start
     return batches
 
@@ -228,4 +234,21 @@ def share(samples: Samples | None, run: TrainingRun) -> Samples:
     if samples is not None:
         both = torch.from_numpy(np.stack((samples.tokens, samples.marked)))
     dist.broadcast(both, group=group, group_src=0)
-    return Samples.unmarked(*both.numpy())
+    received = Samples.unmarked(*both.numpy())
+    if vision := run.config.model.vision:
+        return replace(received, images=_images(samples, received.tokens, vision, group))
+    return received
+
+
+def _images(
+    samples: Samples | None, tokens: Tokens, vision: Vision, group: dist.ProcessGroup
+) -> NDArray[np.uint8] | None:
+    """The images that tokens [samples, sequence] speak of, from the rank that has read them."""
+    if (number := int((tokens == IMAGE).sum()) // vision.tokens) == 0:
+        return None
+    size = vision.image_size
+    images = torch.empty((number, size, size, CHANNELS), dtype=torch.uint8)
+    if samples is not None and samples.images is not None:
+        images = torch.from_numpy(samples.images.copy())
+    dist.broadcast(images, group=group, group_src=0)
+    return images.numpy()

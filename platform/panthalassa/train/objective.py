@@ -37,7 +37,10 @@ class NextToken:
         return samples.targets
 
     def loss(self, model: Transformer, batch: MicroBatch, chunk: int) -> Tensor:
-        return model(batch.tokens, batch.documents, batch.labels, chunk)  # type: ignore[no-any-return]
+        found: Tensor = model(
+            batch.tokens, batch.documents, batch.labels, chunk, images=batch.images
+        )
+        return found
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         return ids_of(tokenizer, text)

@@ -44,13 +44,21 @@ def loss_context(mesh: DeviceMesh) -> AbstractContextManager[None]:
 
 
 def warm_up(model: Transformer, mesh: DeviceMesh, train: Train, device: torch.device) -> None:
-    """Have torch compile what evaluation and steps need, on a micro-batch of nothing but padding."""
+    """Have torch compile what evaluation and steps need, on a micro-batch of nothing but padding.
+
+    Images are shown to it alone, and two at a time: there is one graph for a single image, and one for
+    any other number.
+    """
     [batch] = micro_batches(no_samples(train.sequence_length), 1, train.micro_batch, device)
+    black = model.vision.black(device) if model.vision else None
     for training in (False, True):
-        with torch.set_grad_enabled(training), loss_context(mesh):
-            loss = model(batch.tokens, batch.documents, batch.labels, train.loss_chunk)
-            if training:
-                loss.backward()
+        for images in (None,) if black is None else (black, black.expand(2, -1, -1, -1)):
+            with torch.set_grad_enabled(training), loss_context(mesh):
+                loss = model(
+                    batch.tokens, batch.documents, batch.labels, train.loss_chunk, images=images
+                )
+                if training:
+                    loss.backward()
     model.zero_grad()
 
 
