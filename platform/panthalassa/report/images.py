@@ -35,7 +35,7 @@ def _within(path: str) -> str:
 class Said(BaseModel):
     """A line of the file; other keys are not shown."""
 
-    prompt: str
+    prompt: str = ""
     continuation: str
     reference: str = ""
     """What was expected; empty where that is not known."""
