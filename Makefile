@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train release-demo vision-demo test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation
+.PHONY: help install train release-demo vision-demo test lint types bench bench-sweep bench-stream bench-images bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
@@ -16,6 +16,7 @@ help:
 	@echo "make test     lint, type-check and test"
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
 	@echo "make bench-stream    compare the stream's speed with bare readers"
+	@echo "make bench-images    compare reading and decoding images with bare Pillow"
 	@echo "make bench-cold-start    measure what the stream adds to the time to the first step"
 	@echo "make bench-recovery    measure how long the death of a node stops a run"
 	@echo "make bench-checkpoint    measure what checkpoints cost, beside plain reading and writing"
@@ -78,6 +79,9 @@ bench-simulation: $(INSTALLED)
 
 bench-stream: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/stream.py
+
+bench-images: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/images.py
 
 bench-cold-start: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/cold_start.py

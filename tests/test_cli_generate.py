@@ -229,7 +229,7 @@ def test_mistakes_are_named_in_one_line(generate: Run, models: Path, tmp_path: P
         (b"\n", "holds no prompt"),
         (b'{"prompt": "a"}\n\n{"prompt": "b"}', "line 2 is empty"),
         (b'{"prompt": "a"}\n{"prompt": 7}', "line 2: prompt: Input should be a valid string"),
-        (b'{"prompt": ""}', "line 1: prompt: String should have at least 1 character"),
+        (b'{"prompt": ""}', "line 1: the prompt is empty"),
         (b"[1]", "line 1: Input should be an object"),
         (b"{", 'line 1: Invalid JSON: EOF while parsing an object at line 1 column 1; expected {"'),
         (b"\xff", "is no UTF-8"),

@@ -238,6 +238,23 @@ def test_what_is_given_beside_a_preset_goes_before_it() -> None:
     assert changed.model_copy(update={"layers": plain.layers}) == plain
 
 
+def test_each_rank_has_its_share_of_a_tower() -> None:
+    vision = (
+        "{image_size: 60, patch_size: 20, hidden_size: 128, layers: 4, heads: 4, ffn_size: 510}"
+    )
+    message = refused("parallel.tp_size=4", "cluster.workers=4", f"model.vision={vision}")
+    assert "model.vision.heads" not in message
+    for line in (
+        "model.vision.ffn_size=510 is not divisible by parallel.tp_size=4",
+        "model.vision.tokens=9 is not divisible by parallel.tp_size=4",
+    ):
+        assert line in message
+    narrow = ("model.preset=laptop-vision", "model.hidden_size=250", "parallel.tp_size=4")
+    line = "model.hidden_size=250 is not divisible by parallel.tp_size=4"
+    assert line in refused(*narrow)
+    assert line not in refused(*narrow, "model.vision=null", "model.heads=6")
+
+
 def test_all_impossible_combinations_are_listed_with_both_keys() -> None:
     message = refused(
         "parallel.tp_size=3",

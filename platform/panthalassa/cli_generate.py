@@ -2,7 +2,7 @@
 
 import sys
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,6 +10,9 @@ from rich.console import Console
 from panthalassa.cli_model import Staging
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.terminal import Debug, run_command
+
+if TYPE_CHECKING:
+    from panthalassa.model.text import Show
 
 ROUND = 128
 """Prompts of a file after which results are written."""
@@ -44,10 +47,17 @@ def generate(
     system: Annotated[
         str | None, typer.Option(help="with --chat: what the system says before a prompt")
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="in front of the prompt, local or s3://; can be repeated", metavar="FILE"
+        ),
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
-            help='prompts, local or s3://: one a line, or .jsonl of {"prompt": …} or {"messages": …}',
+            help='prompts, local or s3://: one a line, or .jsonl of {"prompt": …} or {"messages": …}; '
+            'beside a prompt there may be {"images": ["path", …]}',
             metavar="FILE",
         ),
     ] = None,
@@ -65,30 +75,40 @@ def generate(
             raise ConfigError("there are a prompt and --file: give one of them")
         if out and not file:
             raise ConfigError("--out is for the results of --file; redirect stdout instead")
+        if image and file:
+            raise ConfigError("--image is for the prompt: with --file name images in its lines")
         if system and not chat:
             raise ConfigError("--system is for chats: give --chat, too")
 
-        _check_utf8(run, prompt, system, file, out, *(stop or ()))
+        _check_utf8(run, prompt, system, file, out, *(stop or ()), *(image or ()))
 
         from panthalassa.exchange.prompts import (
             Prompt,
             check_results,
+            image_places,
             read_prompts,
             write_results,
         )
         from panthalassa.model.sampling import Sampling
 
         setting = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
-        prompts = read_prompts(file) if file else [Prompt(prompt=_given(prompt))]
+        shown = tuple(image or ())
+        prompts = (
+            read_prompts(file) if file else [Prompt(prompt=_given(prompt, shown), images=shown)]
+        )
+        places = [image_places(one, file) for one in prompts]
         if out:
             check_results(out)
 
         from panthalassa.exchange.load import open_here
+        from panthalassa.exchange.pictures import read_pictures, vision_of
         from panthalassa.model.text import continue_texts
 
         tell = partial(print, file=sys.stderr)
         opened = open_here(run, staging, tell)
-        asked = [one.ids(opened.tokenizer, chat, system) for one in prompts]
+        vision = vision_of(opened.model.config, opened.name) if any(places) else None
+        tokens = vision.tokens if vision else 0
+        asked = [one.ids(opened.tokenizer, chat, system, tokens) for one in prompts]
         formats = sorted({one.is_chat(chat) for one in prompts})
         for notice in (
             opened.notice(max(map(len, asked)) + max_tokens),
@@ -96,23 +116,30 @@ def generate(
         ):
             if notice:
                 tell(notice)
-        ask = partial(
-            continue_texts,
-            opened.model,
-            opened.tokenizer,
-            limit=max_tokens,
-            sampling=setting,
-            stop=stop or (),
-        )
+
+        def ask(part: slice, show: "Show | None" = None) -> list[str]:
+            size = vision.image_size if vision else 0
+            images = [read_pictures(some, size) for some in places[part]] if vision else None
+            return continue_texts(
+                opened.model,
+                opened.tokenizer,
+                asked[part],
+                max_tokens,
+                setting,
+                stop or (),
+                show,
+                images=images,
+            )
+
         if not file:
             try:
-                ask(asked, show=lambda _, piece: typer.echo(piece.encode(), nl=False))
+                ask(slice(1), lambda _, piece: typer.echo(piece.encode(), nl=False))
             finally:
                 typer.echo()
             return
         results: list[str] = []
         for start in range(0, len(asked), ROUND):
-            found = ask(asked[start : start + ROUND])
+            found = ask(slice(start, start + ROUND))
             lines = [p.result(text) for p, text in zip(prompts[start:], found, strict=False)]
             results += lines
             if out:
@@ -135,12 +162,13 @@ def _check_utf8(*arguments: str | None) -> None:
             raise ConfigError(f"{shown} is no UTF-8, from character {error.start} on") from None
 
 
-def _given(prompt: str | None) -> str:
-    """The prompt of the command line, or what stdin has. Raises PanthalassaError for none."""
+def _given(prompt: str | None, images: tuple[str, ...]) -> str:
+    """The prompt of the command line, or what stdin has. Raises PanthalassaError for none without
+    images."""
     if prompt is None:
         if sys.stdin.isatty():
             print("the prompt, and Ctrl-D at its end:", file=sys.stderr)
         prompt = sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n")
-    if not prompt:
+    if not prompt and not images:
         raise PanthalassaError("the prompt is empty: there is nothing that could be continued")
     return prompt

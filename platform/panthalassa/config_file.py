@@ -43,7 +43,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     if isinstance(tree, dict) and "sweep" in tree:
         raise ConfigError(f"{path} is a sweep, of many runs: `panthalassa sweep {path}`")
     if isinstance(tree, dict) and tree.get("finetune"):
-        raise ConfigError(f"{path} is a fine-tuning: `panthalassa finetune {path}`")
+        raise ConfigError(
+            f"{path} is a fine-tuning, which `panthalassa finetune {path}` prepares and runs; it has no "
+            "plan yet: plan the model that it begins with"
+        )
     return build(tree, overrides or [], str(path), Config)
 
 

@@ -5,21 +5,46 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pictures import VISION, caption, file_of, pairs, picture, write_jsonl, write_parquet, write_tar
+from pictures import (
+    VISION,
+    bomb,
+    caption,
+    file_of,
+    moving,
+    pairs,
+    picture,
+    write_jsonl,
+    write_parquet,
+    write_tar,
+)
 
 from panthalassa.config import Corpus
 from panthalassa.corpus.funnel import REPORT, Report
 from panthalassa.corpus.images import prepared
-from panthalassa.corpus.manifest import Images, Manifest
+from panthalassa.corpus.manifest import MANIFEST, Images, Manifest
 from panthalassa.corpus.prepare import prepare
 from panthalassa.corpus.shards import decode_shard
+from panthalassa.corpus.show import table
 from panthalassa.corpus.tokenizer import Tokenizer, read_tokenizer
+from panthalassa.corpus.verify import verify
+from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Config = Callable[..., Corpus]
 Found = tuple[str, str, str, bytes]
+
+
+def killed_at(create: Callable[..., None], name: str) -> Callable[..., None]:
+    """Storage.create that is interrupted before it writes a file of that name."""
+
+    def interrupted(storage: Storage, path: str, data: bytes) -> None:
+        if path == name:
+            raise KeyboardInterrupt
+        create(storage, path, data)
+
+    return interrupted
 
 
 def read_pairs(manifest: Manifest, storage: Storage) -> Iterator[Found]:
@@ -93,3 +118,68 @@ def test_pairs_of_all_kinds_of_sources_beside_texts(
         make_config(tmp_path / "texts", make_sources(tmp_path / "only" / "raw")), lambda line: None
     )
     assert alone.images is None
+
+
+BAD: dict[str, bytes | None] = {
+    "image-unreadable": file_of(picture(200))[:-700],
+    "image-animated": moving(),
+    "image-too-large": bomb(30_000, 30_000),
+    "image-missing": None,
+}
+
+
+def test_bad_pairs_are_counted_and_a_killed_preparation_goes_on(
+    tmp_path: Path, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    good = pairs(range(30), "en")
+    bad = [(data, f"bad {rule}", "en") for rule, data in BAD.items()]
+    more = [
+        (file_of(picture(300)), "", "en"),
+        (file_of(picture(301)), "long " * 200, "en"),
+        (file_of(picture(302)), "Der Himmel über dem weiten Meer ist heute blau und hell.", None),
+        (file_of(picture(303)), "x", None),
+    ]
+    write_tar(raw / "a.tar", [*good, *bad, *more])
+    config = make_config(tmp_path / "corpus", raw)
+    monkeypatch.setattr(Storage, "create", killed_at(Storage.create, MANIFEST))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, lambda line: None, vision=VISION)
+    monkeypatch.undo()
+    lines: list[str] = []
+    manifest = prepare(config, lines.append, vision=VISION)
+    storage = open_storage(config.directory)
+
+    report = Report.model_validate_json(storage.read(REPORT))
+    for rule in (*BAD, "caption-missing", "caption-too-long"):
+        assert report.total("rule", rule=rule)[0] == 1, rule
+    found = {(domain, text) for _, domain, text, _ in read_pairs(manifest, storage)}
+    assert {("images-de", more[2][1]), ("images-und", "x")} < found
+    assert len(found) == 32
+    assert any("32 images of 32 × 32 pixels, 16 tokens each" in line for line in lines)
+    assert not storage.exists("staging")
+
+    other = prepare(make_config(tmp_path / "again", raw), lambda line: None, vision=VISION)
+    assert other == manifest
+    assert prepare(config, lambda line: None, vision=VISION) == manifest
+
+    assert not verify(storage).problems
+    path = next(shard.path for shard in manifest.shards)
+    data = bytearray(storage.read(path))
+    data[len(data) // 2] ^= 1
+    storage.write(path, bytes(data))
+    (problem,) = verify(storage).problems
+    assert path in problem
+
+    header, *_, all = table(manifest, {})
+    assert header.split()[-3:] == ["images", "its", "images"]
+    assert sum(map(int, all.split()[-2:])) == 32
+
+
+def test_an_image_that_leaves_no_room_is_refused_at_once(
+    tmp_path: Path, make_config: Config
+) -> None:
+    config = make_config(tmp_path / "corpus", tmp_path, sequence_length=20)
+    with pytest.raises(CorpusError, match=r"takes 16 positions .* corpus\.sequence_length is 20"):
+        prepare(config, lambda line: None, vision=VISION)
+    assert not (tmp_path / "corpus").exists()

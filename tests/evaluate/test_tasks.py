@@ -112,7 +112,7 @@ def test_what_is_no_text_or_not_there_is_told(tmp_path: Path) -> None:
 
 def test_unknown_tasks_and_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="there is no task gleu: there are bits-per-byte, choices"
+        ConfigError, match="there is no task gleu: there are bits-per-byte, captioning"
     ):
         opened("gleu", tmp_path)
     with pytest.raises(ConfigError, match="task human-eval: samples"):

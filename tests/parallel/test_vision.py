@@ -152,7 +152,7 @@ def compiled_gradients(configs: list[Config]) -> list[tuple[dict[str, torch.Tens
 @pytest.mark.parametrize("tp", [1, 2])
 def test_every_parameter_has_its_gradient_when_blocks_are_compiled(ranks: Any, tp: int) -> None:
     configs = [seeing(f"parallel.tp_size={tp}", "parallel.compile=true")]
-    for found in ranks(2, compiled_gradients, configs, timeout=500):
+    for found in ranks(tp, compiled_gradients, configs, timeout=500):
         for config, (whole_gradients, (warm, after)) in zip(configs, found, strict=True):
             check_gradients(whole_gradients, config)
             assert after == warm, "nothing is left to compile for any number of images"

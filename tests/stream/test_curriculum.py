@@ -12,12 +12,14 @@ from phases import CORPUS, phase
 from panthalassa.config import Config
 from panthalassa.stream.curriculum import (
     Curriculum,
+    Phase,
     change,
     differences,
     planned,
     resume,
     until,
 )
+from panthalassa.stream.order import Mixture
 
 
 def walk(curriculum: Curriculum, steps: range) -> list[tuple[int, ...]]:
@@ -50,6 +52,26 @@ def test_a_later_phase_takes_what_it_does_not_say_from_the_first(
     )
     assert (second.temperature, third.temperature) == (2.0, 1.0)
     assert [p.sequence_length for p in (first, second, third)] == [64, 64, 32]
+
+
+def test_phases_change_the_share_of_images_alone(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(
+        tmp_path,
+        "stream.image_share=0.5",
+        "stream.phases=[{from_step: 5, image_share: 0}, {from_step: 9, temperature: 3}]",
+    )
+    first, second, third = planned(config, "corpus")
+    assert [p.image_share for p in (first, second, third)] == [0.5, 0.0, 0.5]
+    assert second.mixture == Mixture(image_share=0.0)
+    assert third.mixture == Mixture(3.0, image_share=0.5)
+
+
+def test_a_phase_without_a_share_of_images_is_written_as_it_always_was() -> None:
+    assert "image_share" not in phase(0).model_dump()
+    shared = phase(0, image_share=0.5)
+    assert Phase.model_validate_json(shared.model_dump_json()) == shared
 
 
 @given(st.integers(0, 40), st.integers(1, 60))

@@ -1,6 +1,7 @@
 """Mixtures: the share of each domain, by temperature or by weights, in slots spread over the period."""
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orders import Sizes, corpora, domain_of, examples, manifest_of, places, seeds, temperatures
 
+from panthalassa.corpus.manifest import Images, Manifest
 from panthalassa.errors import ConfigError
 from panthalassa.stream.order import Mixture, Order, quotas, slot_pattern
 
@@ -139,3 +141,74 @@ def test_a_domain_never_crowds_a_part_of_the_period(quota: list[int], seed: int)
         had = np.cumsum(slots == domain)
         moved = 1 + len(quota) * own / len(slots)
         assert np.abs(had - passed * own).max() <= moved + 1e-9
+
+
+def with_images(train: Sizes, domains: Collection[str]) -> Manifest:
+    """A manifest of which some domains have an image in each row."""
+    manifest = manifest_of(train)
+    shards = [
+        shard.model_copy(update={"images": shard.rows}) if shard.domain in domains else shard
+        for shard in manifest.shards
+    ]
+    return manifest.model_copy(update={"shards": shards, "images": Images(size=4, tokens=3)})
+
+
+def parts_of(order: Order) -> tuple[np.ndarray, np.ndarray]:
+    return order.quotas[order.has_images], order.quotas[~order.has_images]
+
+
+@examples
+@given(
+    corpora.filter(lambda train: len(train) > 1), seeds, temperatures, st.floats(0, 1), st.data()
+)
+def test_images_have_their_share_of_the_slots_whatever_there_is_of_them(
+    train: Sizes, seed: int, temperature: float, share: float, data: st.DataObject
+) -> None:
+    chosen = data.draw(st.sets(st.sampled_from(sorted(train)), min_size=1, max_size=len(train) - 1))
+    manifest = with_images(train, chosen)
+    order = Order(manifest, 8, Mixture(temperature, image_share=share), seed)
+    images, text = parts_of(order)
+    slots = len(order.slots)
+    assert images.sum() + text.sum() == slots
+    least = len(chosen) * (share > 0), slots - (len(train) - len(chosen)) * (share < 1)
+    assert images.sum() == min(max(round(share * slots), least[0]), least[1])
+    here = places(order.locate(np.arange(3 * slots, 4 * slots)))
+    counts = Counter(domain_of(manifest, here))
+    assert sum(counts[name] for name in chosen) == images.sum()
+    assert (images > 0).all() == (share > 0)
+    assert (text > 0).all() == (share < 1)
+
+
+def test_temperature_and_weights_mix_images_among_themselves_and_texts_among_themselves() -> None:
+    train = {"aa": [[300]], "bb": [[100]], "images-aa": [[20]], "images-bb": [[60]]}
+    manifest = with_images(train, {"images-aa", "images-bb"})
+
+    def quota(mixture: Mixture) -> list[int]:
+        return Order(manifest, 8, mixture, 0).quotas.tolist()
+
+    assert quota(Mixture(image_share=0.25)) == [576, 192, 64, 192]
+    assert quota(Mixture(float("inf"), image_share=0.25)) == [384, 384, 128, 128]
+    weights = {"aa": 1, "bb": 7, "images-aa": 1e3, "images-bb": 1e3}
+    assert quota(Mixture(weights=weights, image_share=0.25)) == [96, 672, 128, 128]
+    assert quota(Mixture(weights={"bb": 1, "images-aa": 1}, image_share=0.5)) == [0, 512, 512, 0]
+    assert quota(Mixture(image_share=0)) == [768, 256, 0, 0]
+    assert quota(Mixture(image_share=1)) == [0, 0, 256, 768]
+    assert quota(Mixture()) == quota(Mixture(image_share=None))
+    assert quota(Mixture()) != quota(Mixture(image_share=0.25))
+
+
+@pytest.mark.parametrize(
+    ("domains", "mixture", "what"),
+    [
+        (set(), Mixture(image_share=0.3), "with images"),
+        ({"aa", "bb"}, Mixture(image_share=0.3), "of text"),
+        ({"bb"}, Mixture(weights={"aa": 1}, image_share=0.3), "with images"),
+        ({"bb"}, Mixture(weights={"bb": 1}, image_share=0.3), "of text"),
+    ],
+)
+def test_a_share_of_what_is_not_there_is_refused(
+    domains: set[str], mixture: Mixture, what: str
+) -> None:
+    manifest = with_images({"aa": [[3]], "bb": [[4]]}, domains)
+    with pytest.raises(ConfigError, match=rf"image_share of 0\.3 .* asks for samples {what}:"):
+        Order(manifest, 8, mixture, 0)

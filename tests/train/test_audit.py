@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from phases import CORPUS, phase
+from phases import CORPUS, bare_manifest, phase
 from typer.testing import CliRunner
 
 from panthalassa.cli import app
+from panthalassa.corpus.manifest import Images
 from panthalassa.errors import PanthalassaError
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.curriculum import Curriculum, Phase
@@ -272,3 +273,57 @@ def test_no_more_problems_are_printed_than_people_read() -> None:
     lines = list(explain(report))
     assert len(lines) < 30
     assert "and 980 problems more" in lines
+
+
+PAIRS = bare_manifest(
+    [CORPUS.shards[0], CORPUS.shards[1].model_copy(update={"images": 70})], 16
+).model_copy(update={"images": Images(size=4, tokens=3)})
+
+
+def attempt_with_images(
+    run: Storage, edit: Callable[[int], int], image_share: float = 0.25
+) -> Report:
+    """Ten steps of texts ("aa") and pairs ("bb"); `edit` changes what is told of a step's images."""
+    phases = [phase(0, corpus=PAIRS.fingerprint, image_share=image_share)]
+    (piece,) = Curriculum(phases, PAIRS).pieces(range(10))
+    keep_manifest(run, PAIRS)
+    head = Attempt(attempt=1, first_step=0, dp_size=1, tp_size=1, began=1e9, phases=phases)
+    ledger = Ledger(run, head)
+    for step in range(10):
+        place = piece.order.locate(piece.positions(np.full(4, step), np.arange(4)))
+        digest = digest_of(SampleHashes(PAIRS.shards).limbs(place).sum(axis=0))
+        images = edit(int((place.shard == 1).sum()))
+        ledger.record(Consumed(step=step, samples=4, digest=digest, images=images))
+    return audit(run, 10, phases)
+
+
+def test_samples_with_images_are_counted_again(run: Storage) -> None:
+    report = attempt_with_images(run, lambda images: images)
+    assert report.problems == []
+    assert 8 <= report.images <= 12
+    first, *_ = explain(report)
+    assert first.startswith(f"10 steps, 40 samples ({report.images} with images),")
+
+
+def test_a_forged_number_of_images_fails(run: Storage) -> None:
+    report = attempt_with_images(run, lambda images: images + (images == 1))
+    assert report.problems
+    expected = "was trained on 4 samples (2 with images) that are not the 4 (1 with images) of its"
+    assert all(expected in problem for problem in report.problems)
+
+
+def test_a_ledger_that_says_nothing_of_images_is_one_of_text(run: Storage) -> None:
+    """As those from before there were any: their lines stay the same, and are still believed."""
+    attempt(run, 1, range(0, 10))
+    lines = run.read("ledger/000001.jsonl").decode()
+    assert "image" not in lines
+    report = audit(run, 10, PHASES)
+    assert (report.passed, report.images) == (True, 0)
+    assert attempt_with_images(open_storage(f"{run.uri}-pairs"), lambda images: 0).problems
+
+
+def test_another_share_of_images_is_other_data(run: Storage) -> None:
+    attempt_with_images(run, lambda images: images)
+    phases = [phase(0, corpus=PAIRS.fingerprint, image_share=0.5)]
+    problems = audit(run, 10, phases).problems
+    assert "attempt 1 had other data: image_share is 0.25 there, 0.5 here" in problems

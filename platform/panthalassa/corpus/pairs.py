@@ -28,7 +28,7 @@ from panthalassa.corpus.images import BadImage, Limits, encoded, fitted
 from panthalassa.corpus.language import Identify, open_identifier
 from panthalassa.corpus.pii import mask_and_count
 from panthalassa.corpus.sources import path_safe
-from panthalassa.corpus.tokenizer import Tokenizer, Tokens
+from panthalassa.corpus.tokenizer import Tokenizer, Tokens, ids_of_image
 from panthalassa.errors import CorpusError
 
 PREFIX: Final = "images-"
@@ -54,11 +54,6 @@ PAIRS = pa.schema(
         "image_bytes": pa.int64(),
     }
 )
-
-
-def ids_of_image(tokens: int) -> list[int]:
-    """The ids of an image that takes so many positions, with those around it."""
-    return [Tokenizer.image_start, *[Tokenizer.image] * tokens, Tokenizer.image_end]
 
 
 def ids_of_pair(tokenizer: Tokenizer, caption: str, tokens: int) -> Tokens:

@@ -139,6 +139,11 @@ class Tokenizer:
         return str(self._core.decode(list(ids), skip_special_tokens=True))
 
 
+def ids_of_image(tokens: int) -> list[int]:
+    """The ids of an image that takes so many positions, with those around it."""
+    return [Tokenizer.image_start, *[Tokenizer.image] * tokens, Tokenizer.image_end]
+
+
 def _words_as_bytes() -> pre_tokenizers.PreTokenizer:
     words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

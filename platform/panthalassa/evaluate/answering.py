@@ -5,7 +5,8 @@ like length become batches. How texts are cut into tokens and windows is that of
 Harness 0.4 (`TemplateLM._encode_pair`, `get_rolling_token_windows`), so that both count the same; each
 text begins with `bos`, as documents do in training. A prompt that is too long loses what is behind its
 beginning, a chat what is behind the header of the user's turn; a context outside of chats loses its
-beginning, `bos` with it, as in the harness.
+beginning, `bos` with it, as in the harness. Images stand behind `bos`, or in front of what the user says
+in a chat, and are never cut: nor is `bos` then.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.config_model import Vision
+from panthalassa.corpus.tokenizer import Tokenizer, ids_of_image
 from panthalassa.errors import PanthalassaError
-from panthalassa.evaluate.task import Answer, Generation, Likelihood, Likely, Request, Rolling
+from panthalassa.evaluate import seen
+from panthalassa.evaluate.task import (
+    Answer,
+    Generation,
+    Likelihood,
+    Likely,
+    Picture,
+    Request,
+    Rolling,
+    images_of,
+)
+from panthalassa.exchange.pictures import read_pictures, vision_of
 from panthalassa.finetune.chat import encode_question
 from panthalassa.model.generate import generate_batch
+from panthalassa.model.image_text import USER, behind_bos, in_turns
 from panthalassa.model.sampling import Sampling
 from panthalassa.model.text import TextStream, ids_of
 from panthalassa.model.transformer import Transformer
@@ -56,7 +70,11 @@ class Answerer:
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """One for each request, in their order."""
-        found: dict[int, Answer] = {**self._likely(requests), **self._continuations(requests)}
+        found: dict[int, Answer] = {
+            **self._likely(requests),
+            **self._likely_behind_images(requests),
+            **self._continuations(requests),
+        }
         return [found[number] for number in range(len(requests))]
 
     def cut(self, requests: Sequence[Request]) -> list[int]:
@@ -66,17 +84,17 @@ class Answerer:
     def _is_cut(self, request: Request) -> bool:
         if isinstance(request, Generation):
             prompt = prompt_ids(self.tokenizer, request.prompt, self.chat)
-            return len(prompt) + request.new_tokens > self.length
+            return len(prompt) + self._places(request) + request.new_tokens > self.length
         context, continuation = encode(self.tokenizer, request, self.chat)
-        whole = len(context) + len(continuation) - 1 <= self.length
+        whole = len(context) + self._places(request) + len(continuation) - 1 <= self.length
         return not (whole or isinstance(request, Rolling))
 
     def _likely(self, requests: Sequence[Request]) -> dict[int, Likely]:
-        """The answers to all but generations, by number of the request."""
+        """The answers to all but generations, without images, by number of the request."""
         found: dict[int, Likely] = {}
         asked: list[Window] = []
         for number, request in enumerate(requests):
-            if not isinstance(request, Generation):
+            if not isinstance(request, Generation) and not images_of(request):
                 found[number] = Likely(0.0, True, 0)
                 context, continuation = encode(self.tokenizer, request, self.chat)
                 if self.chat and len(continuation) < self.length:
@@ -92,6 +110,53 @@ class Answerer:
                 )
         return found
 
+    def _likely_behind_images(self, requests: Sequence[Request]) -> dict[int, Likely]:
+        """The answers to requests for likelihoods with images, by number of the request."""
+        found: dict[int, Likely] = {}
+        asked: dict[seen.Context, list[tuple[int, list[int]]]] = {}
+        for number, request in enumerate(requests):
+            if isinstance(request, Likelihood) and request.images:
+                before, ids = encode(self.tokenizer, request, self.chat)
+                before = self._with_images(before, len(ids) - 1, request)
+                context = seen.Context(request.images, tuple(before))
+                asked.setdefault(context, []).append((number, ids))
+        for context, choices in asked.items():
+            numbers = iter(number for number, _ in choices)
+            images, listed = self._pixels(context.images), [ids for _, ids in choices]
+            for some in seen.read(self.model, context, images, listed, self.batch_tokens):
+                targets = some.continuations
+                told = self._told(some.hidden, some.places, targets)
+                for target, (nats, greedy) in zip(targets, told, strict=True):
+                    found[next(numbers)] = Likely(nats, greedy, len(target))
+        return found
+
+    @property
+    def _vision(self) -> Vision:
+        return vision_of(self.model.config)
+
+    def _pixels(self, images: Sequence[Picture]) -> Tensor:
+        """uint8 [images, size, size, 3], on the model's device. Raises PanthalassaError."""
+        places, digests = [image.place for image in images], [image.sha256 for image in images]
+        device = next(self.model.parameters()).device
+        return read_pictures(places, self._vision.image_size, digests).to(device)
+
+    def _places(self, request: Request) -> int:
+        """Positions that the images of a request take."""
+        images = images_of(request)
+        return len(images) * len(ids_of_image(self._vision.tokens)) if images else 0
+
+    def _with_images(
+        self, ids: list[int], more: int, request: Likelihood | Generation
+    ) -> list[int]:
+        """What is read of a context or prompt before `more` tokens, with the ids of its images."""
+        short = self._shortened(ids, more + self._places(request))
+        if not request.images:
+            return short
+        images, tokens = len(request.images), self._vision.tokens
+        if self.chat:
+            return in_turns(short, [images], tokens, self.tokenizer.encode(USER))
+        return behind_bos(short, images, tokens)
+
     def _score(self, batch: Sequence[Window]) -> Iterator[tuple[float, bool]]:
         """For each window the log-probability of its targets, and whether all are the most likely."""
         device = next(self.model.parameters()).device
@@ -102,18 +167,24 @@ class Answerer:
         hidden = self.model.hidden(
             tokens, torch.zeros_like(tokens)
         )  # padding is seen by none before it
-        places = torch.tensor(
-            [
-                rows[window.inputs] * width + len(window.inputs) - len(window.targets) + offset
-                for window in batch
-                for offset in range(len(window.targets))
-            ]
-        )
-        targets = torch.tensor([target for window in batch for target in window.targets])
-        scores = self._log_probabilities(
-            hidden.flatten(0, 1), places.to(device), targets.to(device)
-        )
-        sizes = [len(window.targets) for window in batch]
+        places = [
+            rows[window.inputs] * width + len(window.inputs) - len(window.targets) + offset
+            for window in batch
+            for offset in range(len(window.targets))
+        ]
+        return self._told(hidden.flatten(0, 1), places, [window.targets for window in batch])
+
+    def _told(
+        self, hidden: Tensor, places: Sequence[int], targets: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[float, bool]]:
+        """For each of several runs of targets its log-probability, and whether all are the most likely.
+
+        hidden: [positions, hidden]; places: there, of what is before each target of one run after the
+        other.
+        """
+        flat = torch.tensor([id for run in targets for id in run])
+        device, sizes = hidden.device, [len(run) for run in targets]
+        scores = self._log_probabilities(hidden, torch.tensor(places).to(device), flat.to(device))
         nats, greedy = (torch.split(part, sizes) for part in scores)
         for logs, hits in zip(nats, greedy, strict=True):
             yield float(logs.sum()), bool(hits.all())
@@ -147,9 +218,11 @@ class Answerer:
 
     def _continue(self, asked: Sequence[Generation], limit: int) -> list[str]:
         prompts = [
-            self._shortened(prompt_ids(self.tokenizer, request.prompt, self.chat), limit)
+            self._with_images(prompt_ids(self.tokenizer, request.prompt, self.chat), limit, request)
             for request in asked
         ]
+        shown = any(request.images for request in asked)
+        images = [self._pixels(request.images) for request in asked] if shown else None
         streams = [TextStream(self.tokenizer, request.stop) for request in asked]
 
         def watch(number: int, token: int) -> bool:
@@ -164,6 +237,7 @@ class Answerer:
             self.tokenizer.ends,
             watch,
             max(1, self.batch_tokens // (max(map(len, prompts)) + limit)),
+            images,
         )
         for stream in streams:
             stream.end()
@@ -206,7 +280,7 @@ def encode(
     if isinstance(request, Rolling):
         return [tokenizer.bos], tokenizer.encode(request.text)
     context = request.context.rstrip()
-    if chat and context:
+    if chat and (context or request.images):
         before = prompt_ids(tokenizer, context, chat)
         asked = tokenizer.encode(request.continuation.strip())
     else:

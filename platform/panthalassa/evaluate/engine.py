@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.answering import Answerer
 from panthalassa.evaluate.config import Evaluation
 from panthalassa.evaluate.kept import Kept, key_of
-from panthalassa.evaluate.task import Answer, Generation, Request
+from panthalassa.evaluate.task import Answer, Generation, Request, images_of, written
 from panthalassa.exchange.load import open_model
 from panthalassa.storage import Storage, open_storage
 
@@ -221,13 +221,15 @@ def chunks(requests: dict[str, Request]) -> "Iterator[Chunk]":
 
 
 def _order(request: Request) -> tuple[Any, ...]:
-    first, *others = astuple(request)  # the same context comes with several continuations
-    return isinstance(request, Generation), -len(first), first, others
+    _, first, *others = written(request)  # the same context comes with several continuations
+    images = [picture.sha256 for picture in images_of(request)]
+    return isinstance(request, Generation), -len(first), first, images, others
 
 
 def _cost(request: Request) -> int:
     """In characters that are read."""
-    texts = sum(len(part) for part in astuple(request) if isinstance(part, str))
+    _, *parts = written(request)
+    texts = sum(len(part) for part in parts if isinstance(part, str))
     return texts + (request.new_tokens * OF_A_TOKEN if isinstance(request, Generation) else 0)
 
 

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from panthalassa.errors import PanthalassaError
-from panthalassa.evaluate.task import Answer, Likely, Request
+from panthalassa.evaluate.task import Answer, Likely, Request, written
 from panthalassa.storage import Storage
 
 
@@ -34,8 +34,7 @@ READERS = 8
 
 def key_of(request: Request) -> str:
     """The same for equal requests alone."""
-    written = json.dumps([type(request).__name__, *astuple(request)])
-    return hashlib.sha256(written.encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(written(request)).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,17 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file: two of the same bytes are equal."""
+
+    place: str = field(compare=False)
+    """A local path or an `s3://` URI."""
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,8 @@ class Likelihood:
 
     context: str
     continuation: str
+    images: tuple[Picture, ...] = ()
+    """In front of the context."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,23 @@ class Generation:
     """0 takes the most likely token."""
     sample: int = 0
     """Its number among samples of the same prompt, which differ."""
+    images: tuple[Picture, ...] = ()
+    """In front of the prompt."""
 
 
 Request = Likelihood | Rolling | Generation
+
+
+def images_of(request: Request) -> tuple[Picture, ...]:
+    """Those in front of what a request asks about."""
+    return () if isinstance(request, Rolling) else request.images
+
+
+def written(request: Request) -> list[Any]:
+    """A request as JSON has it: the same for equal requests alone, wherever their images are."""
+    texts = [getattr(request, each.name) for each in fields(request) if each.name != "images"]
+    images = [picture.sha256 for picture in images_of(request)]
+    return [type(request).__name__, *texts, *([images] if images else [])]
 
 
 @dataclass(frozen=True)
@@ -78,9 +103,8 @@ class Item:
 
 def identified(item: Item) -> Item:
     """The item with a hash of what it asks and expects in its id: those of one id are equal."""
-    asked = [[type(request).__name__, *astuple(request)] for request in item.requests]
-    written = json.dumps([asked, item.target], default=repr)
-    return replace(item, id=f"{item.id}#{hashlib.sha256(written.encode()).hexdigest()[:12]}")
+    asked = json.dumps([[*map(written, item.requests)], item.target], default=repr)
+    return replace(item, id=f"{item.id}#{hashlib.sha256(asked.encode()).hexdigest()[:12]}")
 
 
 class Task(ABC):

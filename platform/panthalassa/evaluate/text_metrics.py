@@ -35,9 +35,10 @@ def bleu_counts(text: str, reference: str) -> Numbers:
     return (found.sys_len, found.ref_len, *found.counts, *found.totals)
 
 
-def chrf_counts(text: str, reference: str) -> Numbers:
-    """For `metrics.chrf`."""
-    (found,) = _sacrebleu_chrf()._extract_corpus_statistics([text], [[reference]])
+def chrf_counts(text: str, *references: str) -> Numbers:
+    """For `metrics.chrf`; of several references the one that is the nearest."""
+    listed = [[reference] for reference in references]
+    (found,) = _sacrebleu_chrf()._extract_corpus_statistics([text], listed)
     return tuple(found)
 
 

@@ -76,13 +76,12 @@ def card(
     count = sum(entry.size // entry.dtype.itemsize for entry in entries)
     size = sum(entry.size for entry in entries)
     lines = [
-        *_properties(licence, data),
+        *_properties(licence, data, model),
         f"# {_text(name)}",
         "",
-        f"A language model of {count:,} parameters ({size / 1e6:,.1f} MB of weights): a decoder in "
-        "the Llama layout, which continues text. It was written by Panthalassa from the checkpoint "
-        f"`{weights.name}` of the run `{_text(name)}` (SHA-256 of its commit "
-        f"`{commit.sha256}`).",
+        f"A language model of {count:,} parameters ({size / 1e6:,.1f} MB of weights): {_kind(model)} "
+        f"It was written by Panthalassa from the checkpoint `{weights.name}` of the run "
+        f"`{_text(name)}` (SHA-256 of its commit `{commit.sha256}`).",
         "",
         "## Shape",
         "",
@@ -103,12 +102,23 @@ def card(
     return "\n".join([*lines, "", "## Licence", "", f"{told}.", ""])
 
 
-def _properties(licence: str | None, data: list[Language] | str) -> Iterator[str]:
+def _kind(model: Model) -> str:
+    if not model.vision:
+        return "a decoder in the Llama layout, which continues text."
+    side, tokens = model.vision.image_size, model.vision.tokens
+    return (
+        "in the LLaVA layout, a decoder that continues text and images. An image is read as a square "
+        f"of {side} × {side} pixels, into which others are fitted with their aspect ratio and padded "
+        f"with white, and takes the place of {tokens} tokens, besides one before and one behind it."
+    )
+
+
+def _properties(licence: str | None, data: list[Language] | str, model: Model) -> Iterator[str]:
     yield "---"
     if licence:
         yield f"license: {licence}"
     yield "library_name: transformers"
-    yield "pipeline_tag: text-generation"
+    yield f"pipeline_tag: {'image-text-to-text' if model.vision else 'text-generation'}"
     found = [] if isinstance(data, str) else sorted(language.name for language in data)
     if codes := [name for name in found if name.isascii() and name.isalpha() and len(name) < 4]:
         yield "language:"

@@ -1,4 +1,5 @@
-"""From a run's newest good checkpoint to a folder in the Llama layout of Hugging Face.
+"""From a run's newest good checkpoint to a folder in the Llama layout of Hugging Face, or in that of
+LLaVA for a model that reads images.
 
 Weights go from the checkpoint's files to safetensors in blocks of rows, converted and hashed on the way;
 to object storage a file goes when it is whole. The folder is claimed by `export.json`, which decides
@@ -22,6 +23,7 @@ from typing import Any
 import tokenizers
 import torch
 from tokenizers import processors
+from torch import Tensor
 
 from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import TOKENIZER
@@ -35,9 +37,16 @@ from panthalassa.model import safetensors
 from panthalassa.model.hugging_face import (
     Delimiters,
     generation_config,
-    parameters,
-    to_llama,
     tokenizer_config,
+)
+from panthalassa.model.llava import (
+    PREPROCESSOR,
+    PROCESSOR,
+    constants,
+    parameters,
+    preprocessor_config,
+    processor_config,
+    to_config,
 )
 from panthalassa.model.safetensors import Entry
 from panthalassa.run_config import kept_tree
@@ -91,12 +100,13 @@ def export(
     _refuse_occupied(run, target)
     with _named(run, target), newest_good(run, staging, tell) as weights:
         model = weights.commit.shape
-        weight_of = {parameter.theirs: parameter.ours for parameter in parameters(model)}
+        contents = _contents(model, weights)
         entries = [
-            Entry(p.theirs, DTYPES[dtype] if dtype else weights.dtype(p.ours), p.shape)
+            Entry(p.theirs, DTYPES[dtype] if dtype else weights.dtype(p.ours), p.their_shape)
             for p in parameters(model)
         ]
-        files = safetensors.divide(entries, shard)
+        more = [Entry(c.name, entries[0].dtype, c.shape) for c in constants(model)]
+        files = safetensors.divide([*entries, *more], shard)
         _refuse_others(evaluations, weights)
         small = dict(_small_files(run, weights, model, entries, files))
         small[CARD] = card(run, weights, model, entries, licence, evaluations).encode()
@@ -113,7 +123,7 @@ def export(
         sums = {**sums, CLAIM: hashlib.sha256(claimed).hexdigest()}
         with ThreadPoolExecutor(FILES) as pool, ThreadPoolExecutor(1) as other:
             written = other.map(target.write, *zip(*small.items(), strict=True))
-            write = partial(_write, target, staging, weights, weight_of)
+            write = partial(_write, target, staging, contents)
             sums |= zip(files, pool.map(write, files.items()), strict=True)
             list(written)
         listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
@@ -181,11 +191,22 @@ def _named(run: Storage, target: Storage) -> Iterator[None]:
         ) from error
 
 
+def _contents(model: Model, weights: Weights) -> dict[str, Callable[[], Iterator[Tensor]]]:
+    """For each tensor of the files what gives its numbers, some rows after the other."""
+    own: dict[str, Callable[[], Iterator[Tensor]]] = {
+        p.theirs: partial(weights.blocks, p.ours, p.shape) for p in parameters(model)
+    }
+    other = {
+        c.name: partial(iter, [torch.full(c.shape, c.value, dtype=torch.float32)])
+        for c in constants(model)
+    }
+    return {**own, **other}
+
+
 def _write(
     target: Storage,
     staging: str | None,
-    weights: Weights,
-    weight_of: Mapping[str, str],
+    contents: Mapping[str, Callable[[], Iterator[Tensor]]],
     share: tuple[str, list[Entry]],
 ) -> str:
     """Write a file of weights, whole or not at all; returns its SHA-256."""
@@ -199,7 +220,7 @@ def _write(
         with HashedFile(path) as file:
             file.write(safetensors.header(entries))
             for entry in entries:
-                for block in weights.blocks(weight_of[entry.name], entry.shape):
+                for block in contents[entry.name]():
                     file.write(as_bytes(block.to(entry.dtype)))
         if target.is_local:
             path.replace(target.path(name))
@@ -226,7 +247,10 @@ def _small_files(
         yield TOKENIZER, beginning_with_bos(tokenizer)
         yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
         yield GENERATION, _json(generation_config(delimiters, tokenizer.turn_end))
-        yield CONFIG, _json(to_llama(model, length, dtype, delimiters))
+        yield CONFIG, _json(to_config(model, length, dtype, delimiters))
+        if model.vision:
+            yield PREPROCESSOR, _json(preprocessor_config(model.vision))
+            yield PROCESSOR, _json(processor_config(model.vision))
     elif CONFIG in imported:
         yield CONFIG, _json(_imported_config(imported[CONFIG], dtype))
         yield from ((name, data) for name, data in imported.items() if name != CONFIG)

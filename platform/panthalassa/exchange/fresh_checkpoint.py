@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from panthalassa.config_model import Model
 from panthalassa.exchange.weights import BLOCK, as_bytes
-from panthalassa.model.hugging_face import parameters
+from panthalassa.model.llava import parameters
 from panthalassa.model.safetensors import Entry, divide
 from panthalassa.storage import Storage
 from panthalassa.train.checkpoint import COMMIT, Commit, folder, remove

@@ -14,6 +14,7 @@ from panthalassa.exchange.fresh_checkpoint import write_checkpoint
 from panthalassa.exchange.llama_folder import CONFIG, SUMS, read_folder
 from panthalassa.lease import FOLDER as LEASE
 from panthalassa.lease import Lease
+from panthalassa.model.llava import PREPROCESSOR, PROCESSOR
 from panthalassa.storage import Storage
 from panthalassa.train.checkpoint import COMMIT, folder
 
@@ -26,6 +27,8 @@ KEPT = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    PREPROCESSOR,
+    PROCESSOR,
 )
 """Files that are kept beside CONFIG where they are there."""
 

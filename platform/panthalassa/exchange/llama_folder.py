@@ -1,8 +1,9 @@
-"""A folder in the Llama layout of Hugging Face, verified: its model, and where its weights lie.
+"""A folder in the Llama or the LLaVA layout of Hugging Face, verified: its model, and where its weights
+lie.
 
-Files are hashed where there is a list of SHA-256 beside them. `config.json` must describe a Llama, and
-the files of safetensors must hold each tensor of it, and no other. From object storage they are
-downloaded first.
+Files are hashed where there is a list of SHA-256 beside them. `config.json` must describe a model that
+can be one of ours, and the files of safetensors must hold each tensor of it, and no other. From object
+storage they are downloaded first.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError, CorruptError
 from panthalassa.exchange.weights import BLOCK, as_bytes, read_whole
 from panthalassa.model import safetensors
-from panthalassa.model.hugging_face import from_llama, may_be_left_out, parameters
+from panthalassa.model.llava import from_config, may_be_left_out, parameters
 from panthalassa.model.safetensors import Entry
 from panthalassa.storage import Storage
 from panthalassa.train.restore import THREADS
@@ -113,7 +114,7 @@ def read_shape(source: Storage, sums: Mapping[str, str]) -> Model:
     content = _object(read_small(source, CONFIG, sums))
     if content is None:
         raise ConfigError(f"{source.uri}/{CONFIG} is no JSON of a model's configuration")
-    return from_llama(content, f"{source.uri}/{CONFIG}")
+    return from_config(content, f"{source.uri}/{CONFIG}")
 
 
 def read_small(source: Storage, name: str, sums: Mapping[str, str]) -> bytes:
@@ -186,14 +187,14 @@ def _tensors(
         if parameter.theirs not in found:
             raise ConfigError(f"{source.uri}: the tensor {parameter.theirs} is missing")
         name, entry = found.pop(parameter.theirs)
-        if entry.shape != parameter.shape:
+        if entry.shape != parameter.their_shape:
             raise ConfigError(
                 f"{source.uri}/{name}: {parameter.theirs} is {list(entry.shape)}, and {CONFIG} makes it "
-                f"{list(parameter.shape)}"
+                f"{list(parameter.their_shape)}"
             )
         ours[parameter.ours] = name, entry
     if others := [name for name in found if not may_be_left_out(name, model)]:
         raise ConfigError(
-            f"{source.uri}: the tensor {others[0]} is none of a Llama model that {CONFIG} describes"
+            f"{source.uri}: the tensor {others[0]} is none of the model that {CONFIG} describes"
         )
     return ours

@@ -21,6 +21,7 @@ from panthalassa.exchange.fresh_checkpoint import Source
 from panthalassa.exchange.importing import FOLDER, kept_files
 from panthalassa.exchange.llama_folder import CONFIG, read_folder
 from panthalassa.exchange.weights import newest_good
+from panthalassa.model.llava import text_config
 from panthalassa.model.transformer import Transformer
 from panthalassa.run_config import run_at
 from panthalassa.storage import Storage
@@ -147,7 +148,7 @@ def _imported(run: Storage, model: Model) -> tuple[Tokenizer, int | None]:
 
 def _longest_text(config: bytes) -> int | None:
     """Tokens of the longest text that a model was trained on, where its `config.json` says so."""
-    found = json.loads(config).get("max_position_embeddings")
+    found = text_config(json.loads(config)).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 
 

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError
+from panthalassa.exchange.pictures import path_of
 from panthalassa.finetune.chat import Message, encode_prompt, encode_question
+from panthalassa.model.image_text import USER, behind_bos, in_turns
 from panthalassa.model.text import ids_of
 from panthalassa.storage import Storage, open_storage
 
@@ -17,15 +19,20 @@ LARGEST = 256 << 20
 """Bytes of a file of prompts."""
 JSON_LINES = (".jsonl", ".ndjson")
 MOST_MESSAGES = 10_000
+MOST_IMAGES = 1000
 
 
 class Prompt(BaseModel):
-    """A line of JSON: a `prompt`, or `messages` that the assistant answers. What else it has stands in
-    the result, too."""
+    """A line of JSON: a `prompt`, with `images` in front of it, or `messages` that the assistant
+    answers. Images are paths relative to the folder of the file. What else a line has stands in the
+    result, too."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt: str | None = None
+    images: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=MOST_IMAGES)
+    ] = ()
     messages: (
         Annotated[tuple[Message, ...], Field(min_length=1, max_length=MOST_MESSAGES)] | None
     ) = None
@@ -34,6 +41,10 @@ class Prompt(BaseModel):
     def _one_to_answer(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("there must be either a prompt or messages")
+        if self.images and self.messages:
+            raise ValueError("images stand beside a prompt")
+        if self.prompt == "" and not self.images:
+            raise ValueError("the prompt is empty")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("the last of the messages must be a user's")
         return self
@@ -42,14 +53,20 @@ class Prompt(BaseModel):
         """Whether it is put in the chat format: messages are, and a prompt where that is asked for."""
         return chat or self.messages is not None
 
-    def ids(self, tokenizer: Tokenizer, chat: bool, system: str | None) -> list[int]:
-        """What the model is given. chat: a prompt is what a user says, behind what `system` says."""
+    def ids(
+        self, tokenizer: Tokenizer, chat: bool, system: str | None, tokens: int = 0
+    ) -> list[int]:
+        """What the model is given. chat: a prompt is what a user says, behind what `system` says.
+        tokens: positions that an image takes."""
         if self.messages is not None:
             return encode_prompt(tokenizer, self.messages)
         assert self.prompt is not None
-        if chat:
-            return encode_question(tokenizer, self.prompt, system)
-        return ids_of(tokenizer, self.prompt)
+        images = len(self.images)
+        if not chat:
+            return behind_bos(ids_of(tokenizer, self.prompt), images, tokens)
+        ids = encode_question(tokenizer, self.prompt, system)
+        turns = [0, images] if system else [images]
+        return in_turns(ids, turns, tokens, tokenizer.encode(USER)) if images else ids
 
     def result(self, text: str) -> str:
         """A line of JSON."""
@@ -66,6 +83,17 @@ def read_prompts(place: str) -> list[Prompt]:
     if not lines:
         raise ConfigError(f"{place} holds no prompt: expected one a line")
     return [_prompt(place, number, line) for number, line in enumerate(lines, 1)]
+
+
+def image_places(prompt: Prompt, file: str | None) -> list[str]:
+    """Where the images of a prompt are: in the folder of the file that it is from, or as they are named.
+
+    Raises ConfigError for one outside of that folder.
+    """
+    if file is None:
+        return list(prompt.images)
+    storage, _ = _at(file)
+    return [f"{storage.uri}/{path_of(storage, '', image)}" for image in prompt.images]
 
 
 def _prompt(place: str, number: int, line: str) -> Prompt:

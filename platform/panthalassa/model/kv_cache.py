@@ -8,6 +8,7 @@ not be.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -60,6 +61,12 @@ class KVCache:
     @torch.no_grad()
     def read(self, new: Sequence[Sequence[int]]) -> Tensor:
         """Logits [batch, vocabulary] in fp32 of what follows each text, which has got the ids `new`."""
+        logits: Tensor = self.model.head(self.hidden(new)[:, -1:])
+        return logits[:, 0].float()
+
+    @torch.no_grad()
+    def hidden(self, new: Sequence[Sequence[int]]) -> Tensor:
+        """What the head reads of the ids `new`: [batch, longest of them, hidden], padded on the left."""
         width, device = max(map(len, new)), self._lengths.device
         start, self._used = self._used, self._used + width
         if self._used > self._is_text.shape[1]:
@@ -78,8 +85,7 @@ class KVCache:
         x = self._embedded(torch.tensor(padded, device=device))
         for block, layer in zip(self.model.blocks, self._layers, strict=True):
             x = block(x, table, mask, layer)
-        logits: Tensor = self.model.head(x[:, -1:])
-        return logits[:, 0].float()
+        return x
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         if self._images is None:
@@ -95,6 +101,13 @@ class KVCache:
         self._table = rotary_table(
             room, config.head_size, config.rope_theta, self._lengths.device, config.rope_scaling
         )
+
+    def repeated(self, times: int) -> "KVCache":
+        """A cache of so many texts that begin as the first one has; this one is as it was."""
+        other = copy(self)
+        other._layers = [copy(layer) for layer in self._layers]
+        other.keep([0] * times)
+        return other
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some texts of the batch alone."""

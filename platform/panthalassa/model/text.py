@@ -7,6 +7,8 @@ a stop string waits until it does not. So what has been shown never changes, and
 import codecs
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.model.generate import BATCH, generate_batch
 from panthalassa.model.sampling import Sampling
@@ -69,6 +71,7 @@ def continue_texts(
     stop: Sequence[str] = (),
     show: Show | None = None,
     batch: int = BATCH,
+    images: Sequence[Tensor] | None = None,
 ) -> list[str]:
     """What continues each prompt (ids), by at most `limit` tokens, up to the end of a document or of a
     turn, or one of the strings `stop`. `show` gets it as it comes; the rest is as in
@@ -82,7 +85,7 @@ def continue_texts(
             show(number, piece)
         return stream.stopped
 
-    generate_batch(model, prompts, limit, sampling, tokenizer.ends, watch, batch)
+    generate_batch(model, prompts, limit, sampling, tokenizer.ends, watch, batch, images)
     for number, stream in enumerate(streams):
         piece = stream.end()
         if show and piece:

@@ -36,7 +36,8 @@ def parallelize(model: Transformer, mesh: DeviceMesh, config: Parallel) -> Trans
     freeze(model)
     _checkpoint_activations(model, config.activation_checkpointing)
     if config.compile:
-        for blocks in _stacks(model):
+        # Torch 2.13 does not trace DTensors of a number of images that changes.
+        for blocks in _stacks(model) if mesh["tp"].size() == 1 else [model.blocks]:
             for block in blocks:
                 block.compile(fullgraph=True)
     replicated = "replicate" in (mesh.mesh_dim_names or ())

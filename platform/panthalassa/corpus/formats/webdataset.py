@@ -68,7 +68,7 @@ def read_webdataset(file: SourceFile, max_bytes: int) -> Iterator[Record | Probl
     try:
         with unpacked(file) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
-                setattr(tar, "members", [])  # of which it would keep all
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all
                 found = NAME.fullmatch(member.name)
                 if not found or not member.isreg():
                     continue

@@ -9,19 +9,23 @@ from panthalassa.errors import ConfigError
 from panthalassa.evaluate.task import Task
 from panthalassa.evaluate.tasks import xglue
 from panthalassa.evaluate.tasks.bits_per_byte import BitsPerByte
+from panthalassa.evaluate.tasks.captioning import Captioning
 from panthalassa.evaluate.tasks.choices import Choices
 from panthalassa.evaluate.tasks.code import HumanEval, Mbpp
 from panthalassa.evaluate.tasks.question_answering import QuestionAnswering
 from panthalassa.evaluate.tasks.summarisation import Summarisation
+from panthalassa.evaluate.tasks.visual_questions import VisualQuestions
 from panthalassa.storage import Storage
 
 TASKS: Mapping[str, Callable[..., Task]] = {
     "bits-per-byte": BitsPerByte,
+    "captioning": Captioning,
     "choices": Choices,
     "human-eval": HumanEval,
     "mbpp": Mbpp,
     "question-answering": QuestionAnswering,
     "summarisation": Summarisation,
+    "visual-questions": VisualQuestions,
     **xglue.TASKS,
 }
 

@@ -1,21 +1,31 @@
-"""Multiple choice by likelihood: JSONL files with objects {"prompt", "choices", "answer", "group"}.
+"""Multiple choice by likelihood: JSONL files with objects {"prompt", "choices", "answer", "group",
+"image"}.
 
-`answer` is the index of the right choice; `group`, a language for instance, may be absent. The most
+`answer` is the index of the right choice; `group`, a language for instance, may be absent, and so may
+`image`, the path of a file in the folder of the JSONL, which stands in front of the prompt. The most
 likely choice behind the prompt is the answer. Longer choices are less likely for that alone, so there is
 also the accuracy of likelihoods by byte of UTF-8, which is a measure of length in all scripts.
+
+Settings: `recall` are the numbers k for which the share of questions is told whose right choice is among
+the k most likely ones. With `calibrated` the same is also told of what the image makes of a choice: the
+logarithm of its probability with the image less that without it, as some names are common whatever is
+shown.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from panthalassa.evaluate.task import Answer, Item, Likelihood, Likely, Numbers
-from panthalassa.evaluate.tasks.reading import Record, find, read_objects
+from panthalassa.evaluate.task import Answer, Item, Likelihood, Likely, Numbers, Picture
+from panthalassa.evaluate.tasks.reading import Record, find, picture, read_objects, wrong
 from panthalassa.evaluate.tasks.settings import CHECKED, FileTask
 
 METRICS = {"accuracy": "mean", "accuracy_by_byte": "mean"}
+CALIBRATED = "_calibrated"
+"""Behind the names of metrics of what the image makes of a choice."""
 
 
 class Question(Record):
@@ -25,6 +35,7 @@ class Question(Record):
     choices: tuple[str, ...] = Field(min_length=2, max_length=1000)
     answer: int = Field(ge=0)
     group: str = ""
+    image: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> "Question":
@@ -39,13 +50,27 @@ class Question(Record):
 class Choices(FileTask):
     """The share of questions whose right choice is the most likely one."""
 
+    recall: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    calibrated: bool = False
     name = "choices"
-    metrics = METRICS
+
+    @property
+    def metrics(self) -> Mapping[str, str]:  # type: ignore[override]
+        recalls = {f"recall@{k}": "mean" for k in self.recall}
+        told = {"accuracy": "mean", **recalls} if self.calibrated else {}
+        return {**METRICS, **recalls, **{f"{name}{CALIBRATED}": of for name, of in told.items()}}
 
     def read(self) -> Iterator[Item]:
         for path in find(self.data, ".jsonl"):
             for number, question in read_objects(self.data, path, Question):
-                requests = continuations(question.prompt, question.choices)
+                images = (
+                    (picture(self.data, path, number, question.image),) if question.image else ()
+                )
+                requests = continuations(question.prompt, question.choices, images)
+                if self.calibrated:
+                    if not images:
+                        raise wrong(self.data, path, number, "calibrated asks for an image")
+                    requests += continuations(question.prompt, question.choices)
                 yield Item(f"{path}:{number}", requests, question.answer, question.group)
 
     def baselines(self, items: Sequence[Item]) -> dict[str, float]:
@@ -53,15 +78,30 @@ class Choices(FileTask):
 
     def score(self, item: Item, answers: Sequence[Answer]) -> dict[str, Numbers]:
         nats = log_probabilities(answers)
+        found: dict[str, Numbers] = {}
+        if self.calibrated:
+            nats, without = nats[: len(nats) // 2], nats[len(nats) // 2 :]
+            gained = [each - other for each, other in zip(nats, without, strict=True)]
+            found = {
+                f"{name}{CALIBRATED}": numbers
+                for name, numbers in self._ranked(gained, item.target)
+            }
         by_byte = [
             each / len(request.continuation.encode())
-            for each, request in zip(nats, item.requests, strict=True)
+            for each, request in zip(nats, item.requests, strict=False)
             if isinstance(request, Likelihood)
         ]
         return {
-            "accuracy": (float(most(nats) == item.target),),
+            **found,
+            **dict(self._ranked(nats, item.target)),
             "accuracy_by_byte": (float(most(by_byte) == item.target),),
         }
+
+    def _ranked(self, values: Sequence[float], right: int) -> Iterator[tuple[str, Numbers]]:
+        """Whether the right choice is the best one, and whether it is among the best k."""
+        yield "accuracy", (float(most(values) == right),)
+        before = sum(value >= values[right] for value in values) - 1
+        yield from ((f"recall@{k}", (float(before < k),)) for k in self.recall)
 
 
 def majority(items: Sequence[Item]) -> float:
@@ -75,10 +115,12 @@ def majority(items: Sequence[Item]) -> float:
     return max(right.values()) / right.total()
 
 
-def continuations(prompt: str, choices: Sequence[str]) -> tuple[Likelihood, ...]:
+def continuations(
+    prompt: str, choices: Sequence[str], images: tuple[Picture, ...] = ()
+) -> tuple[Likelihood, ...]:
     """Each of the choices behind the prompt, with a space between where there is none."""
     space = " " if prompt and not prompt[-1].isspace() else ""
-    return tuple(Likelihood(prompt, f"{space}{choice}") for choice in choices)
+    return tuple(Likelihood(prompt, f"{space}{choice}", images) for choice in choices)
 
 
 def log_probabilities(answers: Sequence[Answer]) -> list[float]:

@@ -1,14 +1,16 @@
 """The door of evaluation files: lines and JSON come out checked, each with the place it is from."""
 
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from panthalassa.errors import PanthalassaError
-from panthalassa.evaluate.task import Item
+from panthalassa.errors import ConfigError, PanthalassaError
+from panthalassa.evaluate.task import Item, Picture
+from panthalassa.exchange.pictures import path_of
 from panthalassa.storage import Storage
 
 LINE_BYTES = 16 << 20
@@ -85,6 +87,20 @@ def read_object(data: Storage, path: str, kind: type[Row]) -> Row:
         raise PanthalassaError(f"evaluation file {data.uri}/{path}: {error}") from error
     except ValidationError as error:
         raise PanthalassaError(f"evaluation file {data.uri}/{path}: {_first(error)}") from None
+
+
+def picture(data: Storage, path: str, number: int, image: str) -> Picture:
+    """The image that a line of a file names, relative to the file's folder, which it must be in.
+
+    Raises PanthalassaError for one that is elsewhere, or not there.
+    """
+    try:
+        found = path_of(data, posixpath.dirname(path), image)
+        return Picture(f"{data.uri}/{found}", data.sha256(found))
+    except ConfigError as error:
+        raise wrong(data, path, number, str(error)) from error
+    except OSError as error:
+        raise wrong(data, path, number, f"the image {image!r} can not be read: {error}") from error
 
 
 def wrong(data: Storage, path: str, number: int, what: str) -> PanthalassaError:

@@ -1,0 +1,180 @@
+"""Sources with images give pairs, and what is missing or leads astray is named."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pictures import file_of, pairs, picture, write_jsonl, write_parquet, write_tar
+
+from panthalassa.corpus.documents import Document, Problem
+from panthalassa.corpus.images import BadImage
+from panthalassa.corpus.sources import list_files, read_documents
+
+LIMIT = 1 << 20
+IMAGE = file_of(picture(1))
+
+
+def read(root: Path) -> list[Document | Problem]:
+    files = list_files([str(root)], images=True).files
+    return [found for file in files for found in read_documents(file, LIMIT)]
+
+
+def documents(root: Path) -> list[Document]:
+    found = read(root)
+    assert not [each for each in found if isinstance(each, Problem)]
+    return [each for each in found if isinstance(each, Document)]
+
+
+def rules(root: Path) -> list[str]:
+    """The rule by which each pair is dropped; empty where it has its image."""
+    images = [document.image for document in documents(root)]
+    return [image.rule if isinstance(image, BadImage) else "" for image in images]
+
+
+def write_lines(root: Path, *lines: dict[str, object]) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def write_members(path: Path, *members: tuple[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_the_same_pairs_come_from_each_kind_of_source(tmp_path: Path) -> None:
+    expected = pairs(range(5), "en", "de")
+    write_parquet(tmp_path / "a" / "a.parquet", expected)
+    write_parquet(tmp_path / "b" / "b.parquet", expected, struct=True)
+    write_tar(tmp_path / "c" / "c.tar", expected)
+    write_jsonl(tmp_path / "d" / "d.jsonl", expected)
+    for folder in "abcd":
+        found = documents(tmp_path / folder)
+        assert [(each.image, each.text, each.domain) for each in found] == expected
+
+
+def test_without_images_the_same_sources_are_texts(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", pairs(range(2), "en"))
+    write_tar(tmp_path / "a.tar", pairs(range(2), "en"))
+    listing = list_files([str(tmp_path)])
+    assert [file.path for file in listing.files] == ["a.jsonl"]
+    assert listing.left_out == {".tar": 1, ".png": 2}
+    (file,) = listing.files
+    assert all(isinstance(d, Document) and d.image is None for d in read_documents(file))
+
+
+def test_a_path_stays_inside_its_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_lines(
+        root,
+        *({"image": path, "text": "a"} for path in (
+            "../secret.png", str(tmp_path / "secret.png"), "x/../../secret.png", "link.png",
+            "folder/secret.png", "https://example.org/a.png", "a\0.png", "absent.png", "here", "",
+            "large.png", "here/./a.png",
+        )),
+        {"image": None, "text": "a"},
+    )  # fmt: skip
+    (tmp_path / "secret.png").write_bytes(IMAGE)
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "here").mkdir()
+    (root / "here" / "a.png").write_bytes(IMAGE)
+    (root / "large.png").write_bytes(bytes(LIMIT + 1))
+    path, missing = "image-path", "image-missing"
+    assert rules(root) == [
+        *[path] * 7, missing, missing, missing, "image-too-large", "", missing
+    ]  # fmt: skip
+
+
+def test_a_link_to_the_folder_itself_is_no_way_out(tmp_path: Path) -> None:
+    write_lines(tmp_path / "real", {"image": "a.png", "text": "a"})
+    (tmp_path / "real" / "a.png").write_bytes(IMAGE)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert rules(tmp_path / "link") == [""]
+
+
+def test_a_tar_is_read_in_its_order_and_half_pairs_are_named(tmp_path: Path) -> None:
+    write_members(
+        tmp_path / "a.tar.gz",
+        ("x/1.png", IMAGE), ("x/1.txt", b"one"), ("x/1.cls", b"7"),
+        ("x/2.txt", b"no image"),
+        ("x/3.jpg", IMAGE),
+        ("x/4.json", json.dumps({"caption": "four", "language": "la", "url": "u"}).encode()),
+        ("x/4.png", IMAGE),
+        ("y/4.png", bytes(LIMIT + 1)), ("y/4.txt", b"large"),
+        ("z.1.png", IMAGE), ("z.2.png", IMAGE), ("z.txt", b"two images"),
+        ("only.npy", b"\0"),
+    )  # fmt: skip
+    found = documents(tmp_path)
+    assert [(each.text, each.domain) for each in found] == [
+        ("one", ""), ("no image", ""), ("", ""), ("four", "la"), ("large", ""), ("two images", ""),
+    ]  # fmt: skip
+    assert rules(tmp_path) == [
+        "", "image-missing", "", "", "image-too-large", "image-several"
+    ]  # fmt: skip
+    assert found[3].provenance.url == "u"
+    assert found[0].provenance.place.endswith("a.tar.gz, x/1")
+
+
+def test_links_in_a_tar_are_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(IMAGE)
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            member = tarfile.TarInfo("a.png")
+            member.type, member.linkname = kind, str(tmp_path / "secret.png")
+            tar.addfile(member)
+        text = tarfile.TarInfo("a.txt")
+        text.size = 1
+        tar.addfile(text, io.BytesIO(b"a"))
+    assert rules(root) == ["image-missing"]
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
+def test_of_a_torn_tar_what_is_whole_is_kept(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a{kind}"
+    noise = [os.urandom(500_000) for _ in range(4)]
+    write_members(path, *((f"{n}.png", data) for n, data in enumerate(noise)))
+    path.write_bytes(path.read_bytes()[:1_300_000])
+    *whole, last = read(tmp_path)
+    assert 1 <= len(whole) <= 2
+    assert isinstance(last, Problem)
+    assert "lost" in last.reason
+
+
+def test_rows_without_an_image_or_of_another_kind_are_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a" / "a.parquet", [(None, "a", "en"), (b"", "b", "en")])
+    write_parquet(tmp_path / "a" / "b.parquet", [(None, "a", "en")], struct=True)
+    assert rules(tmp_path / "a") == ["image-missing"] * 3
+    links = pa.table({"image": ["https://example.org/a.png"], "text": ["a"]})
+    (tmp_path / "b").mkdir()
+    pq.write_table(links, tmp_path / "b" / "links.parquet")
+    assert [document.image for document in documents(tmp_path / "b")] == [None]
+    write_lines(tmp_path / "c", {"image": 7, "text": "a"}, {"text": "b"})
+    problem, text = read(tmp_path / "c")
+    assert isinstance(problem, Problem)
+    assert "`image` is 7" in problem.reason
+    assert isinstance(text, Document)
+    assert text.image is None
+
+
+def test_a_bad_caption_is_a_problem_of_its_record(tmp_path: Path) -> None:
+    write_members(
+        tmp_path / "a.tar",
+        ("1.png", IMAGE), ("1.json", b"{"),
+        ("2.png", IMAGE), ("2.txt", b"\xff\xfe\xff"),
+        ("3.png", IMAGE), ("3.json", b"[1]"),
+        ("4.png", IMAGE), ("4.json", b'{"caption": 4}'),
+        ("5.png", IMAGE), ("5.txt", b"five"),
+    )  # fmt: skip
+    found = read(tmp_path)
+    assert [isinstance(each, Problem) for each in found] == [True] * 4 + [False]
