@@ -7,12 +7,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train release-demo vision-demo test lint types bench bench-sweep bench-stream bench-images bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation
+.PHONY: help install train release-demo retrieval-demo vision-demo test lint types bench bench-sweep bench-stream bench-images bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
 	@echo "make release-demo    train, tune, evaluate and export, and ask transformers (npm)"
-	@echo "make vision-demo    learn the names of emoji in 25 languages, and ask for those of others (npm)"
+	@echo "make retrieval-demo    teach articles across languages, and ask about new pairs (npm)"
+	@echo "make vision-demo    learn the names of emoji in 20 languages, and ask for those of others (npm)"
 	@echo "make test     lint, type-check and test"
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
 	@echo "make bench-stream    compare the stream's speed with bare readers"
@@ -161,6 +162,25 @@ release-demo: $(UDHR)
 	$(BIN)/panthalassa export runs/laptop-languages models/laptop-languages --evaluation evaluations/laptop-languages
 	$(BIN)/python tests/release_demo.py compare runs/laptop-languages models/laptop-languages evaluations/laptop-languages
 	cat models/laptop-languages/README.md
+
+ASK := $(BIN)/panthalassa evaluate jobs/configs/evaluate-languages.yaml
+ABOUT_PAIRS := 'tasks=[{name: choices, data: data/articles/pairs}]'
+ABOUT_SIDES := 'tasks=[{name: choices, data: data/articles/sides}]'
+
+retrieval-demo: $(UDHR)
+	$(BIN)/panthalassa prepare jobs/configs/laptop.yaml
+	$(BIN)/panthalassa train jobs/configs/laptop.yaml
+	$(BIN)/python tests/retrieval_demo.py examples $(UDHR) data/articles
+	$(BIN)/panthalassa finetune jobs/configs/finetune-laptop.yaml run.name=laptop-articles \
+		corpus.directory=data/articles-examples 'corpus.sources=[data/articles/train.jsonl]' \
+		train.steps=400 train.global_batch=8 train.micro_batch=4 train.schedule.warmup_steps=20 \
+		checkpoint.every=200 evaluation.every=100
+	rm -rf evaluations/laptop-articles evaluations/laptop-articles-before evaluations/laptop-articles-sides
+	$(ASK) $(ABOUT_PAIRS) model=runs/laptop output=evaluations/laptop-articles-before
+	$(ASK) $(ABOUT_PAIRS) model=runs/laptop-articles output=evaluations/laptop-articles
+	$(ASK) $(ABOUT_SIDES) model=runs/laptop-articles output=evaluations/laptop-articles-sides
+	$(BIN)/panthalassa evaluate compare evaluations/laptop-articles-before evaluations/laptop-articles
+	$(BIN)/python tests/retrieval_demo.py check evaluations/laptop-articles
 
 EMOJI := .venv/emoji/node_modules
 

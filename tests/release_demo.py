@@ -9,15 +9,14 @@ the accuracy of the evaluation with that of always giving one answer.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
+from demos import beginning, learned, write_records
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from udhr import read_declarations
 
-from panthalassa.evaluate.results import Figure, read_results
 from panthalassa.exchange.load import open_model
 from panthalassa.storage import open_storage
 
@@ -43,27 +42,24 @@ SENTENCES = ("All human beings are born free", "Alle Menschen sind frei", "Kaikk
 
 def write_examples(udhr: Path, folder: Path) -> None:
     names = sorted(LANGUAGES.values())
-    learned, asked = [], []
+    examples, asked = [], []
     for declaration in read_declarations(udhr):
         if (name := LANGUAGES.get(declaration.code)) is None:
             continue
         end = int(len(declaration.paragraphs) * TRAINED)
         for number, paragraph in enumerate(declaration.paragraphs):
-            shown = (
-                paragraph[:LETTERS].rpartition(" ")[0] if len(paragraph) > LETTERS else paragraph
-            )
-            prompt = f"Which language is this? {shown}"
+            prompt = f"Which language is this? {beginning(paragraph, LETTERS)}"
             if number < end:
-                learned.append({"prompt": prompt, "answer": name, "language": declaration.language})
+                examples.append(
+                    {"prompt": prompt, "answer": name, "language": declaration.language}
+                )
             else:
                 right = names.index(name)
                 group = declaration.language
                 asked.append({"prompt": prompt, "choices": names, "answer": right, "group": group})
-    for path, records in (("train.jsonl", learned), ("test/test.jsonl", asked)):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        (folder / path).write_text("".join(lines), encoding="utf-8")
-    print(f"{len(learned)} examples to learn from and {len(asked)} questions in {folder}")
+    write_records(folder / "train.jsonl", examples)
+    write_records(folder / "test/test.jsonl", asked)
+    print(f"{len(examples)} examples to learn from and {len(asked)} questions in {folder}")
 
 
 @torch.no_grad()
@@ -81,22 +77,12 @@ def difference(run: str, export: str) -> float:
     return largest
 
 
-def told(figure: Figure) -> str:
-    """A share with its interval."""
-    return f"{figure.value:.1%} (95 % {figure.low:.1%} to {figure.high:.1%}, {figure.n} items)"
-
-
 def compare(run: str, export: str, evaluation: str) -> bool:
     logits = difference(run, export)
     print(
         f"logits here and in transformers differ by {logits:.1e} at most ({TOLERANCE} is allowed)"
     )
-    results = read_results(open_storage(evaluation))
-    [task] = results.tasks.values()
-    figure, one = task.metrics["accuracy"].whole, task.metrics["accuracy"].baseline
-    assert one is not None
-    print(f"accuracy {told(figure)}; always the most frequent answer: {one:.1%}")
-    return logits <= TOLERANCE and figure.low > one
+    return learned(evaluation) and logits <= TOLERANCE
 
 
 def main() -> None:

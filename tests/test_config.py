@@ -401,6 +401,7 @@ ALIASES = {
     "finetune": "setting",
     "guard": "setting",
     "stream": "settings",
+    "vision": "config",
 }
 """What a section is called where it is passed on alone."""
 

@@ -29,11 +29,13 @@ MACROLANGUAGES = {
 
 @dataclass(frozen=True)
 class Declaration:
-    """One translation: its language as the identifiers spell it, and its paragraphs."""
+    """One translation: its language as the identifiers spell it, and its paragraphs; those of its
+    articles article by article."""
 
     code: str
     language: str
     paragraphs: list[str]
+    articles: list[str]
 
 
 def folder() -> Path:
@@ -53,12 +55,20 @@ def read_declarations(root: Path) -> list[Declaration]:
         if tag == "und" or code in MISTAGGED:
             continue
         page = (root / "declaration" / f"{code}.html").read_text(encoding="utf-8")
-        paragraphs = [
-            html.unescape(re.sub("<[^>]+>", "", part)).strip()
-            for part in re.findall(r"<p>(.*?)</p>", page, re.DOTALL)
+        articles = [
+            " ".join(_paragraphs(article))
+            for article in re.findall(r"<article[ >](.*?)</article>", page, re.DOTALL)
         ]
-        found.append(Declaration(code, language_of(tag), [part for part in paragraphs if part]))
+        found.append(Declaration(code, language_of(tag), _paragraphs(page), articles))
     return found
+
+
+def _paragraphs(page: str) -> list[str]:
+    texts = [
+        html.unescape(re.sub("<[^>]+>", "", part)).strip()
+        for part in re.findall(r"<p>(.*?)</p>", page, re.DOTALL)
+    ]
+    return [text for text in texts if text]
 
 
 def language_of(tag: str) -> str:

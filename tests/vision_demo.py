@@ -1,6 +1,6 @@
 """The steps of `make vision-demo` that are no command of the platform.
 
-`pairs EMOJI FOLDER` writes emoji with their names in 25 languages to be prepared (`pairs/`), and, of
+`pairs EMOJI FOLDER` writes emoji with their names in 20 languages to be prepared (`pairs/`), and, of
 those that are held out in every language, questions (`questions/`: which of a hundred names is it?)
 and prompts for names in five languages (`sheet/`).
 
@@ -20,18 +20,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 from browsers import NoBrowser, Page, start
+from demos import told, write_records
 from emoji import (
     SQUARES,
     Emoji,
     prompt_of,
     read_emoji,
     split,
-    write_lines,
     write_pairs,
     write_pictures,
 )
 from PIL import Image
-from release_demo import TOLERANCE, told
+from release_demo import TOLERANCE
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, SiglipImageProcessor
 
 from panthalassa.corpus.images import pixels, prepared
@@ -81,7 +81,7 @@ def write_questions(asked: Sequence[Emoji], held_out: Sequence[Emoji], folder: P
             }
             for language in emoji.names
         ]
-    write_lines(records, folder / "questions.jsonl")
+    write_records(folder / "questions.jsonl", records)
 
 
 def write_sheet(shown: Sequence[Emoji], folder: Path) -> None:
@@ -95,7 +95,7 @@ def write_sheet(shown: Sequence[Emoji], folder: Path) -> None:
         for emoji in shown
         for language in SHEET
     ]
-    write_lines(records, folder / "prompts.jsonl")
+    write_records(folder / "prompts.jsonl", records)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Emoji and their names in 25 languages, the pairs of `make vision-demo`, read as for a corpus."""
+"""Emoji and their names in 20 languages, the pairs of `make vision-demo`, read as for a corpus."""
 
 from pathlib import Path
 

@@ -61,6 +61,19 @@ def test_the_majority_is_that_of_answers_and_not_of_their_places(tmp_path: Path)
     assert majority(list(task.items())) == 2 / 3
 
 
+def test_with_choices_of_their_own_a_guess_is_more_than_the_most_frequent_answer(
+    tmp_path: Path,
+) -> None:
+    own = [
+        {"prompt": "x", "choices": [f"{n} {place}" for place in range(4)], "answer": n % 4}
+        for n in range(8)
+    ]
+    json_lines(tmp_path / "a.jsonl", *own)
+    task = opened("choices", tmp_path)
+    assert majority(list(task.items())) == 1 / 8
+    assert task.baselines(list(task.items())) == {"accuracy": 1 / 4, "accuracy_by_byte": 1 / 4}
+
+
 def test_likelihood_by_byte_does_not_favour_short_choices(tmp_path: Path) -> None:
     json_lines(tmp_path / "a.jsonl", {"prompt": "x", "choices": ["no", "certainly"], "answer": 1})
 

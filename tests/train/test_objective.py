@@ -118,9 +118,16 @@ class Gained(nn.Module):
             nn.init.constant_(weight, value)
 
     def forward(
-        self, tokens: Tensor, documents: Tensor, labels: Tensor, chunk: int, reduction: str
+        self,
+        tokens: Tensor,
+        documents: Tensor,
+        labels: Tensor,
+        chunk: int,
+        reduction: str,
+        images: Tensor | None,
     ) -> Tensor:
         assert reduction == "none"
+        assert images is None
         gained: Tensor = self.adapter((labels == GOOD).float()[..., None])
         return -gained[..., 0]
 

@@ -134,7 +134,7 @@ def ask(run: Storage, section: Beside, asked: str) -> tuple[str, list[str]]:
         cut=cut,
     )
     for task, metric, value, interval, items, always in explain(results):
-        most = f"; {always} with the most frequent answer always" if always else ""
+        most = f"; {always} with the most frequent answer or a guess" if always else ""
         said.append(
             f"{checkpoint}, {task}: {metric} {value} (95 % {interval}, {items} items{most})"
         )

@@ -80,7 +80,7 @@ class Metric(Record):
     whole: Figure
     groups: dict[str, Figure] = Field(default_factory=dict)
     baseline: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Of one who always gives the most frequent answer, where that is known."""
+    """As Task.baselines, where that is known."""
 
 
 class Contamination(Record):

@@ -119,7 +119,8 @@ class Task(ABC):
         """All of them, in a fixed order. Raises PanthalassaError for files that are not as expected."""
 
     def baselines(self, items: Sequence[Item]) -> dict[str, float]:
-        """For metrics of which that is known, what it has who always gives the most frequent answer."""
+        """For metrics of which that is known, what one has who always gives the most frequent answer, or
+        guesses, whichever is more."""
         return {}
 
     @abstractmethod

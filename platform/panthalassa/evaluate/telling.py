@@ -10,7 +10,14 @@ from panthalassa.storage import Storage
 
 Row = tuple[str, ...]
 
-HEADINGS: Row = ("task", "metric", "value", "95 % interval", "items", "most frequent answer")
+HEADINGS: Row = (
+    "task",
+    "metric",
+    "value",
+    "95 % interval",
+    "items",
+    "most frequent answer or guess",
+)
 AVERAGE_HEADINGS: Row = ("average", "value", "of")
 PARITY_HEADINGS: Row = ("task", "metric", "group", "value", "95 % interval", "items", "beside")
 CONTAMINATION_HEADINGS: Row = (
@@ -45,8 +52,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def explain(results: Results) -> Iterator[Row]:
-    """A row for each metric of each task, as HEADINGS say; the last column has what one has who always
-    gives the most frequent answer, where that is known."""
+    """A row for each metric of each task, as HEADINGS say; the last column has `Task.baselines`."""
     for task, result in results.tasks.items():
         for name, metric in result.metrics.items():
             value, bounds, n = _told(metric, metric.whole)

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-import posixpath
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
@@ -30,11 +30,12 @@ def path_of(data: Storage, folder: str, image: str) -> str:
 
     Raises ConfigError for one that is not in the folder, also by a link.
     """
-    found = posixpath.normpath(posixpath.join(folder, image))
-    if posixpath.isabs(image) or posixpath.relpath(found, folder or ".").startswith(".."):
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts or "\0" in image:
         raise ConfigError(f"the image {image!r} is not in the folder of the file that names it")
+    found = str(PurePosixPath(folder) / path)
     if data.is_local:
-        inside = os.path.realpath(data.path(folder)) + os.sep
+        inside = os.path.join(os.path.realpath(data.path(folder)), "")
         if not os.path.realpath(data.path(found)).startswith(inside):
             raise ConfigError(f"the image {image!r} is a link out of the folder of its file")
     return found

@@ -42,7 +42,7 @@ class Prompt(BaseModel):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("there must be either a prompt or messages")
         if self.images and self.messages:
-            raise ValueError("images stand beside a prompt")
+            raise ValueError("images stand beside a prompt, or in a message")
         if self.prompt == "" and not self.images:
             raise ValueError("the prompt is empty")
         if self.messages and self.messages[-1].role != "user":
@@ -59,7 +59,11 @@ class Prompt(BaseModel):
         """What the model is given. chat: a prompt is what a user says, behind what `system` says.
         tokens: positions that an image takes."""
         if self.messages is not None:
-            return encode_prompt(tokenizer, self.messages)
+            ids, shown = (
+                encode_prompt(tokenizer, self.messages),
+                [len(m.images) for m in self.messages],
+            )
+            return in_turns(ids, shown, tokens, tokenizer.encode(USER)) if any(shown) else ids
         assert self.prompt is not None
         images = len(self.images)
         if not chat:
@@ -90,10 +94,11 @@ def image_places(prompt: Prompt, file: str | None) -> list[str]:
 
     Raises ConfigError for one outside of that folder.
     """
+    told = [*prompt.images, *(path for said in prompt.messages or () for path in said.images)]
     if file is None:
-        return list(prompt.images)
+        return told
     storage, _ = _at(file)
-    return [f"{storage.uri}/{path_of(storage, '', image)}" for image in prompt.images]
+    return [f"{storage.uri}/{path_of(storage, '', image)}" for image in told]
 
 
 def _prompt(place: str, number: int, line: str) -> Prompt:

@@ -9,15 +9,20 @@ for such texts: transformers makes special tokens of them.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from panthalassa.corpus.tokenizer import Tokenizer, Tokens
 
 ANSWERING = "assistant"
+Images = Annotated[
+    tuple[str, ...],
+    Field(strict=False, max_length=1000),
+    BeforeValidator(lambda given: given or ()),
+]
 
 
 class Message(BaseModel):
@@ -27,6 +32,14 @@ class Message(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     content: str
+    images: Images = Field(default=(), exclude_if=lambda paths: not paths)
+    """Paths of what a user shows, in front of what they say (`model.image_text`)."""
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        if self.images and self.role != "user":
+            raise ValueError("only a user shows images")
+        return self
 
 
 def encode_chat(

@@ -1,14 +1,18 @@
 """From an example to what of it goes into a row: its tokens, the runs that count, and what they say."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from panthalassa.corpus.pairs import PREFIX
 from panthalassa.corpus.tokenizer import Tokenizer, Tokens
 from panthalassa.finetune.chat import ANSWERING, encode_chat
 from panthalassa.finetune.examples import Example, Messages
+from panthalassa.model.image_text import USER, in_turns, is_image
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Encoded:
     """An example that fits into a row: its `documents`, and the runs that count in each of them.
 
     `position` decides what is held out (`Example.position`). `characters` and `text_bytes` (UTF-8) are
-    those of all that is said, once.
+    those of all that is said, once. `images` are the encoded images of each document, in their order.
     """
 
     domain: str
@@ -27,27 +31,39 @@ class Encoded:
     characters: int
     text_bytes: int
     cut: bool
+    images: list[list[bytes]]
 
     @property
     def hash(self) -> bytes:
-        """SHA-256 of the tokens and of what counts: equal for examples that teach the same."""
+        """SHA-256 of tokens, of what counts and of images: equal for examples that teach the same."""
         digest = hashlib.sha256()
         for document, bounds in zip(self.documents, self.answers, strict=True):
             digest.update(np.array([len(document), len(bounds), *bounds], "<i4").tobytes())
             digest.update(document.astype("<i4").tobytes())
+        for image in chain.from_iterable(self.images):
+            digest.update(hashlib.sha256(image).digest())
         return digest.digest()
 
 
-def encode_example(tokenizer: Tokenizer, example: Example, limit: int) -> Encoded | None:
+def encode_example(
+    tokenizer: Tokenizer,
+    example: Example,
+    limit: int,
+    images: Sequence[bytes] = (),
+    tokens: int = 0,
+) -> Encoded | None:
     """An example in at most `limit` tokens; None when it has more.
 
     Each document ends with the last token that counts. A chat that is too long is cut behind the last
-    answer that fits; a pair is not.
+    answer that fits; a pair is not. images: of the example, encoded, each of which takes so many
+    `tokens`. Questions about one image are held out together.
     """
     prompt, cut = example.prompt, False
     documents, answers, said = [], [], [prompt]
     for answer in example.answers:
         ids, counted = encode_chat(tokenizer, (*prompt, *answer), counting_from=len(prompt))
+        if images:
+            ids, counted = _shown(tokenizer, (*prompt, *answer), ids, counted, tokens)
         bounds = runs(counted)
         if len(example.answers) == 1:
             fitting = [bound for run in _pairs(bounds) if run[1] <= limit for bound in run]
@@ -58,17 +74,38 @@ def encode_example(tokenizer: Tokenizer, example: Example, limit: int) -> Encode
         said.append(answer)
     if not all(answers) or sum(map(len, documents)) > limit:
         return None
+    kept = [images[: int((document == Tokenizer.image_start).sum())] for document in documents]
+    position, domain = example.position, example.domain
+    if any(kept):
+        shown = hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in kept[0]))
+        position, domain = int.from_bytes(shown.digest()[:8]), PREFIX + domain
     text = "".join(message.content for part in said for message in part)
     return Encoded(
-        domain=example.domain,
+        domain=domain,
         place=example.place,
-        position=example.position,
+        position=position,
         documents=documents,
         answers=answers,
         characters=len(text),
         text_bytes=len(text.encode()),
         cut=cut,
+        images=[list(of_document) for of_document in kept],
     )
+
+
+def _shown(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    ids: Tokens,
+    counted: NDArray[np.bool_],
+    tokens: int,
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """A chat with the ids of its images, none of which counts."""
+    images = [len(message.images) for message in messages]
+    whole = np.array(in_turns(ids.tolist(), images, tokens, tokenizer.encode(USER)), np.int32)
+    counts = np.zeros(len(whole), bool)
+    counts[~is_image(whole)] = counted
+    return whole, counts
 
 
 def runs(counted: NDArray[np.bool_]) -> list[int]:

@@ -3,7 +3,8 @@
 A record for supervised fine-tuning is a chat, `messages`, or a `prompt` (a text, or messages) with its
 `answer`, `completion` or `response`. One for preferences has a `chosen` and a `rejected` answer, each a
 text, or messages with or without those of the prompt before them. Either may have a `system` message,
-and a `language` or `domain`.
+and a `language` or `domain`. A user's message of a chat may have `images`, paths of files in the folder
+of the examples; a record with a text as its `prompt` has them beside it.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from panthalassa.corpus.documents import Problem, SourceFile, short
 from panthalassa.corpus.formats.tables import Row, json_rows, parquet_rows
 from panthalassa.corpus.manifest import Objective
 from panthalassa.corpus.sources import path_safe
-from panthalassa.finetune.chat import ANSWERING, Message
+from panthalassa.finetune.chat import ANSWERING, Images, Message
 
 MOST_MESSAGES = 10_000
 Messages = tuple[Message, ...]
@@ -41,6 +42,12 @@ class Example:
         sides."""
         told = json.dumps([[message.role, message.content] for message in self.prompt])
         return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8])
+
+    @property
+    def images(self) -> list[str]:
+        """The paths of all images, in their order."""
+        said = [message for part in (self.prompt, *self.answers) for message in part]
+        return [path for message in said for path in message.images]
 
 
 def read_examples(file: SourceFile, objective: Objective) -> Iterator[Example | Problem]:
@@ -109,6 +116,7 @@ class _Record(BaseModel):
     response: _Answer | None = None
     chosen: _Answer | None = None
     rejected: _Answer | None = None
+    images: Images = ()
     domain: str | None = None
     language: str | None = None
 
@@ -120,7 +128,12 @@ def _chat(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
         raise ValueError(
             "expected `messages`, or `prompt` and one of `answer`, `completion` and `response`"
         )
-    chat = _checked([*(record.system or ()), *(record.messages or record.prompt or ())])
+    said = record.messages or record.prompt or []
+    if record.images:
+        if len(said) != 1 or said[0].images:
+            raise ValueError("`images` stand beside a text as `prompt`, or in a message")
+        said = [said[0].model_copy(update={"images": record.images})]
+    chat = _checked([*(record.system or ()), *said])
     rest: Messages = _checked(answers[0]) if answers else ()
     answering = [i for i, message in enumerate([*chat, *rest]) if message.role == ANSWERING]
     first = len(chat) if answers else next(iter(answering), 0)
@@ -131,6 +144,9 @@ def _chat(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
 
 def _pair(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:
     """Prompt, chosen and rejected answer. Raises ValueError."""
+    told = [*(record.prompt or ()), *(record.chosen or ()), *(record.rejected or ())]
+    if record.images or any(turn.images for turn in told):
+        raise ValueError("there are `images`, which preferences can not have")
     if not record.chosen or not record.rejected:
         raise ValueError("expected `prompt`, `chosen` and `rejected`")
     chosen, rejected = record.chosen, record.rejected

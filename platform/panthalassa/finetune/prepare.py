@@ -19,10 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from panthalassa import config
+from panthalassa.config_model import Vision
 from panthalassa.corpus.destination import already_prepared, claim, commit, refuse_overlap
 from panthalassa.corpus.documents import Problem, SourceFile
+from panthalassa.corpus.formats.pairs import stored_image
 from panthalassa.corpus.funnel import Tally
-from panthalassa.corpus.manifest import TOKENIZER, Index, Manifest, Objective, Shard, Split
+from panthalassa.corpus.images import LIMITS, BadImage, prepared
+from panthalassa.corpus.manifest import TOKENIZER, Images, Index, Manifest, Objective, Shard, Split
 from panthalassa.corpus.pack import pack_whole
 from panthalassa.corpus.parts import INDEXED, write_index
 from panthalassa.corpus.reading import add_problem, check_problems, refuse_changed
@@ -40,13 +43,18 @@ KINDS = re.compile(r"\.((jsonl|ndjson|json)(\.(gz|zst|bz2))?|parquet)$", re.I)
 
 
 def prepare_chats(
-    corpus: config.Corpus, tokenizer: bytes, objective: Objective, tell: Callable[[str], None]
+    corpus: config.Corpus,
+    tokenizer: bytes,
+    objective: Objective,
+    tell: Callable[[str], None],
+    vision: Vision | None = None,
 ) -> Manifest:
     """Make the corpus for fine-tuning that `corpus` describes, or return it when it is already there.
 
     `corpus.sources` are files or folders of JSON lines and Parquet (`finetune.examples`); of the other
     keys those count that say where the corpus is, how much is held out and may be bad, and how long
     rows, row groups and shards are. tokenizer: a tokenizer.json of this platform's, which the model has.
+    vision: what reads images in it.
     Raises CorpusError for what can not be read, another content of the folder, another's tokenizer, and
     examples that leave nothing to train on or nothing to hold out.
     """
@@ -55,14 +63,14 @@ def prepare_chats(
     storage = open_storage(corpus.directory)
     files = list(_files(corpus.sources, storage))
     hashes = [content_sha256(file) for file in files]
-    preparation = _preparation(corpus, vocabulary, objective, files, hashes)
+    preparation = _preparation(corpus, vocabulary, objective, files, hashes, vision)
     if done := already_prepared(storage, preparation):
         tell(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         return done
     claim(storage, corpus, preparation)
     size = sum(file.size for file in files) / 1e6
     tell(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
-    reading = _Reading(own, corpus.sequence_length, objective)
+    reading = _Reading(own, corpus.sequence_length, objective, vision)
     for file, sha256 in sorted(zip(files, hashes, strict=True), key=lambda pair: _name(pair[0])):
         reading.read(file)
         refuse_changed(file, sha256)
@@ -76,6 +84,7 @@ def prepare_chats(
     written = _write(storage, corpus, own, vocabulary, groups)
     manifest = Manifest(
         objective=objective,
+        images=_kind(vision, written.shards),
         sequence_length=corpus.sequence_length,
         vocabulary_size=own.vocabulary_size,
         bos=own.bos,
@@ -161,6 +170,7 @@ def _preparation(
     objective: Objective,
     files: list[SourceFile],
     hashes: list[str],
+    vision: Vision | None,
 ) -> str:
     """SHA-256 of all that decides the outcome."""
     read = {"sequence_length", "held_out_share", "rows_per_group", "rows_per_shard"}
@@ -169,6 +179,8 @@ def _preparation(
         [*_name(file), file.domain, digest] for file, digest in zip(files, hashes, strict=True)
     )
     made_from = ["chats", RECIPE, objective, _sha256(tokenizer), settings, content]
+    if vision:
+        made_from.append([vision.image_size, vision.tokens])
     return _sha256(json.dumps(made_from, sort_keys=True).encode())
 
 
@@ -179,12 +191,19 @@ def _sha256(data: bytes) -> str:
 class _Reading:
     """The examples that are kept, with the source of each, and counts of all others."""
 
-    def __init__(self, tokenizer: Tokenizer, sequence_length: int, objective: Objective) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        objective: Objective,
+        vision: Vision | None,
+    ) -> None:
         self.kept: dict[bytes, tuple[Encoded, str]] = {}
         self.tally = Tally()
         self._tokenizer = tokenizer
         self._length = sequence_length
         self._objective = objective
+        self._vision = vision
         self._repeated = 0
         self._too_long: list[str] = []
 
@@ -193,14 +212,30 @@ class _Reading:
             if isinstance(found, Problem):
                 add_problem(self.tally, file, found)
                 continue
+            images, tokens = [], self._vision.tokens if self._vision else 0
+            try:
+                images = [self._image(file, path) for path in found.images]
+            except BadImage as error:
+                add_problem(self.tally, file, Problem(f"{file.root}/{found.place}", str(error)))
+                continue
             self.tally.add("read", found.domain)
-            encoded = encode_example(self._tokenizer, found, self._length)
+            encoded = encode_example(self._tokenizer, found, self._length, images, tokens)
             if encoded is None:
                 self._too_long.append(f"{file.source}/{found.place}")
             elif encoded.hash in self.kept:
                 self._repeated += 1
             else:
                 self.kept[encoded.hash] = encoded, file.source
+
+    def _image(self, file: SourceFile, path: str) -> bytes:
+        """An image of an example, prepared. Raises BadImage."""
+        if self._vision is None:
+            raise BadImage("image", "there are images, and the model reads text alone")
+        storage, folder = open_storage(file.root), str(PurePosixPath(file.path).parent)
+        found = stored_image(storage, folder, path, LIMITS.max_bytes)
+        if isinstance(found, BadImage):
+            raise found
+        return prepared(found, self._vision.image_size)
 
     def check(self) -> None:
         """Raises CorpusError when there is not one example to train on and another to hold out."""
@@ -262,6 +297,7 @@ def _write(
             [example.answers for example in examples],
             corpus.sequence_length,
             tokenizer.pad,
+            [example.images for example in examples] if any(map(_is_shown, examples)) else None,
         ).shuffled(int.from_bytes(hashlib.sha256(group.encode()).digest()[:16]))
         shards = []
         for number, start in enumerate(range(0, len(packing), corpus.rows_per_shard)):
@@ -276,6 +312,17 @@ def _write(
         written.characters[group] = sum(example.characters for example in examples)
         written.text_bytes[group] = sum(example.text_bytes for example in examples)
     return written
+
+
+def _is_shown(example: Encoded) -> bool:
+    return any(example.images)
+
+
+def _kind(vision: Vision | None, shards: Sequence[Shard]) -> Images | None:
+    """What the images of shards are, if they have any."""
+    if vision is None or not any(shard.images for shard in shards):
+        return None
+    return Images(size=vision.image_size, tokens=vision.tokens)
 
 
 def _documents(members: Sequence[tuple[Encoded, str]]) -> pa.Table:

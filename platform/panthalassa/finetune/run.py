@@ -41,7 +41,7 @@ def finetune(
     def tell(text: str) -> None:
         show(Notice(text))
 
-    prepare_chats(config.corpus, _tokenizer(config), setting.objective, tell)
+    prepare_chats(config.corpus, _tokenizer(config), setting.objective, tell, config.model.vision)
     objective = Preference(setting.beta) if setting.objective == "dpo" else Answers()
     beginning = Beginning(objective, partial(_place_weights, config, tell))
     return pretrain(config, show, debug, began, stopping, beginning)

@@ -8,6 +8,9 @@ ids, so they are put in when it is encoded.
 from collections.abc import Sequence
 from itertools import count
 
+import numpy as np
+from numpy.typing import NDArray
+
 from panthalassa.corpus.tokenizer import Tokenizer, ids_of_image
 
 USER = "user\n"
@@ -34,3 +37,8 @@ def in_turns(
             found += [*ids[left:at], *ids_of_image(tokens) * images[number]]
             left = at
     return [*found, *ids[left:]]
+
+
+def is_image(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which ids [tokens] belong to an image."""
+    return np.isin(ids, ids_of_image(1))

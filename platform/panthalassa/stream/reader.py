@@ -43,7 +43,8 @@ from panthalassa.stream.row_group import Tokens as Tokens
 from panthalassa.stream.row_group import read_row_group
 
 TOKENS_PER_BLOCK = 1 << 17
-IMAGE_BYTES_PER_BLOCK = 1 << 22
+IMAGE_BYTES_PER_BLOCK = 1 << 23
+"""Of pixels: memory of this size is used again, where that of larger blocks is new each time."""
 BYTES_PER_TOKEN = 6
 """Of a sample on its way: its token, and its document within the row with whether it counts."""
 MOST_TASKS = 16

@@ -40,12 +40,12 @@ def read_json_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Probl
         elif IMAGE not in row.columns:
             yield json_record(row)
         elif isinstance(path := row.columns[IMAGE], str) or path is None:
-            yield pair_of(row, _stored_image(storage, folder, path, max_bytes))
+            yield pair_of(row, stored_image(storage, folder, path, max_bytes))
         else:
             yield Problem(row.place, f"`image` is {short(path)}, expected a path")
 
 
-def _stored_image(
+def stored_image(
     storage: Storage, folder: str, path: str | None, max_bytes: int
 ) -> bytes | BadImage:
     """The file at a path that others wrote, which leads nowhere out of the folder."""

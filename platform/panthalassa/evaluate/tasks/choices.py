@@ -74,7 +74,14 @@ class Choices(FileTask):
                 yield Item(f"{path}:{number}", requests, question.answer, question.group)
 
     def baselines(self, items: Sequence[Item]) -> dict[str, float]:
-        return dict.fromkeys(self.metrics, majority(items))
+        requests = 2 if self.calibrated else 1
+        found = {}
+        for name in self.metrics:
+            kind, _, best = name.removesuffix(CALIBRATED).partition("@")
+            found[name] = guess(items, int(best or 1), requests)
+            if kind != "recall":
+                found[name] = max(majority(items), found[name])
+        return found
 
     def score(self, item: Item, answers: Sequence[Answer]) -> dict[str, Numbers]:
         nats = log_probabilities(answers)
@@ -113,6 +120,12 @@ def majority(items: Sequence[Item]) -> float:
         if isinstance(request := item.requests[item.target], Likelihood)
     )
     return max(right.values()) / right.total()
+
+
+def guess(items: Sequence[Item], best: int = 1, requests: int = 1) -> float:
+    """How often the right choice is to be expected among `best` guessed ones: with one, more than the
+    majority's accuracy where each item has choices of its own. requests: of an item, for each choice."""
+    return sum(min(1.0, best * requests / len(item.requests)) for item in items) / len(items)
 
 
 def continuations(
