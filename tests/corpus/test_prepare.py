@@ -346,7 +346,7 @@ def test_bad_records_below_the_share_are_left_out_counted_and_named(
     lines: list[str] = []
     more = corpus.model_copy(update={"max_bad_share": 0.06})
     with monkeypatch.context() as patch:
-        patch.setattr("panthalassa.corpus.prepare.write_shards", lambda *args: sys.exit("killed"))
+        patch.setattr("panthalassa.corpus.encoding.write_shards", lambda *args: sys.exit("killed"))
         with pytest.raises(SystemExit):
             run(more)
     with pytest.raises(CorpusError, match="5 of 95 records"):  # also when what was read is kept

@@ -167,7 +167,7 @@ def test_what_was_kept_and_is_spoilt_is_made_again_or_named(
     whole, _ = undisturbed
     config = make_config(tmp_path / "corpus", raw)
     with monkeypatch.context() as patch:
-        patch.setattr("panthalassa.corpus.prepare.write_shards", lambda *args: sys.exit("killed"))
+        patch.setattr("panthalassa.corpus.encoding.write_shards", lambda *args: sys.exit("killed"))
         with pytest.raises(SystemExit):
             prepare(config, lambda line: None)
     [note] = notes_of(tmp_path / "corpus", "encoded")

@@ -24,7 +24,7 @@ from panthalassa import config
 from panthalassa.corpus.components import digests_of, positions_of
 from panthalassa.corpus.funnel import Tally
 from panthalassa.corpus.image_hash import Signatures, near
-from panthalassa.corpus.selection import KEPT, STEPS, Census, count_dropped
+from panthalassa.corpus.selection import KEPT, STEPS, Census, count_dropped, position_of
 from panthalassa.corpus.staging import COMPUTING, Stage, Tables, numbered
 from panthalassa.errors import CorpusError
 
@@ -39,6 +39,10 @@ class PairCensus:
 
     census: Census
     sizes: Counter[str]
+
+    @classmethod
+    def empty(cls, corpus: config.Corpus) -> "PairCensus":
+        return cls(Census.empty(corpus), Counter())
 
     def encode(self) -> str:
         return json.dumps([self.census.encode(), self.sizes])
@@ -58,7 +62,7 @@ def select_pairs(
     dropped is added to the tally. Held out are the images that lie below `corpus.held_out_share`, or the
     one lowest when none does.
     """
-    below = int(corpus.held_out_share * 2**64)
+    below = position_of(corpus.held_out_share)
     work = partial(
         _all_of_them,
         documents=documents,

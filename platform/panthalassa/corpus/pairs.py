@@ -12,6 +12,7 @@ of which the caption and `eos` count in the loss.
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -26,12 +27,14 @@ from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Tally
 from panthalassa.corpus.image_hash import signature
 from panthalassa.corpus.images import BadImage, Limits, encoded, fitted
 from panthalassa.corpus.language import Identify, open_identifier
+from panthalassa.corpus.manifest import Images
 from panthalassa.corpus.pii import mask_and_count
 from panthalassa.corpus.sources import path_safe
 from panthalassa.corpus.tokenizer import Tokenizer, Tokens, ids_of_image
 from panthalassa.errors import CorpusError
 
 PREFIX: Final = "images-"
+SEVERAL: Final = 4
 AROUND: Final = 2
 """Positions of `<|vision_start|>` and `<|vision_end|>`."""
 
@@ -66,6 +69,10 @@ def caption_start(tokens: int) -> int:
     return 1 + tokens + AROUND
 
 
+def images_of(vision: Vision) -> Images:
+    return Images(size=vision.image_size, tokens=vision.tokens)
+
+
 def refuse_unfit(vision: Vision, corpus: config.Corpus) -> None:
     """Raises CorpusError when no image and word fit into a sample."""
     least = caption_start(vision.tokens) + 2
@@ -76,6 +83,24 @@ def refuse_unfit(vision: Vision, corpus: config.Corpus) -> None:
             f"{least}, but corpus.sequence_length is {corpus.sequence_length}. Raise it, or take "
             "larger patches or smaller images."
         )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A prepared `image`, the SHA-256 of its `pixels`, and its signature."""
+
+    image: bytes
+    pixels: bytes
+    bits: bytes
+    colours: bytes
+
+
+@lru_cache(maxsize=SEVERAL)
+def _look(data: bytes, size: int, limits: Limits) -> _Look:
+    """Of an image that often follows itself, with the captions of other languages."""
+    pixels = fitted(data, size, limits)
+    digest = hashlib.sha256(pixels.tobytes()).digest()
+    return _Look(encoded(pixels), digest, *signature(pixels))
 
 
 @dataclass(frozen=True)
@@ -100,17 +125,15 @@ class PairRefiner:
                 raise BadImage("caption-missing", "there is no caption beside the image")
             if not isinstance(pair.image, bytes):
                 raise pair.image or BadImage("image-missing", "there is no image")
-            pixels = fitted(pair.image, self.size, self.limits)
+            look = _look(pair.image, self.size, self.limits)
         except BadImage as bad:
             example = Example(place=place, reason=str(bad), text=pair.text)
             tally.add("rule", domain, size=size, rule=bad.rule, example=example)
             return None
         caption = self._masked(pair.text, domain, tally)
-        image, digest = encoded(pixels), hashlib.sha256(pixels.tobytes()).digest()
-        bits, colours = signature(pixels)
         text = caption.encode()
         row = {
-            "hash": hashlib.sha256(digest + text).digest(),
+            "hash": hashlib.sha256(look.pixels + text).digest(),
             "domain": domain,
             "text": caption,
             "bytes": len(text),
@@ -118,12 +141,12 @@ class PairRefiner:
             "place": pair.provenance.place.removeprefix(f"{file.root}/"),
             "url": pair.provenance.url,
             "license": pair.provenance.license,
-            "pixels": digest,
-            "bits": bits,
-            "colours": colours,
-            "image_bytes": len(image),
+            "pixels": look.pixels,
+            "bits": look.bits,
+            "colours": look.colours,
+            "image_bytes": len(look.image),
         }
-        return row, image
+        return row, look.image
 
     def _masked(self, caption: str, domain: str, tally: Tally) -> str:
         if not self.mask_pii:

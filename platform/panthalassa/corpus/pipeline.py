@@ -189,6 +189,10 @@ class Written:
         self.documents[row["group"]] += index.documents
         self._targets[shards[0].split] += row["targets"]
 
+    @property
+    def has_images(self) -> bool:
+        return any(shard.images for shard in self.shards)
+
     def unigram_loss(self) -> float:
         return unigram_loss(self._targets["train"], self._targets["held_out"])
 

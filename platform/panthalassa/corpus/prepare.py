@@ -11,11 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import chain
 from typing import get_args
 
@@ -28,20 +26,14 @@ from panthalassa.config_model import Vision
 from panthalassa.corpus.decontaminate import Contamination, read_evaluations
 from panthalassa.corpus.destination import already_prepared, claim, commit, refuse_overlap
 from panthalassa.corpus.documents import SourceFile
+from panthalassa.corpus.encoding import Encoding
 from panthalassa.corpus.fertility import counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
-from panthalassa.corpus.manifest import TOKENIZER, Images, Manifest, Split
-from panthalassa.corpus.pair_pipeline import KeptPairs, PairEncoder, captions, without_unfit
+from panthalassa.corpus.manifest import TOKENIZER, Manifest, Split
+from panthalassa.corpus.pair_pipeline import KeptPairs, captions
 from panthalassa.corpus.pair_selection import PairCensus, refuse_one_split, select_pairs
-from panthalassa.corpus.pairs import PREFIX, open_pair_refiner, refuse_unfit
-from panthalassa.corpus.pipeline import (
-    Division,
-    Kept,
-    Written,
-    encode,
-    texts_of,
-    write_shards,
-)
+from panthalassa.corpus.pairs import PREFIX, images_of, open_pair_refiner, refuse_unfit
+from panthalassa.corpus.pipeline import Kept, Written, texts_of
 from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
 from panthalassa.corpus.refine import Refiner, open_refiner
 from panthalassa.corpus.selection import Census, select
@@ -127,23 +119,20 @@ def _prepare(
         Stage(storage, name, made_from)
         for name in ("documents", "kept", "kept_pairs", "counted", "trained")
     )
-    below = int(corpus.held_out_share * 2**64)
-    none = Census(below, Counter(), Counter(), Counter())
+    pairs = open_pair_refiner(corpus, vision) if vision else None
+    reader = Reader(refine, bands_of(corpus), contamination, pairs)
 
     def read_and_select() -> str:
         tally = Tally()
-        pairs = open_pair_refiner(corpus, vision) if vision else None
-        reader = Reader(refine, bands_of(corpus), contamination, pairs)
         for note in documents.run(partitions, reader, report):
             tally.merge(note)
         check_problems(tally, corpus, files)  # before more is done with them
-        texts, found = none, PairCensus(none, Counter())
+        texts, found = Census.empty(corpus), PairCensus.empty(corpus)
         if pairs and _left(tally, of_pairs=True):
             found = select_pairs(documents, kept_pairs, len(partitions), corpus, tally)
         if not pairs or _left(tally, of_pairs=False):
             texts = select(documents, kept, len(partitions), corpus, tally)
-        elif found.census.documents:
-            refuse_one_split(found.census)
+        refuse_one_split(texts.plus(found.census))
         return json.dumps([tally.encode(), texts.encode(), found.encode()])
 
     tallied, *censuses = json.loads(counted.keep_note(read_and_select))
@@ -159,45 +148,21 @@ def _prepare(
     def train_tokenizer() -> str:
         sample = [texts_of(chosen, census, corpus)] if texts.documents else []
         sample += [captions(shown, census, corpus)] if found.census.documents else []
-        trained_on = chain.from_iterable(sample)
-        return Tokenizer.train(trained_on, corpus.vocabulary_size).to_bytes().decode()
+        learnt = Tokenizer.train(chain.from_iterable(sample), corpus.vocabulary_size)
+        return learnt.to_bytes().decode()
 
     vocabulary = trained.keep_note(train_tokenizer).encode()
     write(storage, TOKENIZER, vocabulary)
     tokenizer = Tokenizer.from_bytes(vocabulary)
     report(f"tokenizer of {tokenizer.vocabulary_size} tokens")
+    encoding = Encoding(corpus, partitions, made_from, vocabulary, storage, report)
     written = Written(tokenizer.vocabulary_size)
     if texts.documents:
-        division = Division.of(texts.text_bytes)
-        encoded = _encoded(storage, "encoded", made_from, division, vocabulary)
-        work = partial(encode, kept=chosen, vocabulary=vocabulary, division=division)
-        for _ in encoded.run(partitions, work, report):
-            pass
-        write_shards(
-            encoded, len(partitions), division, texts, vocabulary, corpus, storage, written
-        )
-    images = None
+        encoding.write_texts(chosen, texts, written)
     if vision and found.census.documents:
-        division = Division.of(found.sizes)
-        encoded = _encoded(storage, "encoded_pairs", made_from, division, vocabulary)
-        encoder = PairEncoder(shown, vocabulary, division, vision.tokens, corpus.sequence_length)
-        left = without_unfit(found, encoded.run(partitions, encoder, report), tally)
-        census = texts.plus(left)
+        census = texts.plus(encoding.write_pairs(shown, found, vision, tally, written))
         refuse_one_split(census)
-        if left.documents:
-            images = Images(size=vision.image_size, tokens=vision.tokens)
-            write_shards(
-                encoded,
-                len(partitions),
-                division,
-                left,
-                vocabulary,
-                corpus,
-                storage,
-                written,
-                images,
-            )
-    manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation, images)
+    manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation, vision)
     funnel = make_report(files, tally, census, manifest.text_tokens())
     write(storage, REPORT, funnel.encode())
     manifest = manifest.model_copy(update={"report_sha256": _sha256(funnel.encode())})
@@ -219,13 +184,6 @@ def _left(tally: Tally, of_pairs: bool) -> int:
     )
 
 
-def _encoded(
-    storage: Storage, name: str, made_from: str, division: Division, vocabulary: bytes
-) -> Stage:
-    told = f"{made_from}{division.digest}".encode()
-    return Stage(storage, name, _sha256(told + vocabulary))
-
-
 def _manifest(
     corpus: config.Corpus,
     census: Census,
@@ -233,11 +191,11 @@ def _manifest(
     vocabulary: bytes,
     written: Written,
     preparation: str,
-    images: Images | None,
+    vision: Vision | None,
 ) -> Manifest:
     """That of a corpus whose shards are written, but for its report."""
     return Manifest(
-        images=images,
+        images=images_of(vision) if vision and written.has_images else None,
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,

@@ -58,6 +58,10 @@ class Census:
     characters: Counter[str]
     text_bytes: Counter[str]
 
+    @classmethod
+    def empty(cls, corpus: config.Corpus) -> "Census":
+        return cls(position_of(corpus.held_out_share), Counter(), Counter(), Counter())
+
     def train_bytes(self) -> dict[str, int]:
         """Text of the train split by domain."""
         return {
@@ -83,6 +87,11 @@ class Census:
         return cls(held_out_below, *map(Counter, counts))
 
 
+def position_of(share: float) -> int:
+    """The position below which such a share of the documents lies."""
+    return int(share * 2**64)
+
+
 def groups_of(domains: pa.ChunkedArray, positions: NDArray[np.uint64], held_out_below: int) -> Any:
     """For each document its `{split}/{domain}`."""
     held_out = pa.array(positions < np.uint64(held_out_below))
@@ -102,7 +111,7 @@ def select(
     bands = bands_of(corpus)
     read = tally.total("read") - tally.total("rule")
     keys = bands[0] if bands else 0
-    below = int(corpus.held_out_share * 2**64)
+    below = position_of(corpus.held_out_share)
     settle = partial(_settle, documents=documents, kept=kept, held_out_below=below)
     if fit_one_task(read, keys):
         rows = _select_in_one_task(documents, partitions, corpus.near_duplicates, settle)
