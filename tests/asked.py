@@ -43,7 +43,7 @@ def save_model(folder: Path, length: int = LENGTH, **shape: int) -> Path:
     (folder / "tokenizer.json").write_text(core.to_str())
     settings = {
         "tokenizer_config.json": tokenizer_config(*DELIMITERS, length),
-        "generation_config.json": generation_config(delimiters, ours.turn_end),
+        "generation_config.json": generation_config(delimiters, ours.ends),
     }
     for name, content in settings.items():
         (folder / name).write_text(json.dumps(content))

@@ -109,10 +109,10 @@ def generate(
         vision = vision_of(opened.model.config, opened.name) if any(places) else None
         tokens = vision.tokens if vision else 0
         asked = [one.ids(opened.tokenizer, chat, system, tokens) for one in prompts]
-        formats = sorted({one.is_chat(chat) for one in prompts})
+        chats = [one.is_chat(chat) for one in prompts]
         for notice in (
             opened.notice(max(map(len, asked)) + max_tokens),
-            *map(opened.notice_of_format, formats),
+            *map(opened.notice_of_format, sorted(set(chats))),
         ):
             if notice:
                 tell(notice)
@@ -128,6 +128,7 @@ def generate(
                 setting,
                 stop or (),
                 show,
+                chats=chats[part],
                 images=images,
             )
 

@@ -33,3 +33,7 @@ class CheckpointError(PanthalassaError):
 
 class CorruptError(CheckpointError):
     """A checkpoint is not what was written: a file is missing, cut off, or not what its hash says."""
+
+
+class ChatError(PanthalassaError):
+    """A chat that a model's template can not put, or a template that is none."""

@@ -135,7 +135,7 @@ def test_what_can_not_be_opened_is_named(tokenizer: Tokenizer, tmp_path: Path) -
     save_llama(model)
     assert "tokenizer.json is missing" in refusal(model)
     (model / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Unigram"}}')
-    assert "is no tokenizer of `panthalassa prepare`" in refusal(model)
+    assert "is not a tokenizer" in refusal(model)
     words = ["seas and lands under another wind", "over waters without further notice"]
     (model / "tokenizer.json").write_bytes(Tokenizer.train(words * 3, 340).to_bytes())
     assert "has 329 tokens, and the model 320" in refusal(model)

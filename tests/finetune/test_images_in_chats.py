@@ -104,8 +104,7 @@ def prepare(
         (folder / "en.jsonl").write_text(lines)
         told: list[str] = []
         settings = settings_of(folder, sequence_length=128, **keys)
-        data = tokenizer.to_bytes()
-        return prepare_chats(settings, data, objective, told.append, vision), told
+        return prepare_chats(settings, tokenizer, objective, told.append, vision), told
 
     return run
 

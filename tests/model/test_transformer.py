@@ -60,7 +60,18 @@ def test_the_flagship_has_the_parameters_of_its_name() -> None:
         flagship = Transformer(Model.model_validate({"preset": "panthalassa-12b"}))
     count = count_parameters(flagship)
     assert 12.25e9 < count < 12.35e9
-    assert count == 12_310_656_000
+    assert count == 12_291_915_776
+    assert flagship.vision
+    assert flagship.projector
+    assert count_parameters(flagship.vision) == 303_686_656
+    assert count_parameters(flagship.projector) == 31_467_520
+
+
+def test_without_a_tower_and_with_a_wider_feed_forward_the_flagship_counts_as_much() -> None:
+    text_alone = {"preset": "panthalassa-12b", "vision": None, "ffn_size": 13312}
+    with torch.device("meta"):
+        found = count_parameters(Transformer(Model.model_validate(text_alone)))
+    assert found == 12_310_656_000
 
 
 def test_tied_embeddings_are_counted_once() -> None:

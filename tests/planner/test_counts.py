@@ -10,6 +10,7 @@ from panthalassa.config_model import Model
 from panthalassa.errors import ConfigError
 from panthalassa.model.flops import flops_per_token
 from panthalassa.model.transformer import Transformer, count_parameters
+from panthalassa.model.vision import IMAGE
 from panthalassa.planner.counts import Arrangement, Shape, count, shape
 
 ONE_NODE = Arrangement(gpus=8, gpus_per_node=8, sequence=2048, global_batch=32, micro_batch=2)
@@ -28,13 +29,63 @@ def test_matrix_products_are_those_that_torch_counts(pieces: int):
     assert count(Shape.of(model), laid).matmul_flops == counted
 
 
+def test_products_of_tower_and_projector_are_those_that_torch_counts():
+    model, images = Model(preset="laptop-vision"), 3
+    assert model.vision
+    sequence = images * model.vision.tokens
+    with torch.device("meta"):
+        network = Transformer(model)
+        tokens = torch.full((1, sequence), IMAGE)
+        size = model.vision.image_size
+        pixels = torch.zeros(images, size, size, 3, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        network(tokens, tokens, tokens, chunk=sequence, images=pixels).backward()
+    found = counter.get_flop_counts()["Global"]
+    counted = sum(found.get(kind, 0) for kind in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    laid = Arrangement(1, 1, sequence, 1, 1, attention="masked", images=images, most_images=images)
+    assert count(Shape.of(model), laid).matmul_flops == counted
+
+
+def test_a_tower_runs_on_a_black_image_where_there_is_none():
+    model = Model(preset="laptop-vision")
+    assert model.vision
+    laid = Arrangement(1, 1, 256, 4, 1, attention="masked")
+    none, one, two = (
+        count(Shape.of(model), replace(laid, images=each / 4, most_images=float(each)))
+        for each in (0, 4, 8)
+    )
+    assert none.matmul_flops == one.matmul_flops < two.matmul_flops
+    assert none.model_flops < one.model_flops < two.model_flops
+    assert none.passes == two.passes
+    blind = count(Shape.of(model.model_copy(update={"vision": None})), laid)
+    assert none.model_flops == blind.model_flops
+    assert none.optimizer_traffic > blind.optimizer_traffic
+    assert none.hardware_flops == none.model_flops
+
+
+def test_tensor_parallelism_splits_a_tower_and_waits_for_it():
+    shape = Shape.of(Model(preset="panthalassa-12b"))
+    laid = replace(ONE_NODE, attention="masked", images=1.0, most_images=ONE_NODE.global_batch)
+    whole = count(shape, replace(laid, most_images=ONE_NODE.global_batch / laid.dp))
+    split = count(shape, replace(laid, tp=8))
+    assert split.matmul_flops == pytest.approx(whole.matmul_flops)
+    sums = [one.bytes for one in split.collectives if one.waits]
+    patches = laid.global_batch * 576
+    assert sums == [
+        2 * 3 * 36 * 2 * laid.global_batch * laid.sequence * 5120,
+        2 * 3 * 24 * 2 * patches * 1024,
+    ]
+
+
 def test_model_flops_are_those_of_a_runs_mfu():
     model = Model(preset="panthalassa-12b")
     with torch.device("meta"):
         parameters = count_parameters(Transformer(model))
-    found = count(Shape.of(model), ONE_NODE)
-    expected = flops_per_token(model, parameters, ONE_NODE.sequence)
-    assert found.model_flops / found.tokens == pytest.approx(expected, rel=1e-3)
+    for images in (0.0, 3.0):
+        found = count(Shape.of(model), replace(ONE_NODE, images=images))
+        sequence = ONE_NODE.sequence
+        expected = flops_per_token(model, parameters, sequence, images=images / sequence)
+        assert found.model_flops / found.tokens == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ from panthalassa.stream.partition import Partition
 
 FLAGSHIP = Workload(Model(preset="panthalassa-12b"), 4096, 2048)  # type: ignore[call-arg]
 
+UNEVEN = FLAGSHIP.model.model_copy(
+    update={"vision": FLAGSHIP.model.vision.model_copy(update={"heads": 15})}  # type: ignore[union-attr]
+)
+
 
 @pytest.mark.parametrize(("gpus", "gpus_per_node"), [(1, 8), (4, 8), (8, 8), (24, 8), (6, 2)])
 def test_every_layout_is_a_configuration_that_loads(gpus: int, gpus_per_node: int) -> None:
@@ -43,6 +47,7 @@ def test_the_flagship_has_every_tensor_parallel_size_and_copies_of_whole_nodes()
         (12, 8, {}, "take 8 or 16"),
         (512, 8, {"global_batch": 16}, "share global_batch=16"),
         (8, 8, {"sequence_length": 4095, "global_batch": 2}, "not divisible by parallel.tp_size"),
+        (8, 8, {"model": UNEVEN, "global_batch": 1}, "model.vision.heads=15 is not divisible"),
     ],
 )
 def test_what_is_no_layout_says_why(

@@ -5,23 +5,27 @@ import ctypes
 import gc
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import images
 import pytest
+from images import MixedRun, seeing
 from ranks import TinyRun, tiny
 from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from panthalassa.config import Config
 from panthalassa.config_file import load
-from panthalassa.config_model import Model
+from panthalassa.config_model import Model, Vision
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.layout import Layout, Workload
-from panthalassa.planner.memory import Footprint, footprints, trace_all, traces
+from panthalassa.planner.memory import TRACED_LAYERS, Footprint, footprints, trace_all, traces
 from panthalassa.planner.recorder import Recorder
 from panthalassa.planner.recording import Column, Job, Recording
 from panthalassa.planner.trace import group_names, local
+from panthalassa.train.micro_batch import MicroBatch
 from panthalassa.train.step import train_step
 from panthalassa.train.worker import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
@@ -31,13 +35,15 @@ SMALL = Model(
     vocabulary_size=64, hidden_size=32, layers=5, heads=4, kv_heads=2, head_size=8, ffn_size=48
 )
 TIED = SMALL.model_copy(update={"tied_embeddings": True})
-
+TOWER = Vision(image_size=32, patch_size=8, hidden_size=16, layers=4, heads=2, ffn_size=32)
+SIGHTED = SMALL.model_copy(update={"vision": TOWER})
 
 BYTES = [column for column in Column if column not in (Column.REDUCED, Column.OPERATION)]
 
 
 def workload(model: Model, global_batch: int, precision: Any = "bf16") -> Workload:
-    return Workload(model, 32, global_batch, precision, loss_chunk=16)
+    share, images = (0.5, 2.0) if model.vision else (0.0, 0.0)
+    return Workload(model, 32, global_batch, precision, 16, share, images)
 
 
 CASES = [
@@ -49,8 +55,11 @@ CASES = [
     (workload(TIED, 24, "fp32"), Layout(8, 1, 2, 1, "selective", True)),
     (workload(SMALL, 12, "fp32"), Layout(1, 1, 1, 6, "none", False)),
     (workload(SMALL, 8, "fp32"), Layout(2, 1, 2, 2, "none", True)),
+    (workload(SIGHTED, 64), Layout(4, 2, 1, 16, "selective", False)),
+    (workload(SIGHTED, 16, "fp32"), Layout(4, 1, 1, 1, "none", True)),
 ]
-"""Each way of scaling, and all of them together: layers, micro-batches, copies, accumulation."""
+"""Each way of scaling, and all of them together: layers, those of a tower, micro-batches, copies,
+accumulation."""
 
 
 def in_full(workload: Workload, layout: Layout) -> Job:
@@ -64,6 +73,7 @@ def in_full(workload: Workload, layout: Layout) -> Job:
         tp=layout.tp,
         replicas=layout.replicas,
         micro_batch=layout.micro_batch,
+        images=int(workload.images_per_sample),
         activation_checkpointing=layout.activation_checkpointing,
         keep_gathered=layout.keep_gathered,
         micro_batches=layout.micro_batches(workload.global_batch),
@@ -99,7 +109,9 @@ def layout_of(config: Config, gpus: int) -> Layout:
 def test_few_layers_and_small_batches_scale_to_the_full_trace(tmp_path: Path) -> None:
     cache, jobs = TraceCache(tmp_path), [in_full(*case) for case in CASES]
     small = [job for case in CASES for row in traces(*case) for job in row]
-    assert len({job.model.layers for job in small}) == 2
+    assert {job.model.layers for job in small} == {*TRACED_LAYERS, 4}
+    towers = {job.model.vision.layers for job in small if job.model.vision}
+    assert towers == set(TRACED_LAYERS)
     full = trace_all(list(dict.fromkeys(jobs + small)), cache, processes=2)
     for case, job in zip(CASES, jobs, strict=True):
         setting, layout = case
@@ -124,12 +136,35 @@ REAL: list[tuple[str, ...]] = [
 """On four ranks; a vocabulary of 258 and a feed-forward of 50 fill no shard evenly."""
 
 
+REAL_WITH_IMAGES: list[tuple[str, ...]] = [
+    ("train.micro_batch=1", "parallel.activation_checkpointing=full"),
+    ("parallel.tp_size=2", "train.micro_batch=1"),
+]
+EACH = 3
+"""Images in every sample of these."""
+
+
+class FullOfImages(MixedRun):
+    """Every rank has as many images as a plan is for."""
+
+    def batches(self, step: int) -> list[MicroBatch]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(images, "ROWS", ((EACH,) * 4,))
+            return super().batches(step)
+
+
+def planned(config: Config) -> Workload:
+    found = Workload.of(config)
+    seen = replace(found, image_samples=1.0, images_per_sample=float(EACH))
+    return seen if config.model.vision else found
+
+
 def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
     """Of a real step by `train_step`: bytes of parameters, of moments, at the peak; FLOPs;
     collectives."""
     found, names = [], {}
     for config in configs:
-        run = TinyRun(config)
+        run = FullOfImages(config) if config.model.vision else TinyRun(config)
         run.step(0)
         names |= group_names(run.mesh)  # DTensor may go on with the groups of an equal mesh
         recorder = Recorder(names)
@@ -145,7 +180,8 @@ def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
                 recorder.mark(shard, column)
         batches = run.batches(1)
         for batch in batches:
-            for tensor in (batch.tokens, batch.documents, batch.labels):
+            inputs = batch.tokens, batch.documents, batch.labels, batch.images
+            for tensor in (one for one in inputs if one is not None):
                 recorder.mark(tensor, Column.INPUT)
         recorder.begin("step", "forward")
         with recorder.recording():
@@ -172,8 +208,9 @@ def watched(configs: list[Config]) -> list[tuple[int, int, int, int, Any]]:
 def test_a_trace_is_what_a_real_rank_has_and_does(ranks: Any, tmp_path: Path) -> None:
     uneven = ("model.vocabulary_size=258", "model.ffn_size=50", "train.global_batch=8")
     configs = [tiny(*uneven, *overrides) for overrides in REAL]
+    configs += [seeing(*uneven, *overrides) for overrides in REAL_WITH_IMAGES]
     cache = TraceCache(tmp_path)
-    cases = [(Workload.of(config), layout_of(config, 4)) for config in configs]
+    cases = [(planned(config), layout_of(config, 4)) for config in configs]
     trace_all([job for case in cases for row in traces(*case) for job in row], cache, 2)
     first = ranks(4, watched, configs)[0]
     for (setting, layout), (parameters, moments, peak, flops, collectives) in zip(

@@ -131,6 +131,69 @@ def test_days_energy_and_cost_follow_from_the_best_layout(plan: Plan) -> None:
     assert half.compute_days == pytest.approx(undisturbed / 2)
 
 
+VISION = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 16,
+    "layers": 2,
+    "heads": 8,
+    "ffn_size": 32,
+}
+"""Images of 16 positions: three of them fit into a sample."""
+
+
+def seeing(*overrides: str) -> Config:
+    """Two samples, which only tensor-parallel groups of 8 can share on 16 GPUs."""
+    vision = [f"model.vision.{key}={value}" for key, value in VISION.items()]
+    return configuration("train.global_batch=2", *vision, *overrides)
+
+
+def test_a_plan_with_images_tells_what_they_take_and_assumes_how_many_there_are() -> None:
+    plan = make_plan(seeing(), PLACE)
+    shown = {one.name: one for one in plan.assumed.told(plan.cluster, plan.workload)}
+    assert set(shown) == set(PARTS)
+    assert (shown["images_per_sample"].value, shown["images_per_sample"].source) == (
+        "3",
+        "as many as fit",
+    )
+    rows, data = dict(told(plan)), json.loads(as_json(plan))
+    assert "tower 0.0 M" in rows["parameters"]
+    assert rows["images"].startswith(
+        "3 in each of 10.0% of the samples, an image takes 16 positions"
+    )
+    assert data["images"]["bytes"] == 16 * sum(
+        data["images"][part] / 16 for part in ("tower_parameters", "projector_parameters")
+    )
+    assert 0 < data["images"]["share_of_flops"] < 1
+    assert 0 < data["images"]["seconds"] < plan.best.speed.step_seconds
+    more = make_plan(seeing(), PLACE, assumed=Assumed().changed(["image_samples=0.9"]))
+    assert more.best.speed.step_seconds > plan.best.speed.step_seconds
+    assert more.bill.mwh > plan.bill.mwh
+    assert more.best.footprint == plan.best.footprint, "of a micro-batch that is full of them"
+    fewer = make_plan(seeing(), PLACE, assumed=Assumed().changed(["images_per_sample=1"]))
+    assert fewer.best.footprint.peak < plan.best.footprint.peak
+    assert fewer.best.footprint.inputs == plan.best.footprint.inputs - 2 * 3 * 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("config", "assumption", "message"),
+    [
+        (configuration(), "image_samples=0.2", "the model reads no images; leave it out"),
+        (seeing(), "images_per_sample=4", "train.sequence_length=64 has room for 3"),
+        (
+            seeing("train.sequence_length=16"),
+            "pue=1.1",
+            "an image takes 18 positions, and train.sequence_length=16 has room for 0",
+        ),
+    ],
+)
+def test_images_that_can_not_be_are_refused(config: Config, assumption: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make_plan(config, PLACE, assumed=Assumed().changed([assumption]))
+    assert message in str(refused.value)
+
+
+OF_TEXT = [name for name, part in PARTS.items() if part != "images"]
 NEW = {
     "network_gb_per_second": (2.0, lambda plan: -plan.best.speed.step_seconds),
     "failures_per_gpu_hour": (0.01, lambda plan: plan.goodput.productive),
@@ -153,12 +216,12 @@ NEW = {
 """Of each assumption another value, and something that it makes smaller."""
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", OF_TEXT)
 def test_each_assumption_changes_the_plan_and_is_shown_as_given(name: str, fragile: Plan) -> None:
     value, effect = NEW[name]
     assumed = replace(fragile.assumed, given=frozenset()).changed([f"{name}={value}"])
     other = make_plan(configuration(), PLACE, assumed=assumed)
-    shown = {one.name: one for one in other.assumed.told(other.cluster)}
+    shown = {one.name: one for one in other.assumed.told(other.cluster, other.workload)}
     assert shown[name].value == f"{value:.4g}"
     assert [one.name for one in shown.values() if one.source == "given"] == [name]
     assert f"  {name}" in dict(told(other))
@@ -183,6 +246,8 @@ def test_each_assumption_changes_the_plan_and_is_shown_as_given(name: str, fragi
         (["repair_hours=0"], "hours above 0"),
         (["spare_share=2"], "from 0 to 1"),
         (["arithmetic_draw=2"], "from 0 to 1"),
+        (["image_samples=2"], "from 0 to 1"),
+        (["images_per_sample=0"], "1 or more"),
     ],
 )
 def test_an_assumption_that_can_not_be_is_refused(texts: list[str], message: str) -> None:
@@ -224,7 +289,8 @@ def test_people_and_programs_are_told_the_same(plan: Plan) -> None:
     assert next(ranking_rows(plan))[6] == f"{rate:,.0f}"
     assert sum(first["memory"][name] for name in ("parameters", "gradients", "optimizer")) > 0
     assert f"{data['energy']['mwh']:,.1f} MWh" in rows["energy"]
-    assert {one["name"] for one in data["assumptions"]} == set(PARTS)
+    assert {one["name"] for one in data["assumptions"]} == set(OF_TEXT)
+    assert data["images"] is None
     assert f"{data['goodput']['productive']:.1%}" in rows["goodput"]
     assert data["tensor_parallel"] == rows["tensor parallel"]
     assert set(data["simulated_days"]) == {days.policy for days in plan.days}

@@ -31,6 +31,8 @@ from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage
 
 MANIFEST = "manifest.json"
+MANIFESTS = "manifests"
+"""The folder of a run with those of its corpora."""
 TOKENIZER = "tokenizer.json"
 CLAIM = "preparation.json"
 """Says whose the folder is before the manifest does."""
@@ -40,6 +42,14 @@ ANSWERS = "answers"
 IMAGES = "images"
 """The column of a shard with the images of its rows."""
 Split = Literal["train", "held_out"]
+TokenizerFile = Literal[
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+]
+"""What may lie beside a tokenizer.json that is none of this platform's."""
 Objective = Literal["sft", "dpo"]
 """Answers to learn (supervised fine-tuning), or pairs of a chosen and a rejected one (Rafailov et al.
 2023)."""
@@ -95,6 +105,8 @@ class Manifest(Record):
     `objective` is that of a corpus for fine-tuning. For `dpo` a row holds whole pairs: its documents
     2k and 2k + 1 are the chosen and the rejected answer of pair k, each behind its own prompt.
     `images` is given when a shard has any.
+    `tokenizer_files` are those beside the tokenizer of another model, with their SHA-256; `bos` is that
+    of its tokens, if it has one.
     """
 
     format: Literal[2] = 2
@@ -102,9 +114,12 @@ class Manifest(Record):
     images: Images | None = Field(default=None, exclude_if=lambda value: value is None)
     sequence_length: int = Field(gt=1)
     vocabulary_size: int = Field(gt=2)
-    bos: int
+    bos: int | None
     eos: int
     tokenizer_sha256: str
+    tokenizer_files: dict[TokenizerFile, str] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
     documents: dict[str, int]
     characters: dict[str, int]
     text_bytes: dict[str, int]

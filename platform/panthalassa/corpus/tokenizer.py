@@ -7,9 +7,11 @@ when a corpus is cleaned and not here. Text is never trusted: a document that co
 `<|bos|>` gets ordinary tokens; special ones come from their ids alone.
 """
 
+import codecs
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,8 +20,11 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from panthalassa.corpus.chat_format import ChatFormat, ChatML
 from panthalassa.corpus.manifest import TOKENIZER, Manifest
-from panthalassa.errors import CorpusError
+from panthalassa.corpus.pretrained_tokenizer import PretrainedTokenizer
+from panthalassa.corpus.text_tokenizer import Place, Special, TextTokenizer
+from panthalassa.errors import ConfigError, CorpusError
 from panthalassa.storage import Storage
 
 Tokens = NDArray[np.int32]
@@ -39,6 +44,7 @@ SPARE = tuple(f"<|reserved_{number}|>" for number in range(18))
 
 SPECIAL = DELIMITERS + CHAT + CODE + IMAGES + SPARE
 """The first tokens of every vocabulary: the place of one here is its id."""
+SPELLED = re.compile("|".join(map(re.escape, SPECIAL)))
 
 # Merges never cross these words. Marks (\p{M}) count as letters: the vowel signs of Thai, Khmer,
 # Burmese and the Indic scripts would otherwise break every word. Symbols are kept from letters, so
@@ -61,6 +67,8 @@ class Tokenizer:
     image_start: Final = SPECIAL.index("<|vision_start|>")
     image_end: Final = SPECIAL.index("<|vision_end|>")
     image: Final = SPECIAL.index("<|image_pad|>")
+    beginning: Final = (bos,)
+    chat: Final[ChatFormat] = ChatML()
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         if tuple(core.id_to_token(index) for index in range(len(SPECIAL))) != SPECIAL:
@@ -120,9 +128,16 @@ class Tokenizer:
         """Number of tokens, special ones included; ids are 0 … vocabulary_size - 1."""
         return int(self._core.get_vocab_size())
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of the text alone, without delimiters; lone surrogates are read as U+FFFD."""
+    def files(self) -> dict[str, bytes]:
+        return {TOKENIZER: self.to_bytes()}
+
+    def encode(self, text: str, place: Place = Place.START) -> list[int]:
+        """The ids of the text alone, without delimiters and wherever it stands; lone surrogates are
+        read as U+FFFD."""
         return self._encoding.encode_ordinary(text)
+
+    def find_special(self, text: str) -> Sequence[Special]:
+        return [Special(SPECIAL.index(found[0]), *found.span()) for found in SPELLED.finditer(text)]
 
     def encode_document(self, text: str) -> Tokens:
         """The ids of the text [tokens] between `bos` and `eos`."""
@@ -137,6 +152,23 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special tokens vanish, and bytes that are no UTF-8 become U+FFFD."""
         return str(self._core.decode(list(ids), skip_special_tokens=True))
+
+    def decoder(self, before: Sequence[int] = ()) -> "ByteDecoder":
+        return ByteDecoder(self)
+
+
+class ByteDecoder:
+    """Bytes that begin a character wait for the rest of it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes_of = tokenizer.bytes_of
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, id: int) -> str:
+        return self._characters.decode(self._bytes_of(id))
+
+    def end(self) -> str:
+        return self._characters.decode(b"", final=True)
 
 
 def ids_of_image(tokens: int) -> list[int]:
@@ -184,20 +216,42 @@ def _byte_characters() -> dict[str, int]:
 BYTES = _byte_characters()
 
 
-def read_tokenizer(storage: Storage, manifest: Manifest) -> Tokenizer:
-    """The corpus's tokenizer. Raises CorpusError when it is missing or not what its hash says."""
-    place = f"{storage.uri}/{TOKENIZER}"
+def open_tokenizer(files: Mapping[str, bytes], place: str) -> TextTokenizer:
+    """This platform's tokenizer, or one from elsewhere. files: `tokenizer.json`, and what is beside it;
+    place: their folder, for errors. Raises ConfigError."""
     try:
-        data = storage.read(TOKENIZER, manifest.tokenizer_sha256)
+        return Tokenizer.from_bytes(files[TOKENIZER])
+    except CorpusError:
+        return PretrainedTokenizer(files, place)
+
+
+def read_tokenizer(storage: Storage, manifest: Manifest) -> TextTokenizer:
+    """The corpus's tokenizer. Raises CorpusError when it is missing or not what its hash says."""
+    data = _read(storage, TOKENIZER, manifest.tokenizer_sha256)
+    if not manifest.tokenizer_files:
+        return Tokenizer.from_bytes(data)
+    files = {TOKENIZER: data}
+    for name, digest in manifest.tokenizer_files.items():
+        files[name] = _read(storage, name, digest)
+    try:
+        return PretrainedTokenizer(files, storage.uri)
+    except ConfigError as error:
+        raise CorpusError(str(error)) from error
+
+
+def _read(storage: Storage, name: str, digest: str) -> bytes:
+    place = f"{storage.uri}/{name}"
+    try:
+        data = storage.read(name, digest)
     except OSError as error:
         raise CorpusError(
             f"tokenizer {place} can not be read: {error}. "
             "Restore the file or prepare the corpus anew."
         ) from error
     found = hashlib.sha256(data).hexdigest()
-    if found != manifest.tokenizer_sha256:
+    if found != digest:
         raise CorpusError(
             f"tokenizer {place} is corrupt: SHA-256 is {found}, the manifest says "
-            f"{manifest.tokenizer_sha256}. Restore the file or prepare the corpus anew."
+            f"{digest}. Restore the file or prepare the corpus anew."
         )
-    return Tokenizer.from_bytes(data)
+    return data

@@ -99,7 +99,7 @@ def verify(
     listed = list(_listed(manifest, counted))
     owners = {file.sha256: file.path for file in listed}
     check = partial(_of_file, storage, sizes, owners)
-    done = sizes.get(TOKENIZER, 0)
+    done = sum(sizes.get(name, 0) for name in (TOKENIZER, *manifest.tokenizer_files))
     all = done + sum(sizes.get(file.path, 0) for file in listed)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for file, found in zip(listed, pool.map(check, listed), strict=True):
@@ -107,7 +107,8 @@ def verify(
             done += sizes.get(file.path, 0)
             advance(done, all)
     problems += _of_totals(manifest, counted)
-    known = {MANIFEST, TOKENIZER, CLAIM, PAGE, *(file.path for file in listed)}
+    known = {MANIFEST, TOKENIZER, CLAIM, PAGE, *manifest.tokenizer_files}
+    known |= {file.path for file in listed}
     problems += [
         f"{path} is not listed: no run reads it. Remove it, or move it elsewhere."
         for path in sorted(sizes.keys() - known)

@@ -11,12 +11,14 @@ in a chat, and are never cut: nor is `bos` then.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from panthalassa.config_model import Vision
-from panthalassa.corpus.tokenizer import Tokenizer, ids_of_image
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.corpus.tokenizer import ids_of_image
 from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate import seen
 from panthalassa.evaluate.task import (
@@ -30,7 +32,7 @@ from panthalassa.evaluate.task import (
     images_of,
 )
 from panthalassa.exchange.pictures import read_pictures, vision_of
-from panthalassa.finetune.chat import encode_question
+from panthalassa.finetune.chat import encode_answer, encode_question, question_frame
 from panthalassa.model.generate import generate_batch
 from panthalassa.model.image_text import USER, behind_bos, in_turns
 from panthalassa.model.sampling import Sampling
@@ -59,7 +61,7 @@ class Answerer:
 
     model: Transformer
     """In evaluation mode."""
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     length: int
     """Tokens that the model reads at most."""
     batch_tokens: int
@@ -250,17 +252,20 @@ class Answerer:
         room = self.length - more
         if len(prompt) <= room:
             return prompt
-        frame = prompt_ids(self.tokenizer, "", self.chat)
-        if room <= len(frame):
+        head, behind = (
+            question_frame(self.tokenizer) if self.chat else (self.tokenizer.beginning, ())
+        )
+        if room <= len(head) + len(behind):
             raise PanthalassaError(
                 f"{more:,} tokens behind a prompt leave no room for it in the {self.length:,} that are "
                 "read at most. Set fewer new_tokens in the task's settings, or a larger length."
             )
-        head = frame[: frame.index(self.tokenizer.turn_end)] if self.chat else frame
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(head, prompt, strict=False))
+        head = [id for id, _ in pairs]  # what follows may be one word with the end of it
         return [*head, *prompt[len(head) - room :]]
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
+def prompt_ids(tokenizer: TextTokenizer, text: str, chat: bool) -> list[int]:
     """A prompt as documents begin, or as what a user says in a chat."""
     if chat:
         return encode_question(tokenizer, text)
@@ -268,7 +273,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
 
 
 def encode(
-    tokenizer: Tokenizer, request: Likelihood | Rolling, chat: bool = False
+    tokenizer: TextTokenizer, request: Likelihood | Rolling, chat: bool = False
 ) -> tuple[list[int], list[int]]:
     """The ids of what is given, `bos` first, and of what is asked about.
 
@@ -278,15 +283,16 @@ def encode(
     PanthalassaError for a continuation without tokens, as nothing would be the most likely of all.
     """
     if isinstance(request, Rolling):
-        return [tokenizer.bos], tokenizer.encode(request.text)
+        return _start(tokenizer), tokenizer.encode(request.text)
     context = request.context.rstrip()
     if chat and (context or request.images):
-        before = prompt_ids(tokenizer, context, chat)
-        asked = tokenizer.encode(request.continuation.strip())
+        said = request.continuation.strip()
+        before, asked = encode_answer(tokenizer, context, said) if said else ([], [])
     else:
-        before = [tokenizer.bos, *tokenizer.encode(context)]
+        start = tokenizer.beginning if context else _start(tokenizer)
+        before = [*start, *tokenizer.encode(context)]
         continuation = request.context[len(context) :] + request.continuation
-        whole = [tokenizer.bos, *tokenizer.encode(context + continuation)]
+        whole = [*start, *tokenizer.encode(context + continuation)]
         asked = whole[len(before) :] or tokenizer.encode(continuation)
     if not asked:
         raise PanthalassaError(
@@ -294,6 +300,11 @@ def encode(
             "said: it has no tokens. Correct the task's data."
         )
     return before, asked
+
+
+def _start(tokenizer: TextTokenizer) -> list[int]:
+    """The id that a text without a context is behind, as in the harness."""
+    return [tokenizer.eos if tokenizer.bos is None else tokenizer.bos]
 
 
 def windows(

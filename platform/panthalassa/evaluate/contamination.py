@@ -21,7 +21,8 @@ from panthalassa.corpus.decontaminate import passages_of
 from panthalassa.corpus.manifest import Manifest, Shard, read_manifest
 from panthalassa.corpus.minhash import Hashes, slices
 from panthalassa.corpus.shards import decode_shard
-from panthalassa.corpus.tokenizer import Tokenizer, read_tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.evaluate.results import Contamination, Scores, figure
 from panthalassa.evaluate.task import Generation, Item, Likelihood, Rolling
@@ -86,7 +87,7 @@ class TrainingTexts:
 
     corpus: Storage
     manifest: Manifest
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
 
     def __iter__(self) -> Iterator[pa.ChunkedArray]:
         for shard in self.manifest.split("train"):
@@ -161,7 +162,7 @@ def texts_of(item: Item) -> Iterator[str]:
     yield from texts
 
 
-def _texts(corpus: Storage, shard: Shard, tokenizer: Tokenizer) -> Iterator[pa.ChunkedArray]:
+def _texts(corpus: Storage, shard: Shard, tokenizer: TextTokenizer) -> Iterator[pa.ChunkedArray]:
     place = f"shard {corpus.uri}/{shard.path}"
     try:
         data = corpus.read(shard.path, shard.sha256)

@@ -2,22 +2,15 @@
 the Llama layout of Hugging Face. Weights are copied, and stay when the source goes on or goes away.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from panthalassa.config_model import Model
-from panthalassa.corpus.manifest import TOKENIZER
-from panthalassa.errors import CheckpointError, ConfigError, CorruptError, PanthalassaError
-from panthalassa.exchange.export import trained_tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.errors import CorruptError, PanthalassaError
 from panthalassa.exchange.fresh_checkpoint import write_checkpoint
-from panthalassa.exchange.importing import FOLDER, kept_files
-from panthalassa.exchange.llama_folder import (
-    CONFIG,
-    read_folder,
-    read_shape,
-    read_small,
-    read_sums,
-)
+from panthalassa.exchange.llama_folder import CONFIG, read_folder, read_shape, read_sums
+from panthalassa.exchange.storage_errors import named
+from panthalassa.exchange.tokenizer_source import tokenizer_of_folder, tokenizer_of_run
 from panthalassa.exchange.weights import newest_good, no_checkpoint, verified
 from panthalassa.storage import Storage
 from panthalassa.train import checkpoint
@@ -33,7 +26,7 @@ def copy_weights(
     there already is verified and kept, whatever the source has become; a torn one is made anew. staging:
     a local folder for files on their way from and to object storage. Raises PanthalassaError.
     """
-    with _named(source, target):
+    with named(source, target):
         if target.exists(f"{folder(0)}/{COMMIT}"):
             return _verified_copy(target, staging)
         if is_folder(source):
@@ -57,7 +50,7 @@ def _verified_copy(target: Storage, staging: str | None) -> Commit:
 def is_folder(source: Storage) -> bool:
     """Whether it is a folder in the Llama layout, else a run. Raises PanthalassaError when it is not
     there."""
-    with _named(source):
+    with named(source):
         if not source.exists(""):
             raise PanthalassaError(
                 f"{source.uri} is not there: expected a run such as runs/laptop, or a folder with "
@@ -68,30 +61,21 @@ def is_folder(source: Storage) -> bool:
 
 def shape_of(source: Storage) -> Model:
     """The model that a source is. Raises PanthalassaError."""
-    with _named(source):
+    with named(source):
         if is_folder(source):
             return read_shape(source, read_sums(source))
         return _newest(source).shape
 
 
-def tokenizer_of(source: Storage) -> bytes:
-    """The tokenizer.json that belongs to a source. Raises PanthalassaError.
+def tokenizer_of(source: Storage) -> TextTokenizer:
+    """The tokenizer that belongs to a source. Raises PanthalassaError.
 
     Of a run that was trained it is that of its newest corpus, of an imported one what came with it.
     """
-    with _named(source):
+    with named(source):
         if is_folder(source):
-            return read_small(source, TOKENIZER, read_sums(source))
-        phases = _newest(source).phases
-        if phases:
-            return trained_tokenizer(source, phases[-1].corpus).to_bytes()
-        data = kept_files(source).get(TOKENIZER)
-        if data is None:
-            raise ConfigError(
-                f"{source.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing: copy the "
-                f"{TOKENIZER} of the model there."
-            )
-        return data
+            return tokenizer_of_folder(source, read_shape(source, read_sums(source)))
+        return tokenizer_of_run(source, _newest(source))
 
 
 def _newest(run: Storage) -> Commit:
@@ -99,16 +83,3 @@ def _newest(run: Storage) -> Commit:
     if found is None:
         raise no_checkpoint(run)
     return found[1]
-
-
-@contextmanager
-def _named(*places: Storage) -> Iterator[None]:
-    """Raises CheckpointError for what the storage can not do."""
-    try:
-        yield
-    except OSError as error:
-        where = " or ".join(place.uri for place in places)
-        raise CheckpointError(
-            f"{where}: the storage failed: {error}. Make room or mend it; the same command then "
-            "begins anew."
-        ) from error

@@ -27,11 +27,13 @@ from torch import Tensor
 
 from panthalassa.config_model import Model
 from panthalassa.corpus.manifest import TOKENIZER
-from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer, read_tokenizer
+from panthalassa.corpus.pretrained_tokenizer import PretrainedTokenizer
+from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer
 from panthalassa.errors import CheckpointError, ConfigError
 from panthalassa.exchange.card import Evaluation, card
 from panthalassa.exchange.importing import FOLDER, kept_files
 from panthalassa.exchange.llama_folder import CONFIG, SUMS
+from panthalassa.exchange.tokenizer_source import trained_tokenizer
 from panthalassa.exchange.weights import Weights, as_bytes, newest_good
 from panthalassa.model import safetensors
 from panthalassa.model.hugging_face import (
@@ -49,10 +51,8 @@ from panthalassa.model.llava import (
     to_config,
 )
 from panthalassa.model.safetensors import Entry
-from panthalassa.run_config import kept_tree
-from panthalassa.storage import Storage, open_storage
+from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import until
-from panthalassa.train.audit import kept_manifest
 from panthalassa.train.checkpoint import Commit
 from panthalassa.train.hashed_file import HashedFile
 from panthalassa.train.staging import staged
@@ -244,13 +244,20 @@ def _small_files(
         tokenizer = trained_tokenizer(run, phases[-1].corpus)
         length = trained_length(weights.commit)
         delimiters = Delimiters(tokenizer.bos, tokenizer.eos, tokenizer.pad)
-        yield TOKENIZER, beginning_with_bos(tokenizer)
-        yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
-        yield GENERATION, _json(generation_config(delimiters, tokenizer.turn_end))
         yield CONFIG, _json(to_config(model, length, dtype, delimiters))
         if model.vision:
             yield PREPROCESSOR, _json(preprocessor_config(model.vision))
             yield PROCESSOR, _json(processor_config(model.vision))
+        generation = generation_config(delimiters, tokenizer.ends)
+        if isinstance(tokenizer, PretrainedTokenizer):
+            kept = tokenizer.files()
+            theirs = json.loads(kept.pop(GENERATION, b"{}"))
+            generation |= {**theirs, "eos_token_id": list(tokenizer.ends)}
+            yield from kept.items()
+        elif isinstance(tokenizer, Tokenizer):
+            yield TOKENIZER, beginning_with_bos(tokenizer)
+            yield "tokenizer_config.json", _json(tokenizer_config(*DELIMITERS, length))
+        yield GENERATION, _json(generation)
     elif CONFIG in imported:
         yield CONFIG, _json(_imported_config(imported[CONFIG], dtype))
         yield from ((name, data) for name, data in imported.items() if name != CONFIG)
@@ -269,12 +276,6 @@ def trained_length(commit: Commit) -> int:
     """Tokens of the longest texts that a run was trained on."""
     reached = until(commit.phases, commit.step) or commit.phases[:1]
     return max(phase.sequence_length for phase in reached)
-
-
-def trained_tokenizer(run: Storage, fingerprint: str) -> Tokenizer:
-    """Of the corpus that the run was trained on last."""
-    place = str(kept_tree(run).get("corpus", {}).get("directory"))
-    return read_tokenizer(open_storage(place), kept_manifest(run, fingerprint))
 
 
 def beginning_with_bos(tokenizer: Tokenizer) -> bytes:

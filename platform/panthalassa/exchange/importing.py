@@ -7,8 +7,10 @@ that each tensor is there. `config.json` and the tokenizer's files are kept in `
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from panthalassa.config_model import Model
+from panthalassa.corpus.manifest import TOKENIZER, TokenizerFile
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.fresh_checkpoint import write_checkpoint
 from panthalassa.exchange.llama_folder import CONFIG, SUMS, read_folder
@@ -20,16 +22,7 @@ from panthalassa.train.checkpoint import COMMIT, folder
 
 FOLDER = "imported"
 """Of a run: what came with its weights."""
-KEPT = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    PREPROCESSOR,
-    PROCESSOR,
-)
+KEPT = (TOKENIZER, "tokenizer.model", *get_args(TokenizerFile), PREPROCESSOR, PROCESSOR)
 """Files that are kept beside CONFIG where they are there."""
 
 

@@ -5,21 +5,21 @@ into the parameters: there is no second copy of the model in memory.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from panthalassa.config_model import Model
-from panthalassa.corpus.manifest import TOKENIZER
-from panthalassa.corpus.tokenizer import Tokenizer
-from panthalassa.errors import ConfigError, CorpusError, PanthalassaError
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import is_folder
-from panthalassa.exchange.export import trained_length, trained_tokenizer
+from panthalassa.exchange.export import trained_length
 from panthalassa.exchange.fresh_checkpoint import Source
-from panthalassa.exchange.importing import FOLDER, kept_files
-from panthalassa.exchange.llama_folder import CONFIG, read_folder
+from panthalassa.exchange.importing import kept_files
+from panthalassa.exchange.llama_folder import CONFIG, read_folder, read_shape, read_sums
+from panthalassa.exchange.storage_errors import named
+from panthalassa.exchange.tokenizer_source import tokenizer_of_folder, tokenizer_of_run
 from panthalassa.exchange.weights import newest_good
 from panthalassa.model.llava import text_config
 from panthalassa.model.transformer import Transformer
@@ -34,7 +34,7 @@ class Opened:
     """A model in evaluation mode, without gradients, and what belongs to it."""
 
     model: Transformer
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     name: str
     """Such as /home/me/runs/laptop, step-00000200."""
     digest: str
@@ -83,7 +83,7 @@ def open_model(
     staging: a local folder for files on their way from object storage. tell: is told of checkpoints that
     are passed over. Raises PanthalassaError.
     """
-    with _named(place):
+    with named(place):
         if is_folder(place):
             return _from_folder(place, device, dtype, staging)
         return _from_run(place, device, dtype, staging, tell)
@@ -100,10 +100,8 @@ def open_here(place: str, staging: str | None, tell: Callable[[str], None]) -> O
 def _from_folder(
     place: Storage, device: torch.device, dtype: torch.dtype | None, staging: str | None
 ) -> Opened:
-    if not place.exists(TOKENIZER):
-        raise ConfigError(f"{place.uri}/{TOKENIZER} is missing. Copy that of the model there.")
+    tokenizer = tokenizer_of_folder(place, read_shape(place, read_sums(place)))
     with read_folder(place, staging) as found:
-        tokenizer = _fitting(found.read(TOKENIZER), found.model, f"{place.uri}/{TOKENIZER}")
         length = _longest_text(found.read(CONFIG))
         model = _filled(found.model, found, device, dtype)
         return Opened(model, tokenizer, place.uri, found.digest(), length)
@@ -119,54 +117,22 @@ def _from_run(
     with newest_good(run, staging, tell) as weights:
         commit = weights.commit
         config = commit.shape
-        tokenizer, length = _trained(run, commit) if commit.phases else _imported(run, config)
+        tokenizer = tokenizer_of_run(run, commit)
+        length = trained_length(commit) if commit.phases else _longest_text(kept_files(run)[CONFIG])
         chats = _on_chats(run, commit) if commit.phases else None
         model = _filled(config, weights, device, dtype)
         name = f"{run.uri}, {weights.name}"
         return Opened(model, tokenizer, name, commit.sha256, length, chats)
 
 
-def _trained(run: Storage, commit: Commit) -> tuple[Tokenizer, int | None]:
-    return trained_tokenizer(run, commit.phases[-1].corpus), trained_length(commit)
-
-
 def _on_chats(run: Storage, commit: Commit) -> bool:
     return kept_manifest(run, commit.phases[-1].corpus).objective is not None
-
-
-def _imported(run: Storage, model: Model) -> tuple[Tokenizer, int | None]:
-    """Of a run that has not been trained: what came with its weights."""
-    kept = kept_files(run)
-    if TOKENIZER not in kept:
-        raise ConfigError(
-            f"{run.uri} has not been trained, and {FOLDER}/{TOKENIZER} is missing. Import it from a "
-            "folder with that file, or train it."
-        )
-    tokenizer = _fitting(kept[TOKENIZER], model, f"{run.uri}/{FOLDER}/{TOKENIZER}")
-    return tokenizer, _longest_text(kept[CONFIG])
 
 
 def _longest_text(config: bytes) -> int | None:
     """Tokens of the longest text that a model was trained on, where its `config.json` says so."""
     found = text_config(json.loads(config)).get("max_position_embeddings")
     return found if isinstance(found, int) else None
-
-
-def _fitting(data: bytes, model: Model, place: str) -> Tokenizer:
-    """Raises ConfigError for a tokenizer of another kind, or of more tokens than the model has."""
-    try:
-        tokenizer = Tokenizer.from_bytes(data)
-    except CorpusError as error:
-        raise ConfigError(
-            f"{place} is no tokenizer of `panthalassa prepare`. A text can not be "
-            "turned into its ids here: ask this model through transformers."
-        ) from error
-    if tokenizer.vocabulary_size > model.vocabulary_size:
-        raise ConfigError(
-            f"{place} has {tokenizer.vocabulary_size} tokens, and the model {model.vocabulary_size}: it "
-            "is that of another model. Copy the right one there."
-        )
-    return tokenizer
 
 
 @torch.no_grad()
@@ -184,17 +150,3 @@ def _filled(
             rows[first : first + len(block)].copy_(block)
             first += len(block)
     return model.requires_grad_(False).eval()
-
-
-@contextmanager
-def _named(place: Storage) -> Iterator[None]:
-    """Raises PanthalassaError for what the storage can not do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise PanthalassaError(
-            f"a file of {place.uri} vanished: {error}. A run that trains removes old checkpoints; the "
-            "same command takes its newest one."
-        ) from error
-    except OSError as error:
-        raise PanthalassaError(f"{place.uri} can not be read: {error}") from error

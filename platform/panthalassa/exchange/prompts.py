@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.pictures import path_of
 from panthalassa.finetune.chat import Message, encode_prompt, encode_question
@@ -54,7 +54,7 @@ class Prompt(BaseModel):
         return chat or self.messages is not None
 
     def ids(
-        self, tokenizer: Tokenizer, chat: bool, system: str | None, tokens: int = 0
+        self, tokenizer: TextTokenizer, chat: bool, system: str | None, tokens: int = 0
     ) -> list[int]:
         """What the model is given. chat: a prompt is what a user says, behind what `system` says.
         tokens: positions that an image takes."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.finetune.chat import encode_question
 from panthalassa.model.lora import without_adapters
 from panthalassa.model.transformer import Transformer
@@ -40,7 +40,7 @@ class Preference:
         losses = -F.logsigmoid(self.beta * (chosen - rejected))
         return torch.where(number <= pairs, losses, 0.0).sum()
 
-    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    def prompt(self, tokenizer: TextTokenizer, text: str) -> list[int]:
         return encode_question(tokenizer, text)
 
 

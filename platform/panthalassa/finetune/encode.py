@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panthalassa.corpus.pairs import PREFIX
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.corpus.tokenizer import Tokenizer, Tokens
 from panthalassa.finetune.chat import ANSWERING, encode_chat
 from panthalassa.finetune.examples import Example, Messages
@@ -46,7 +47,7 @@ class Encoded:
 
 
 def encode_example(
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     example: Example,
     limit: int,
     images: Sequence[bytes] = (),
@@ -94,7 +95,7 @@ def encode_example(
 
 
 def _shown(
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     messages: Messages,
     ids: Tokens,
     counted: NDArray[np.bool_],

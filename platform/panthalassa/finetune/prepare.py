@@ -25,14 +25,24 @@ from panthalassa.corpus.documents import Problem, SourceFile
 from panthalassa.corpus.formats.pairs import stored_image
 from panthalassa.corpus.funnel import Tally
 from panthalassa.corpus.images import LIMITS, BadImage, prepared
-from panthalassa.corpus.manifest import TOKENIZER, Images, Index, Manifest, Objective, Shard, Split
+from panthalassa.corpus.manifest import (
+    TOKENIZER,
+    Images,
+    Index,
+    Manifest,
+    Objective,
+    Shard,
+    Split,
+    TokenizerFile,
+)
 from panthalassa.corpus.pack import pack_whole
 from panthalassa.corpus.parts import INDEXED, write_index
 from panthalassa.corpus.reading import add_problem, check_problems, refuse_changed
 from panthalassa.corpus.shards import Counts, count_targets, unigram_loss, write, write_shard
 from panthalassa.corpus.sources import content_sha256, list_files, path_safe
-from panthalassa.corpus.tokenizer import Tokenizer
-from panthalassa.errors import CorpusError
+from panthalassa.corpus.text_tokenizer import TextTokenizer
+from panthalassa.errors import ChatError, CorpusError
+from panthalassa.finetune.chat import check_format
 from panthalassa.finetune.encode import Encoded, encode_example
 from panthalassa.finetune.examples import read_examples
 from panthalassa.storage import Storage, open_storage
@@ -44,7 +54,7 @@ KINDS = re.compile(r"\.((jsonl|ndjson|json)(\.(gz|zst|bz2))?|parquet)$", re.I)
 
 def prepare_chats(
     corpus: config.Corpus,
-    tokenizer: bytes,
+    tokenizer: TextTokenizer,
     objective: Objective,
     tell: Callable[[str], None],
     vision: Vision | None = None,
@@ -53,24 +63,25 @@ def prepare_chats(
 
     `corpus.sources` are files or folders of JSON lines and Parquet (`finetune.examples`); of the other
     keys those count that say where the corpus is, how much is held out and may be bad, and how long
-    rows, row groups and shards are. tokenizer: a tokenizer.json of this platform's, which the model has.
+    rows, row groups and shards are. tokenizer: the model's, whose files are kept with the corpus.
     vision: what reads images in it.
-    Raises CorpusError for what can not be read, another content of the folder, another's tokenizer, and
-    examples that leave nothing to train on or nothing to hold out.
+    Raises CorpusError for what can not be read, another content of the folder, and examples that leave
+    nothing to train on or nothing to hold out, ChatError for a chat template that can not be used.
     """
-    own = _own(tokenizer)
-    vocabulary = own.to_bytes()
+    check_format(tokenizer)
+    kept = tokenizer.files()
+    vocabulary = kept[TOKENIZER]
     storage = open_storage(corpus.directory)
     files = list(_files(corpus.sources, storage))
     hashes = [content_sha256(file) for file in files]
-    preparation = _preparation(corpus, vocabulary, objective, files, hashes, vision)
+    preparation = _preparation(corpus, kept, objective, files, hashes, vision)
     if done := already_prepared(storage, preparation):
         tell(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         return done
     claim(storage, corpus, preparation)
     size = sum(file.size for file in files) / 1e6
     tell(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
-    reading = _Reading(own, corpus.sequence_length, objective, vision)
+    reading = _Reading(tokenizer, corpus.sequence_length, objective, vision)
     for file, sha256 in sorted(zip(files, hashes, strict=True), key=lambda pair: _name(pair[0])):
         reading.read(file)
         refuse_changed(file, sha256)
@@ -80,16 +91,20 @@ def prepare_chats(
     groups = _grouped(reading.kept.values(), corpus.held_out_share)
     held_out = sum(len(members) for group, members in groups.items() if group.startswith("held_"))
     tell(f"{reading.told()}; {held_out} are held out")
-    write(storage, TOKENIZER, vocabulary)
-    written = _write(storage, corpus, own, vocabulary, groups)
+    for name, data in kept.items():
+        write(storage, name, data)
+    written = _write(storage, corpus, tokenizer, vocabulary, groups)
     manifest = Manifest(
         objective=objective,
         images=_kind(vision, written.shards),
         sequence_length=corpus.sequence_length,
-        vocabulary_size=own.vocabulary_size,
-        bos=own.bos,
-        eos=own.eos,
+        vocabulary_size=tokenizer.vocabulary_size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
         tokenizer_sha256=_sha256(vocabulary),
+        tokenizer_files={
+            name: _sha256(kept[name]) for name in get_args(TokenizerFile) if name in kept
+        },
         documents=written.documents,
         characters=written.characters,
         text_bytes=written.text_bytes,
@@ -113,16 +128,6 @@ def _grouped(
         split = "held_out" if encoded.position < below else "train"
         groups[f"{split}/{encoded.domain}"].append((encoded, source))
     return groups
-
-
-def _own(tokenizer: bytes) -> Tokenizer:
-    try:
-        return Tokenizer.from_bytes(tokenizer)
-    except CorpusError as error:
-        raise CorpusError(
-            f"the model's tokenizer is none of this platform's, whose special tokens the chat format is "
-            f"made of ({error}). Fine-tune a model that was trained with a corpus prepared here."
-        ) from error
 
 
 def _name(file: SourceFile) -> tuple[str, str]:
@@ -166,7 +171,7 @@ def _file(source: str) -> SourceFile | None:
 
 def _preparation(
     corpus: config.Corpus,
-    tokenizer: bytes,
+    tokenizer: Mapping[str, bytes],
     objective: Objective,
     files: list[SourceFile],
     hashes: list[str],
@@ -178,7 +183,9 @@ def _preparation(
     content = sorted(
         [*_name(file), file.domain, digest] for file, digest in zip(files, hashes, strict=True)
     )
-    made_from = ["chats", RECIPE, objective, _sha256(tokenizer), settings, content]
+    beside = sorted([name, _sha256(data)] for name, data in tokenizer.items() if name != TOKENIZER)
+    made_by = [_sha256(tokenizer[TOKENIZER]), *([beside] if beside else [])]
+    made_from: list[object] = ["chats", RECIPE, objective, *made_by, settings, content]
     if vision:
         made_from.append([vision.image_size, vision.tokens])
     return _sha256(json.dumps(made_from, sort_keys=True).encode())
@@ -193,7 +200,7 @@ class _Reading:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         sequence_length: int,
         objective: Objective,
         vision: Vision | None,
@@ -212,14 +219,14 @@ class _Reading:
             if isinstance(found, Problem):
                 add_problem(self.tally, file, found)
                 continue
-            images, tokens = [], self._vision.tokens if self._vision else 0
+            tokens = self._vision.tokens if self._vision else 0
             try:
                 images = [self._image(file, path) for path in found.images]
-            except BadImage as error:
+                encoded = encode_example(self._tokenizer, found, self._length, images, tokens)
+            except (BadImage, ChatError) as error:
                 add_problem(self.tally, file, Problem(f"{file.root}/{found.place}", str(error)))
                 continue
             self.tally.add("read", found.domain)
-            encoded = encode_example(self._tokenizer, found, self._length, images, tokens)
             if encoded is None:
                 self._too_long.append(f"{file.source}/{found.place}")
             elif encoded.hash in self.kept:
@@ -282,7 +289,7 @@ class _Written:
 def _write(
     storage: Storage,
     corpus: config.Corpus,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     vocabulary: bytes,
     groups: Mapping[str, Sequence[tuple[Encoded, str]]],
 ) -> _Written:

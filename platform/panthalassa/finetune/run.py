@@ -9,6 +9,7 @@ from functools import partial
 
 from panthalassa.config import Config
 from panthalassa.corpus.manifest import MANIFEST, read_manifest
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.corpus.tokenizer import read_tokenizer
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.base import copy_weights, tokenizer_of
@@ -47,12 +48,12 @@ def finetune(
     return pretrain(config, show, debug, began, stopping, beginning)
 
 
-def _tokenizer(config: Config) -> bytes:
+def _tokenizer(config: Config) -> TextTokenizer:
     """That of the model; of a run that has begun, that of its examples."""
     assert config.finetune
     corpus = open_storage(config.corpus.directory)
     if has_base(folder_of(config)) and corpus.exists(MANIFEST):
-        return read_tokenizer(corpus, read_manifest(corpus)).to_bytes()
+        return read_tokenizer(corpus, read_manifest(corpus))
     return tokenizer_of(open_storage(config.finetune.start))
 
 

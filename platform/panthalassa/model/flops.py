@@ -1,11 +1,12 @@
-"""Arithmetic of training: FLOPs a token needs, FLOP/s a device can give, and their ratio, the MFU."""
+"""Arithmetic of training: FLOPs that a token and an image need, FLOP/s that a device can give, and their
+ratio, the MFU."""
 
 import difflib
 import time
 
 import torch
 
-from panthalassa.config_model import Model
+from panthalassa.config_model import Model, Vision
 from panthalassa.errors import ConfigError
 
 PEAK_BF16 = {
@@ -34,18 +35,57 @@ def flops_per_token(
     sequence_length: int,
     trained: int | None = None,
     forward_only: int = 0,
+    images: float = 0.0,
 ) -> float:
     """6 N + 12 layers x width x sequence: forward and backward, attention counted in full.
 
     As PaLM (Chowdhery et al. 2022, appendix B) counts; what is computed again does not count. Of
     parameters that are not among the `trained` ones, the third of the 6 N that is their gradient is
     not computed. Each pass that is `forward_only` adds a third of a whole one.
+
+    N are the parameters of the decoder, for every position. Those of a model's tower and projector
+    count for the patches of `images`, so many a position (`flops_per_image`); where not all
+    parameters are trained, adapters of the decoder are, and images go forward alone.
     """
     width = model.heads * model.head_size
     attention = 12.0 * model.layers * width * sequence_length
+    vision = vision_parameters(model)
     frozen = 0 if trained is None else parameters - trained
-    whole = 6.0 * parameters + attention
-    return whole - 2.0 * frozen + forward_only * whole / 3
+    whole = 6.0 * (parameters - vision) + attention
+    needed = whole - 2.0 * max(frozen - vision, 0) + forward_only * whole / 3
+    if model.vision is None:
+        return needed
+    of_images = images * flops_per_image(model.vision, model.hidden_size)
+    return needed + of_images * ((1 if frozen else 3) + forward_only) / 3
+
+
+def flops_per_image(vision: Vision, width: int) -> float:
+    """Forward and backward through the tower and the projector to a decoder of that width: of each
+    patch 6 N, and its attention to all patches of its image."""
+    attention = 12.0 * vision.layers * vision.hidden_size * vision.tokens
+    of_patch = 6.0 * (tower_parameters(vision) + projector_parameters(vision, width)) + attention
+    return vision.tokens * of_patch
+
+
+def tower_parameters(vision: Vision) -> int:
+    """Of the vision transformer: a linear layer on the patches, a table of positions, and blocks of
+    attention and feed-forward with biases, each behind a norm."""
+    hidden, ffn = vision.hidden_size, vision.ffn_size
+    attention, feed_forward = 4 * (hidden + 1) * hidden, (2 * hidden + 1) * ffn + hidden
+    embedding = (3 * vision.patch_size**2 + 1 + vision.tokens) * hidden
+    return embedding + vision.layers * (attention + feed_forward + 4 * hidden)
+
+
+def projector_parameters(vision: Vision, width: int) -> int:
+    """Of the two layers from the tower to a decoder of that width."""
+    return (vision.hidden_size + 1) * width + (width + 1) * width
+
+
+def vision_parameters(model: Model) -> int:
+    """Of the tower and the projector of a model; 0 of a model of text alone."""
+    if model.vision is None:
+        return 0
+    return tower_parameters(model.vision) + projector_parameters(model.vision, model.hidden_size)
 
 
 def peak_of(gpu: str) -> float:

@@ -7,7 +7,7 @@ and this model is not (biases, other activations, other rotary scalings) is refu
 says so.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Parameter:
 class Delimiters:
     """The ids of the tokens around a document."""
 
-    bos: int
+    bos: int | None
     eos: int
     pad: int
 
@@ -216,9 +216,10 @@ def _expect(place: str, field: str, found: object, expected: object) -> None:
         )
 
 
-def generation_config(delimiters: Delimiters, turn_end: int) -> dict[str, Any]:
-    """The content of generation_config.json: a text ends with its document, or with a turn of a chat."""
-    return {"do_sample": False, **_ids(delimiters), "eos_token_id": [delimiters.eos, turn_end]}
+def generation_config(delimiters: Delimiters, ends: Sequence[int]) -> dict[str, Any]:
+    """The content of generation_config.json. ends: the ids of which one ends a text, that of a document
+    or that of a turn of a chat."""
+    return {"do_sample": False, **_ids(delimiters), "eos_token_id": list(ends)}
 
 
 def tokenizer_config(bos: str, eos: str, pad: str, length: int) -> dict[str, Any]:

@@ -4,12 +4,11 @@ Ids become text piece by piece: bytes that begin a character wait for the rest o
 a stop string waits until it does not. So what has been shown never changes, and is whole characters.
 """
 
-import codecs
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.model.generate import BATCH, generate_batch
 from panthalassa.model.sampling import Sampling
 from panthalassa.model.transformer import Transformer
@@ -19,22 +18,27 @@ Show = Callable[[int, str], None]
 
 
 class TextStream:
-    """The text of ids that come one after the other, up to the stop string that is whole first."""
+    """The text of ids that come one after the other, up to the stop string that is whole first.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, [string for string in stop if string]
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    It goes on behind the ids `before`; without them it is a text of its own.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
+        self._stop = [string for string in stop if string]
+        self._decoder = tokenizer.decoder(before)
         self._held = ""
         self.text = ""
         self.stopped = False
 
     def add(self, token: int) -> str:
         """What can be shown after this id: the next piece of `text`, which may be empty."""
-        return self._show(self._decoder.decode(self._tokenizer.bytes_of(token)), last=False)
+        return self._show(self._decoder.add(token), last=False)
 
     def end(self) -> str:
         """The last piece: what was held back, in which bytes that are no UTF-8 are U+FFFD."""
-        return self._show(self._decoder.decode(b"", final=True), last=True)
+        return self._show(self._decoder.end(), last=True)
 
     def _show(self, more: str, last: bool) -> str:
         if self.stopped:
@@ -57,26 +61,30 @@ class TextStream:
         return 0
 
 
-def ids_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the model has seen texts begin."""
-    return [tokenizer.bos, *tokenizer.encode(prompt)]
+def ids_of(tokenizer: TextTokenizer, prompt: str) -> list[int]:
+    """A prompt as the model has seen texts begin; where that is with nothing, an empty one is `eos`."""
+    return [*tokenizer.beginning, *tokenizer.encode(prompt)] or [tokenizer.eos]
 
 
 def continue_texts(
     model: Transformer,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     prompts: Sequence[Sequence[int]],
     limit: int,
     sampling: Sampling | Sequence[Sampling],
     stop: Sequence[str] = (),
     show: Show | None = None,
     batch: int = BATCH,
+    chats: Sequence[bool] = (),
     images: Sequence[Tensor] | None = None,
 ) -> list[str]:
     """What continues each prompt (ids), by at most `limit` tokens, up to the end of a document or of a
-    turn, or one of the strings `stop`. `show` gets it as it comes; the rest is as in
-    `generate_batch`."""
-    streams = [TextStream(tokenizer, stop) for _ in prompts]
+    turn, or one of the strings `stop`. `show` gets it as it comes. chats: which prompts are
+    chats, where an answer is a text of its own; the rest is as in `generate_batch`."""
+    streams = [
+        TextStream(tokenizer, stop, () if chat else prompt)
+        for prompt, chat in zip(prompts, chats or [False] * len(prompts), strict=True)
+    ]
 
     def watch(number: int, token: int) -> bool:
         stream = streams[number]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.planner.goodput import LLAMA3, Assumption, Reliability
 from panthalassa.planner.hardware import Cluster
+from panthalassa.planner.images import Images
+from panthalassa.planner.layout import Workload
 from panthalassa.planner.power import Assumptions
 from panthalassa.planner.rank import Reserve
 
@@ -64,6 +66,7 @@ class Assumed:
     reliability: Reliability = field(default_factory=Reliability)
     repairs: Repairs = field(default_factory=Repairs)
     power: Assumptions = field(default_factory=Assumptions)
+    images: Images = field(default_factory=Images)
     given: frozenset[str] = frozenset()
     """The names of those that somebody gave."""
 
@@ -83,20 +86,40 @@ class Assumed:
             found = replace(found, **{part: new}, given=found.given | {name})
         return found
 
-    def told(self, place: Cluster) -> list[Assumption]:
+    def on(self, workload: Workload) -> Workload:
+        """The workload with the images that are assumed.
+
+        Raises ConfigError when these do not fit, or are given for a model of text alone.
+        """
+        of_images = sorted(name for name in self.given if PARTS[name] == "images")
+        if of_images and workload.model.vision is None:
+            raise ConfigError(
+                f"--assume {of_images[0]}: the model reads no images; leave it out, or give model.vision"
+            )
+        return self.images.on(workload)
+
+    def told(self, place: Cluster, workload: Workload) -> list[Assumption]:
         """Each by the name that changes it, with its value and where that is from."""
-        known = {"network_gb_per_second": place.network / 1e9, "node_watts": place.node_watts}
+        known = {
+            "network_gb_per_second": (place.network / 1e9, "hardware.yaml"),
+            "node_watts": (place.node_watts, "hardware.yaml"),
+            "images_per_sample": (workload.images_per_sample, "as many as fit"),
+        }
         on_cpus = place.gpu.generation == "cpu"
         found = []
         for name, part in PARTS.items():
             if on_cpus and name == "reserved_gb":  # of which they need none
+                continue
+            if part == "images" and workload.model.vision is None:
                 continue
             value, usual = (getattr(getattr(one, part), name) for one in (self, Assumed()))
             source = SOURCES.get(name, "assumed") if value == usual else "measured"
             if name in self.given:
                 source = "given"
             elif value is None:
-                value, source = known[name], "this machine" if on_cpus else "hardware.yaml"
+                value, source = known[name]
+                if on_cpus and source == "hardware.yaml":
+                    source = "this machine"
             found.append(Assumption(name, f"{value:.4g}", source))
         return found
 

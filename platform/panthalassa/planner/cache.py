@@ -23,7 +23,9 @@ _DIGEST = 32
 """Bytes of SHA-256."""
 _CODE = (
     "config.py",
+    "config_model.py",
     "model/transformer.py",
+    "model/vision.py",
     "parallel/mesh.py",
     "parallel/parallelize.py",
     "planner/recorder.py",

@@ -11,15 +11,16 @@ compiled ones one.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from panthalassa.config_model import Model
+from panthalassa.config_model import Model, Vision
 from panthalassa.errors import ConfigError
+from panthalassa.model.flops import flops_per_image, projector_parameters, tower_parameters
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
 
@@ -97,6 +98,8 @@ class Shape:
     rotary: bool = False
     positions: int = 0
     """Rows of a table of learned positions."""
+    vision: Vision | None = None
+    """Its tower, which a projector follows."""
 
     @property
     def width(self) -> int:
@@ -113,10 +116,34 @@ class Shape:
         return attention + (3 if self.gated else 2) * self.hidden * self.ffn
 
     @property
-    def parameters(self) -> int:
-        """All but norms and biases."""
+    def decoder(self) -> int:
+        """Parameters beside tower and projector, without norms and biases."""
         embeddings = (1 if self.tied else 2) * self.vocabulary + self.positions
         return self.layers * self.block + embeddings * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All but the decoder's norms and biases."""
+        if self.vision is None:
+            return self.decoder
+        projector = projector_parameters(self.vision, self.hidden)
+        return self.decoder + tower_parameters(self.vision) + projector
+
+    @property
+    def tower(self) -> "Shape | None":
+        """A transformer whose samples are images and whose tokens are patches."""
+        if (vision := self.vision) is None:
+            return None
+        return Shape(
+            layers=vision.layers,
+            hidden=vision.hidden_size,
+            heads=vision.heads,
+            vocabulary=0,
+            kv_heads=vision.heads,
+            ffn=vision.ffn_size,
+            head_size=vision.hidden_size // vision.heads,
+            tied=True,
+        )
 
     @classmethod
     def of(cls, model: Model) -> "Shape":
@@ -132,6 +159,7 @@ class Shape:
             tied=model.tied_embeddings,
             gated=True,
             rotary=True,
+            vision=model.vision,
         )
 
 
@@ -188,6 +216,10 @@ class Arrangement:
     attention: Literal["causal", "triton", "masked", "unfused"] = "causal"
     """FlashAttention-2, which skips what causality masks; its first version in Triton, which does
     so too; a kernel that computes all of an arbitrary mask; or scores that lie in memory."""
+    images: float = 0.0
+    """In a sample, in the mean."""
+    most_images: float = 0.0
+    """In all samples of the rank that has most of them, for which the others wait."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what can not be laid so."""
@@ -224,8 +256,8 @@ def count(model: Shape, laid: Arrangement) -> Counts:
     mixing = 4.0 * model.layers * model.width * laid.sequence  # forward, in full
     executed = (0.5 if laid.attention in ("causal", "triton") else 1.0) * mixing
     backward = 2.0 if laid.attention == "unfused" else 2.5  # flash kernels compute scores again
-    model_flops = 6.0 * model.parameters + 3 * mixing
-    return Counts(
+    model_flops = 6.0 * model.decoder + 3 * mixing
+    found = Counts(
         tokens=processed / slices,
         model_flops=model_flops * processed / slices,
         hardware_flops=(model_flops + recomputed + again_attention * mixing) * processed / slices,
@@ -239,9 +271,52 @@ def count(model: Shape, laid: Arrangement) -> Counts:
         micro_batches=micro_batches,
         collectives=(
             *_of_weights(model, laid, micro_batches),
-            *_of_activations(model, laid, micro_batches, 3 + again_attention),
+            *_of_activations(
+                model,
+                laid,
+                micro_batches,
+                3 + again_attention,
+                laid.micro_batch * laid.sequence * micro_batches,
+            ),
         ),
         bubble=(laid.pp - 1) / (micro_batches * laid.interleaving),
+    )
+    return _with_tower(found, model, laid, again, again_attention) if model.vision else found
+
+
+def _with_tower(
+    found: Counts, model: Shape, laid: Arrangement, again: float, again_attention: float
+) -> Counts:
+    """The counts with what tower and projector do besides; that their weights move is in them.
+
+    A micro-batch without images runs one that is black. The products for the patches have no
+    gradient of their pixels. Attention among patches is counted as if its kernel were the decoder's.
+    """
+    vision, tower = model.vision, model.tower
+    assert vision
+    assert tower
+    seen = laid.images * laid.global_batch / laid.dp * vision.tokens / laid.tp
+    run = max(laid.most_images, found.micro_batches) * vision.tokens / laid.tp
+    blocks, mixing = (
+        2.0 * tower.layers * tower.block,
+        4.0 * tower.layers * tower.width * vision.tokens,
+    )
+    patches = 2.0 * 3 * vision.patch_size**2 * tower.hidden
+    projector = 2.0 * (tower.hidden + model.hidden) * model.hidden
+    recomputed = again * blocks + again_attention * mixing
+    needed = flops_per_image(vision, model.hidden) / vision.tokens
+    products = 3 * (blocks + projector) + 2 * patches + again * blocks
+    sums = _of_activations(tower, laid, found.micro_batches, 3 + again_attention, run * laid.tp)
+    return replace(
+        found,
+        model_flops=found.model_flops + needed * seen,
+        hardware_flops=found.hardware_flops + (needed + recomputed) * seen,
+        matmul_flops=found.matmul_flops + products * run,
+        attention_flops=found.attention_flops + (1 + 2.5 + again_attention) * mixing * run,
+        traffic=found.traffic
+        + _traffic(tower, replace(laid, sequence=vision.tokens), again_attention) * run,
+        passes=found.passes + (3 + again) * tower.layers * found.micro_batches,
+        collectives=(*found.collectives, *sums),
     )
 
 
@@ -279,7 +354,8 @@ def _gathers(laid: Arrangement) -> int:
 def _of_weights(model: Shape, laid: Arrangement, micro_batches: int) -> Iterator[Collective]:
     """What FSDP, its copies (HSDP), or plain data parallelism exchange."""
     weights = model.parameters / (laid.tp * laid.pp)
-    layers, shards = model.layers / laid.pp, _shards(laid)
+    towers = model.vision.layers if model.vision else 0
+    layers, shards = (model.layers + towers) / laid.pp, _shards(laid)
     node = max(1, laid.gpus_per_node // laid.tp)  # data-parallel ranks on a node
     times = 1 if laid.keep_gathered or laid.sharding == "none" else micro_batches
     calls = times * layers
@@ -297,10 +373,11 @@ def _of_weights(model: Shape, laid: Arrangement, micro_batches: int) -> Iterator
 
 
 def _of_activations(
-    model: Shape, laid: Arrangement, micro_batches: int, passes: float
+    model: Shape, laid: Arrangement, micro_batches: int, passes: float, positions: float
 ) -> Iterator[Collective]:
-    """What tensor parallelism sums (a gather and a scatter), and a pipeline hands on."""
-    moved = 2.0 * laid.micro_batch * laid.sequence * model.hidden * micro_batches
+    """What tensor parallelism sums (a gather and a scatter) of so many positions in a step, and a
+    pipeline hands on."""
+    moved = 2.0 * positions * model.hidden
     if laid.tp > 1:
         sums, near = 2 * model.layers / laid.pp * passes, min(laid.tp, laid.gpus_per_node)
         yield Collective("all_reduce", moved * sums, sums * micro_batches, laid.tp, near, True)

@@ -1,8 +1,8 @@
 """From recordings of small models and micro-batches to those of large ones, exactly.
 
 All numbers of a recording (bytes at each allocation, FLOPs, what is sent) are affine functions of
-the layers and of the micro-batch, so two recordings give any third:
-`large + steps * (large - small)`.
+the layers, of the tower's layers, and of the micro-batch. So a small one, and one that is larger in
+one of them, give any third: `small + steps * (large - small)`.
 
 Which allocation corresponds to which: those of the first block to those of the first, of the last
 block to those of the last. The blocks between are left out: in a forward pass they hold less than the
@@ -13,52 +13,59 @@ is affine in n. Operations have numbers, so that other programs than that are fo
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from panthalassa.planner.recording import Column, Recording, Segment, Sent
+from panthalassa.planner.recording import IN_TOWER, Column, Recording, Segment, Sent
+
+Larger = tuple[Recording, int]
+"""A larger recording, and how many times what it has more than the small one is added to that."""
 
 
-def extend(small: Recording, large: Recording, steps: int) -> Recording:
-    """The recording that lies `steps` times as far beyond `large` as `large` beyond `small`.
+def extend(small: Recording, *larger: Larger) -> Recording:
+    """The recording that has of each `larger` one's surplus so many times as much.
 
-    The two differ by one layer, or by their micro-batch. Raises ValueError when they are not of the
-    same program.
+    Each differs from the small one by a layer, by a layer of the tower, or by its micro-batch. Raises
+    ValueError when they are not of the same program.
     """
-    last, last_small = blocks(large) - 1, blocks(small) - 1
-    known = {(s.part, s.phase, s.block): s for s in small.segments}
-    segments = []
-    for segment in large.segments:
-        block = partner = segment.block
-        if block and block == last:
-            block, partner = last + steps * (last - last_small), last_small
-        elif block and last != last_small:
-            continue
-        try:
-            before = known[segment.part, segment.phase, partner]
-        except KeyError:
-            raise ValueError(f"no segment {segment.part} {segment.phase} {partner}") from None
-        events = _line(before.events, segment.events, steps)
-        segments.append(Segment(segment.part, segment.phase, block, events))
+    known = [({(s.part, s.phase, s.block): s for s in one.segments}, one, n) for one, n in larger]
+    found = []
+    for segment in small.segments:
+        events, block, last = segment.events, segment.block, _last(small, segment)
+        for partners, one, times in known:
+            at = segment.block
+            if block and at == last:
+                at = _last(one, segment)
+                block += times * (at - last)
+            try:
+                partner = partners[segment.part, segment.phase, at]
+            except KeyError:
+                raise ValueError(f"no segment {segment.part} {segment.phase} {at}") from None
+            events = events + times * _surplus(segment.events, partner.events)
+        found.append(Segment(segment.part, segment.phase, block, events))
     flops = {
-        part: value + steps * (value - small.flops[part]) for part, value in large.flops.items()
+        part: value + sum(times * (one.flops[part] - value) for one, times in larger)
+        for part, value in small.flops.items()
     }
-    return Recording(segments, flops, _sent(small, large, steps), _rows(small, large, steps))
+    return Recording(found, flops, _sent(small, larger), _rows(small, larger))
 
 
-def blocks(recording: Recording) -> int:
-    """How many blocks the model of a recording has."""
-    return 1 + max(s.block for s in recording.segments if s.block is not None)
+def _last(recording: Recording, like: Segment) -> int:
+    """The last block there of the decoder or of the tower, as the block of a segment is."""
+    tower = like.phase in IN_TOWER
+    found = (s.block for s in recording.segments if (s.phase in IN_TOWER) is tower)
+    return max((block for block in found if block is not None), default=0)
 
 
-def _line(small: NDArray[np.int64], large: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """Events that correspond, extended. Raises ValueError when the operations are not the same."""
+def _surplus(small: NDArray[np.int64], large: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What `large` has more at the events that correspond. Raises ValueError when the operations are
+    not the same."""
     cut = _cut(small[:, Column.OPERATION], large[:, Column.OPERATION])
     rest = len(small) - cut
-    partners = np.concatenate((large[:cut], large[len(large) - rest :]))
-    extended: NDArray[np.int64] = partners + steps * (partners - small)
-    return extended
+    surplus: NDArray[np.int64] = np.concatenate((large[:cut], large[len(large) - rest :])) - small
+    return surplus
 
 
 def _cut(small: NDArray[np.int64], large: NDArray[np.int64]) -> int:
@@ -74,28 +81,25 @@ def _cut(small: NDArray[np.int64], large: NDArray[np.int64]) -> int:
     return (len(small) - suffix + prefix) // 2
 
 
-def _sent(small: Recording, large: Recording, steps: int) -> list[Sent]:
-    before = {(s.part, s.kind, s.group): s for s in small.sent}
-    extended = []
-    for sent in large.sent:
-        less = before[sent.part, sent.kind, sent.group]
-        calls, size = sent.calls - less.calls, sent.bytes - less.bytes
-        extended.append(
-            Sent(
-                sent.part,
-                sent.kind,
-                sent.group,
-                sent.calls + steps * calls,
-                sent.bytes + steps * size,
-            )
-        )
-    return extended
+def _sent(small: Recording, larger: Sequence[Larger]) -> list[Sent]:
+    found = []
+    for sent in small.sent:
+        calls, size = sent.calls, sent.bytes
+        for one, times in larger:
+            (more,) = (s for s in one.sent if _same(s, sent))
+            calls += times * (more.calls - sent.calls)
+            size += times * (more.bytes - sent.bytes)
+        found.append(Sent(sent.part, sent.kind, sent.group, calls, size))
+    return found
 
 
-def _rows(small: Recording, large: Recording, steps: int) -> Counter[tuple[int, int]]:
-    if large.rows == small.rows:
-        return large.rows
-    rows = Counter(large.rows)
-    for row, count in (large.rows - small.rows).items():
-        rows[row] += steps * count
+def _same(one: Sent, other: Sent) -> bool:
+    return (one.part, one.kind, one.group) == (other.part, other.kind, other.group)
+
+
+def _rows(small: Recording, larger: Sequence[Larger]) -> Counter[tuple[int, int]]:
+    rows = Counter(small.rows)
+    for one, times in larger:
+        for row, count in (one.rows - small.rows).items():
+            rows[row] += times * count
     return rows

@@ -33,6 +33,10 @@ class Workload:
     precision: Precision = "bf16"
     loss_chunk: int = 1024
     """Positions whose logits exist at once."""
+    image_samples: float = 0.0
+    """Share of the samples that have images."""
+    images_per_sample: float = 0.0
+    """In each of those."""
 
     @classmethod
     def of(cls, config: Config) -> "Workload":
@@ -122,6 +126,11 @@ def obstacle(workload: Workload, gpus: int, gpus_per_node: int, tp: int) -> str 
     for key in ("heads", "kv_heads", "ffn_size", "vocabulary_size"):
         if (value := getattr(model, key)) % tp:
             return f"model.{key}={value} is not divisible by parallel.tp_size={tp}"
+    if model.vision and model.hidden_size % tp:
+        return f"model.hidden_size={model.hidden_size} is not divisible by parallel.tp_size={tp}"
+    for key in ("heads", "ffn_size", "tokens") if model.vision else ():
+        if (value := getattr(model.vision, key)) % tp:
+            return f"model.vision.{key}={value} is not divisible by parallel.tp_size={tp}"
     if workload.sequence_length % tp:
         return (
             f"sequence_length={workload.sequence_length} is not divisible by parallel.tp_size={tp}"

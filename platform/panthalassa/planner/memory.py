@@ -3,12 +3,13 @@
 `footprints(workload, layouts)` is the whole interface. A trace takes a second, and a model has 36
 layers and hundreds of layouts; so few are traced, and the others follow from them:
 
-- Layers are alike. Models of 2 and 3 layers are traced, and the bytes at each allocation extended to
-  the whole model (`extend`). The peak is searched after that, so that what few layers hide (the
-  activations, behind the logits) comes out.
+- Layers are alike, those of the decoder and those of the tower. Models of 2 to 4 of them are traced,
+  and the bytes at each allocation extended to the whole model (`extend`). The peak is searched after
+  that, so that what few layers hide (the activations, behind the logits) comes out.
 - Micro-batches are alike, from the one on whose loss has four pieces of `loss_chunk` positions.
 - Sharding over fewer ranks (HSDP) changes the bytes of shards alone, which are counted apart.
 - A step of one micro-batch differs from one of several by the gradients that are there before.
+- Of a workload with images, every sample of the traced micro-batches has them: such there will be.
 
 What is counted are tensors, with the kernels of a CPU and without torch.compile. An allocator's
 fragments, the buffers of NCCL and CUDA's context come on top; compiled blocks need less.
@@ -34,7 +35,7 @@ from panthalassa.config_model import Model
 from panthalassa.planner.cache import TraceCache
 from panthalassa.planner.extend import extend
 from panthalassa.planner.layout import Layout, Workload
-from panthalassa.planner.recording import Column, Job, Recording, Segment
+from panthalassa.planner.recording import IN_TOWER, Column, Job, Recording, Segment
 
 TRACED_LAYERS = (2, 3)
 LEAST_PIECES = 4
@@ -47,6 +48,7 @@ INPUT_BYTES = 24
 
 MOMENTS = {
     "forward": "embedding",
+    "projector": "forward pass of the projector",
     "head": "forward pass of the head",
     "backward": "backward pass of the head",
     "clip": "clipping",
@@ -212,13 +214,12 @@ def _run(folder: Path, processes: int, tell: Callable[[], None]) -> None:
 def traces(workload: Workload, layout: Layout, gpus: int | None = None) -> list[list[Job]]:
     """The traces, of `gpus` ranks or as many as it has, that a layout follows from: by
     micro-batch, by layers."""
-    model, n = workload.model, layout.micro_batches(workload.global_batch)
-    layers = TRACED_LAYERS if model.layers > max(TRACED_LAYERS) else (model.layers,)
+    n = layout.micro_batches(workload.global_batch)
     # A shard that is the whole is another program: FSDP gathers nothing then.
     replicas = layout.replicas if layout.shards == 1 else 1
     others = (gpus or 0) // layout.tp
     base = Job(
-        model=model,
+        model=workload.model,
         sequence_length=workload.sequence_length,
         loss_chunk=workload.loss_chunk,
         precision=workload.precision,
@@ -226,6 +227,7 @@ def traces(workload: Workload, layout: Layout, gpus: int | None = None) -> list[
         tp=layout.tp,
         replicas=replicas,
         micro_batch=1,
+        images=_most_images(workload),
         activation_checkpointing=layout.activation_checkpointing,
         keep_gathered=layout.keep_gathered,
         # Weights that stay gathered make the first and the last micro-batch different ones.
@@ -234,15 +236,40 @@ def traces(workload: Workload, layout: Layout, gpus: int | None = None) -> list[
     )
     return [
         [
-            replace(base, micro_batch=micro_batch, model=_with_layers(workload, number))
-            for number in layers
+            replace(base, micro_batch=micro_batch, model=model)
+            for model, _ in _small_models(workload.model)
         ]
         for micro_batch in _traced_micro_batches(workload, layout.micro_batch)
     ]
 
 
-def _with_layers(workload: Workload, layers: int) -> Model:
-    return workload.model.model_copy(update={"layers": layers, "preset": None})
+def _small_models(model: Model) -> Iterator[tuple[Model, int]]:
+    """The traced models: one of few layers, and with each how many times what it has more than that is
+    in the whole model.
+
+    In the backward pass of a block, FSDP gathers the one that comes two blocks later. So with a tower
+    there are three blocks of the decoder at least, that this is one of them behind the last.
+    """
+    few, more = TRACED_LAYERS
+    vision, small = model.vision, model.model_copy(update={"preset": None})
+    deep_tower = vision is not None and vision.layers > more
+    if vision and deep_tower:
+        small = small.model_copy(update={"vision": vision.model_copy(update={"layers": few})})
+    least = few + 1 if vision else few
+    deep_decoder = model.layers > least + 1
+    if deep_decoder:
+        small = small.model_copy(update={"layers": least})
+    yield small, 0
+    if deep_decoder:
+        yield small.model_copy(update={"layers": least + 1}), model.layers - least
+    if vision and deep_tower:
+        deeper = vision.model_copy(update={"layers": more})
+        yield small.model_copy(update={"vision": deeper}), vision.layers - few
+
+
+def _most_images(workload: Workload) -> int:
+    """In a sample."""
+    return math.ceil(workload.images_per_sample) if workload.image_samples else 0
 
 
 def _traced_micro_batches(workload: Workload, micro_batch: int) -> tuple[int, ...]:
@@ -260,17 +287,14 @@ def _traced_micro_batches(workload: Workload, micro_batch: int) -> tuple[int, ..
 
 def _extended(workload: Workload, layout: Layout, grid: list[list[Recording]]) -> Recording:
     """The recording of the whole model and of the layout's micro-batch."""
-    by_layers = []
-    for small, *large in zip(*grid, strict=True):
-        steps = _beyond(workload, layout.micro_batch) if large else 0
-        by_layers.append(extend(small, large[0], steps) if large else small)
-    fewer, *more = by_layers
-    return extend(fewer, more[0], workload.model.layers - TRACED_LAYERS[1]) if more else fewer
+    times = [number for _, number in _small_models(workload.model)]
+    small, *large = (extend(row[0], *zip(row[1:], times[1:], strict=True)) for row in grid)
+    return extend(small, (large[0], _beyond(workload, layout.micro_batch))) if large else small
 
 
 def _beyond(workload: Workload, micro_batch: int) -> int:
     small, large = _traced_micro_batches(workload, micro_batch)
-    return (micro_batch - large) // (large - small)
+    return (micro_batch - small) // (large - small)
 
 
 def _footprint(
@@ -279,7 +303,7 @@ def _footprint(
     n = layout.micro_batches(workload.global_batch)
     events = np.concatenate([segment.events for segment in recording.segments])
     parts = _by_part(events, recording, layout, traced_shards, n > 1)
-    parts["inputs"] += INPUT_BYTES * n * layout.micro_batch * workload.sequence_length
+    parts["inputs"] += n * layout.micro_batch * _input_bytes(workload)
     total = np.sum(list(parts.values()), axis=0)
     peak = int(total.argmax())
     return Footprint(
@@ -291,6 +315,13 @@ def _footprint(
         ),
         traffic=tuple(_traffic(recording, layout, n)),
     )
+
+
+def _input_bytes(workload: Workload) -> int:
+    """Of a sample."""
+    vision, positions = workload.model.vision, INPUT_BYTES * workload.sequence_length
+    image = 3 * vision.image_size**2 if vision else 0
+    return positions + _most_images(workload) * image
 
 
 def _by_part(
@@ -324,6 +355,10 @@ def _moment(segments: Sequence[Segment], event: int) -> str:
         event -= len(segment.events)
     if segment.block is None:
         return MOMENTS[segment.phase]
+    if segment.phase in IN_TOWER:
+        return (
+            f"{segment.phase.removeprefix('tower ')} pass of block {segment.block + 1} of the tower"
+        )
     return f"{segment.phase} pass of block {segment.block + 1}"
 
 

@@ -11,9 +11,11 @@ from statistics import median
 import torch
 
 from panthalassa.config import Config
+from panthalassa.corpus.manifest import MANIFESTS, read_manifest
 from panthalassa.errors import ConfigError, PanthalassaError
 from panthalassa.planner import hardware
 from panthalassa.planner.hardware import GPU, Cluster
+from panthalassa.planner.images import Images, trained_on
 from panthalassa.planner.layout import Layout, Workload
 from panthalassa.planner.rank import counted
 from panthalassa.planner.refit import Observation, Own, refit
@@ -58,7 +60,8 @@ def learn(run: Storage, config: Config, gpu: str | None) -> OwnRun:
             f"{run.uri} has no layout on which {FEWEST} steps were trained after the first: let it "
             "train for longer"
         )
-    seen = [_observed(theirs, chip, *ranks, found) for ranks, found in steps.items()]
+    workload = _images(run, theirs).on(Workload.of(theirs))
+    seen = [_observed(theirs, workload, chip, *ranks, found) for ranks, found in steps.items()]
     fit = refit(seen)
     many = sum(map(len, steps.values()))
     determined = ", ".join(fit.determined) or "no factor alone, only what they make together"
@@ -111,8 +114,20 @@ def _steps(run: Storage) -> Steps:
     return found
 
 
+def _images(run: Storage, config: Config) -> Images:
+    """What a run saw, by a manifest that it keeps of its corpus."""
+    place = run.below(MANIFESTS)
+    names = [name for name, _ in place.files()] if config.model.vision else []
+    return trained_on(read_manifest(place, names[-1]), config) if names else Images()
+
+
 def _observed(
-    config: Config, chip: GPU, dp: int, tp: int, steps: list[tuple[float, float | None]]
+    config: Config,
+    workload: Workload,
+    chip: GPU,
+    dp: int,
+    tp: int,
+    steps: list[tuple[float, float | None]],
 ) -> Observation:
     parallel, cluster = config.parallel, _seen_on(chip, dp * tp)
     layout = Layout(
@@ -124,7 +139,7 @@ def _observed(
         keep_gathered=parallel.keep_gathered,
     )
     return Observation(
-        counted(Workload.of(config), layout, cluster.gpus_per_node, parallel.compile),
+        counted(workload, layout, cluster.gpus_per_node, parallel.compile),
         cluster,
         median(seconds for seconds, _ in steps),
         _joules(chip, steps, dp * tp),

@@ -94,7 +94,8 @@ def make_plan(
     factors: of the speed, fitted to `fitted`; those of published runs if not given. Raises
     ConfigError when no layout fits, with the smallest cluster on which one would.
     """
-    workload, assumed = Workload.of(config), assumed or Assumed()
+    assumed = assumed or Assumed()
+    workload = assumed.on(Workload.of(config))
     place = assumed.fabric.on(place)
     if assumed.reserve.usable(place.gpu) <= 0:
         raise ConfigError(
@@ -128,7 +129,8 @@ def planned(
 
     Raises ConfigError when the cluster fails too often to train anything.
     """
-    workload, reliability, best = Workload.of(config), assumed.reliability, ranking[0]
+    workload = assumed.on(Workload.of(config))
+    reliability, best = assumed.reliability, ranking[0]
     a_step = workload.global_batch * workload.sequence_length
     compute_days = tokens / a_step * best.speed.step_seconds / DAY
     goodput = expected(reliability, place.gpus)

@@ -11,6 +11,7 @@ from panthalassa.errors import ConfigError
 from panthalassa.planner.calibration import factors
 from panthalassa.planner.counts import Arrangement, Counts, Shape, count
 from panthalassa.planner.hardware import GPU, Cluster, cluster
+from panthalassa.planner.images import on_the_fullest
 from panthalassa.planner.layout import CHECKPOINTING, TP_SIZES, Layout, Workload, feasible, obstacle
 from panthalassa.planner.memory import Footprint, Progress, footprints
 from panthalassa.planner.speed import Factors, Speed, speed
@@ -137,6 +138,8 @@ def counted(workload: Workload, layout: Layout, gpus_per_node: int, compiled: bo
     that stay gathered are one FSDP group, beside whose exchange nothing is computed. Selective
     checkpointing repeats elementwise work alone, which is not counted.
     """
+    share, each = workload.image_samples, workload.images_per_sample
+    samples = workload.global_batch / layout.dp
     return count(
         Shape.of(workload.model),
         Arrangement(
@@ -154,6 +157,8 @@ def counted(workload: Workload, layout: Layout, gpus_per_node: int, compiled: bo
             attention="masked",
             reduce_bytes=4,
             head_again=layout.micro_batch * workload.sequence_length > workload.loss_chunk,
+            images=share * each,
+            most_images=each * on_the_fullest(samples, share, layout.dp),
         ),
     )
 

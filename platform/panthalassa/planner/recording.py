@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from panthalassa.config_model import Model
 from panthalassa.planner.layout import Checkpointing, Precision
 
+IN_TOWER = ("tower forward", "tower backward")
+"""The phases whose blocks are the tower's."""
+
 
 class Column(IntEnum):
     """The kinds of bytes in an event, each a number of bytes alive on the rank."""
@@ -43,14 +46,14 @@ class Column(IntEnum):
     TEMPORARY = 9
     """What the backward pass or the update allocated, recomputed activations among it."""
     INPUT = 10
-    """Tokens, documents and labels."""
+    """Tokens, documents, labels and images."""
     OPERATION = 11
     """Not bytes: a number for the operation that allocated, the same in all traces."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One trace: a model of so many layers, as one rank of `dp` x `tp`."""
+    """One trace: a model of so few layers, as one rank of `dp` x `tp`."""
 
     model: Model
     """With as many layers as are traced."""
@@ -61,6 +64,8 @@ class Job:
     tp: int
     replicas: int
     micro_batch: int
+    images: int
+    """In a sample, of a model that reads them."""
     activation_checkpointing: Checkpointing
     keep_gathered: bool
     micro_batches: int
@@ -89,7 +94,8 @@ class Segment:
     """`first` or `last` micro-batch, or `update`."""
     phase: str
     block: int | None
-    """The block that it is of, or None: before the blocks, the head, the update."""
+    """The block that it is of, or None: before the blocks, the head, the update. Blocks of the tower
+    have phases of their own: those of IN_TOWER."""
     events: NDArray[np.int64] = field(repr=False)
     """[allocations, columns]"""
 

@@ -3,14 +3,19 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from panthalassa.config_model import Model
+from panthalassa.model.flops import projector_parameters, tower_parameters
 from panthalassa.planner import power
+from panthalassa.planner.calibration import factors
+from panthalassa.planner.counts import Shape
 from panthalassa.planner.goodput import Assumption
 from panthalassa.planner.plan import Plan, fleet_of
-from panthalassa.planner.rank import Candidate, best_of_each
+from panthalassa.planner.rank import Candidate, best_of_each, counted
 from panthalassa.planner.simulation import QUANTILES, simulated
+from panthalassa.planner.speed import speed
 from panthalassa.planner.units import duration, span, tokens
 
 SHOWN = 5
@@ -25,6 +30,11 @@ PARTS = (
     "inputs",
 )
 """Of a footprint."""
+IMAGES = (
+    "{in_each_of_them:.3g} in each of {share_of_samples:.1%} of the samples, an image takes {positions} "
+    "positions; tower and projector: {megabytes:,.1f} MB of a GPU, {share_of_flops:.2%} of the FLOPs, "
+    "{seconds:.2g} s of a step"
+)
 RANKING = (
     "tp",
     "copies",
@@ -68,7 +78,7 @@ def told(plan: Plan) -> Iterator[tuple[str, str]]:
     """The plan as rows of a name and a text, with what it rests on."""
     yield from results(plan)
     yield "assumed", "each of these is changed by --assume NAME=VALUE:"
-    for one in plan.assumed.told(plan.cluster):
+    for one in plan.assumed.told(plan.cluster, plan.workload):
         yield f"  {one.name}", f"{one.value} ({one.source})"
     yield "also assumed", "and not to be changed:"
     for one in fixed_assumptions(plan):
@@ -84,6 +94,7 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
         f"{place.gpus} {place.gpu.name} in {place.nodes} node{'s' * (place.nodes != 1)}; "
         f"{fit} of {len(plan.ranking)} layouts fit",
     )
+    yield "parameters", _parameters(plan.workload.model)
     yield "layout", " ".join(best.overrides())
     yield "as configured", _asked(plan)
     yield "tensor parallel", plan.verdict
@@ -102,6 +113,8 @@ def results(plan: Plan) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "memory", _memory(best)
+    if of_images := _images(plan):
+        yield "images", IMAGES.format(**of_images, megabytes=of_images["bytes"] / 1e6)
     yield (
         "time",
         f"{duration(plan.expected_days)} ({span(*plan.expected_range)}) for {tokens(plan.tokens)} "
@@ -169,8 +182,11 @@ def as_json(plan: Plan) -> str:
                 },
                 "as_configured": _asked(plan),
                 "tensor_parallel": plan.verdict,
+                "images": _images(plan) or None,
                 "speed_fitted_to": plan.fitted,
-                "assumptions": [asdict(one) for one in plan.assumed.told(plan.cluster)],
+                "assumptions": [
+                    asdict(one) for one in plan.assumed.told(plan.cluster, plan.workload)
+                ],
                 "also_assumed": [asdict(one) for one in fixed_assumptions(plan)],
                 "ranking": [_candidate(one, plan.best) for one in plan.ranking],
             }
@@ -216,6 +232,51 @@ def _goodput(plan: Plan) -> str:
         f"{plan.goodput.productive:.1%}: a failure every {duration(between)}; a snapshot every "
         f"{plan.interval.seconds:.0f} s, {plan.interval.formula}"
     )
+
+
+def _parameters(model: Model) -> str:
+    shape = Shape.of(model)
+    told = f"{shape.parameters / 1e9:.2f} B"
+    if model.vision is None:
+        return told
+    tower, projector = _of_vision(model)
+    return (
+        f"{told}: decoder {shape.decoder / 1e9:.2f} B, tower {tower / 1e6:,.1f} M, "
+        f"projector {projector / 1e6:,.1f} M"
+    )
+
+
+def _of_vision(model: Model) -> tuple[int, int]:
+    """Parameters of the tower and of the projector."""
+    assert model.vision
+    return tower_parameters(model.vision), projector_parameters(model.vision, model.hidden_size)
+
+
+def _images(plan: Plan) -> dict[str, float]:
+    """What they take; nothing of a model of text alone.
+
+    Bytes of a GPU are those of its weights, gradients and both moments, in fp32; seconds are of a step.
+    """
+    workload, best = plan.workload, plan.best
+    if (vision := workload.model.vision) is None:
+        return {}
+    blind = replace(workload, model=workload.model.model_copy(update={"vision": None}))
+    counts, seeing = (
+        counted(each, best.layout, plan.cluster.gpus_per_node, best.compiled)
+        for each in (blind, workload)
+    )
+    without = speed(counts, plan.cluster, plan.factors or factors())
+    tower, projector = _of_vision(workload.model)
+    return {
+        "tower_parameters": tower,
+        "projector_parameters": projector,
+        "positions": vision.tokens,
+        "share_of_samples": workload.image_samples,
+        "in_each_of_them": workload.images_per_sample,
+        "bytes": 16 * (tower + projector) / (best.layout.tp * best.layout.shards),
+        "seconds": best.speed.step_seconds - without.step_seconds,
+        "share_of_flops": 1 - counts.model_flops / seeing.model_flops,
+    }
 
 
 def _memory(best: Candidate) -> str:

@@ -41,7 +41,7 @@ from panthalassa.model.transformer import Transformer
 from panthalassa.parallel.mesh import build_mesh
 from panthalassa.parallel.parallelize import parallelize
 from panthalassa.planner.recorder import Recorder
-from panthalassa.planner.recording import Column, Job, Recording
+from panthalassa.planner.recording import IN_TOWER, Column, Job, Recording
 
 
 def record(job: Job) -> Recording:
@@ -104,17 +104,14 @@ def _step(
 ) -> None:
     """A step of `train.step.train_step`, with its segments told to the recorder."""
     assert isinstance(model, FSDPModule)
-    shape = (job.micro_batch, job.sequence_length)
-    batches = [
-        [torch.zeros(shape, dtype=torch.int64) for _ in range(3)] for _ in range(job.micro_batches)
-    ]
-    for batch in batches:
-        for tensor in batch:
+    batches = [_inputs(job) for _ in range(job.micro_batches)]
+    for texts, images in batches:
+        for tensor in (*texts, *images.values()):
             recorder.mark(tensor, Column.INPUT)
     part = ""
     _watch_blocks(model, lambda phase, block: recorder.begin(part, phase, block))
     with recorder.recording():
-        for number, batch in enumerate(batches):
+        for number, (texts, images) in enumerate(batches):
             last = number == job.micro_batches - 1
             part = "last" if last else "first"
             if job.keep_gathered:
@@ -123,7 +120,7 @@ def _step(
             recorder.kind = Column.ACTIVATION
             recorder.begin(part, "forward")
             with loss_parallel() if job.tp > 1 else nullcontext():
-                loss = model(*batch, job.loss_chunk)
+                loss = model(*texts, job.loss_chunk, **images)
                 recorder.kind = Column.TEMPORARY
                 recorder.begin(part, "backward")
                 (loss / job.sequence_length).backward()
@@ -138,19 +135,34 @@ def _step(
         optimizer.zero_grad()
 
 
+def _inputs(job: Job) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Of a micro-batch: tokens, documents and labels, and its images if there are any."""
+    shape = (job.micro_batch, job.sequence_length)
+    texts = [torch.zeros(shape, dtype=torch.int64) for _ in range(3)]
+    if not (job.model.vision and job.images):
+        return texts, {}
+    size = job.model.vision.image_size
+    number = job.micro_batch * job.images
+    return texts, {"images": torch.zeros((number, size, size, 3), dtype=torch.uint8)}
+
+
 def _watch_blocks(model: Transformer, begin: Callable[[str, int | None], None]) -> None:
-    """Call `begin` before the forward and before the backward pass of each block, and before the
-    head."""
+    """Call `begin` before the forward and before the backward pass of each block, before the
+    projector and before the head."""
 
-    def watch(block: nn.Module, index: int) -> None:
+    def watch(block: nn.Module, index: int, forward: str, backward: str) -> None:
         def before_backward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            output.register_hook(lambda _gradient: begin("backward", index))  # type: ignore[no-untyped-call]
+            output.register_hook(lambda _gradient: begin(backward, index))  # type: ignore[no-untyped-call]
 
-        block.register_forward_pre_hook(lambda *_: begin("forward", index), prepend=True)
+        block.register_forward_pre_hook(lambda *_: begin(forward, index), prepend=True)
         block.register_forward_hook(before_backward)
 
     for index, block in enumerate(model.blocks):
-        watch(block, index)
+        watch(block, index, "forward", "backward")
+    if model.vision is not None and model.projector is not None:
+        for index, block in enumerate(model.vision.blocks):
+            watch(block, index, *IN_TOWER)
+        model.projector.register_forward_pre_hook(lambda *_: begin("projector", None), prepend=True)
     model.head.register_forward_pre_hook(lambda *_: begin("head", None), prepend=True)
 
 

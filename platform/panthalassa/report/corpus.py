@@ -15,12 +15,11 @@ from pydantic import ValidationError
 
 from panthalassa.corpus.fertility import Fertility, counts_of, fertilities
 from panthalassa.corpus.funnel import DROPS, REPORT, Entry, Example, Report, Step
-from panthalassa.corpus.manifest import PAGE, read_manifest
+from panthalassa.corpus.manifest import MANIFESTS, PAGE, read_manifest
 from panthalassa.errors import CorpusError, PanthalassaError
 from panthalassa.report.packed import packed, table
 from panthalassa.report.template import fill
 from panthalassa.storage import Storage, open_storage
-from panthalassa.train.audit import MANIFESTS
 
 PATIENCE = 5.0
 """Seconds for which a run's report waits for the storage of its corpus."""

@@ -86,7 +86,7 @@ def render(plan: Plan, name: str, scaling: Scaling) -> str:
         ranking_file=packed(table(*_all_layouts(plan))),
         plan=plan,
         results=list(results(plan)),
-        assumptions=plan.assumed.told(place),
+        assumptions=plan.assumed.told(place, plan.workload),
         fixed=fixed_assumptions(plan),
     )
 

@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from panthalassa import lease
+from panthalassa.corpus.manifest import MANIFESTS
 from panthalassa.errors import CheckpointError
 from panthalassa.storage import Storage
 from panthalassa.stream import ledger
-from panthalassa.train.audit import MANIFESTS
 from panthalassa.train.checkpoint import COMMIT, newest
 
 TRIES = 5

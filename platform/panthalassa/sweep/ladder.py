@@ -58,7 +58,7 @@ class Question:
     gpu: str = "A100"
     days: float = 14.0
     mfu: float = 0.43
-    size: float = 12_310_656_000
+    size: float = 12_291_915_776
     """Parameters; these are those of the preset panthalassa-12b."""
     text: float = 1.115e12
     """Tokens, read once; these are those of 3.2 TB at 2.87 bytes each."""

@@ -16,7 +16,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from panthalassa.corpus.manifest import MANIFEST, Manifest, read_manifest
+from panthalassa.corpus.manifest import MANIFEST, MANIFESTS, Manifest, read_manifest
 from panthalassa.errors import CheckpointError, CorpusError
 from panthalassa.storage import Storage
 from panthalassa.stream.curriculum import Curriculum, Phase, Piece, differences, until
@@ -38,8 +38,6 @@ CHUNK = 1 << 18
 
 MOST_PROBLEMS = 20
 """Problems that are shown."""
-
-MANIFESTS = "manifests"
 
 
 def keep_manifest(run: Storage, manifest: Manifest) -> None:

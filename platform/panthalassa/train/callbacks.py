@@ -2,7 +2,7 @@
 
 import torch
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.model.generate import generate
 from panthalassa.model.lora import adapted
 from panthalassa.stream.order import evenly
@@ -73,7 +73,7 @@ class AdapterDropout(Callback):
 class Continuations(Callback):
     """Continues the configured prompts when the run is complete."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
 
     def on_end(self, run: TrainingRun) -> None:

@@ -128,6 +128,8 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
         "loss": loss_sum.item() if run.reads else 0.0,
         "skips": guard.skips.item() if dist.get_rank() == 0 else 0.0,
     }
+    if run.config.model.vision:
+        measured["images"] = _images_in(given.batch)
     for callback in callbacks:
         measured |= callback.measure(run)
     every = total(*measured.values(), *_trained(given.batch))
@@ -144,6 +146,7 @@ def _one_step(run: TrainingRun, given: Input, callbacks: Sequence[Callback]) -> 
         phase.sequence_length,
         run.trained,
         run.objective.forward_only,
+        sums.get("images", 0.0) / positions,
     )
     step = Step(
         step=run.step,
@@ -178,6 +181,10 @@ def _call_all(
             problem = problem or error
     if problem:
         raise problem
+
+
+def _images_in(batch: Batch | None) -> int:
+    return 0 if batch is None or batch.samples.images is None else len(batch.samples.images)
 
 
 def _trained(batch: Batch | None) -> tuple[float, ...]:

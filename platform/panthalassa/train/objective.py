@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from panthalassa.corpus.tokenizer import Tokenizer
+from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.model.text import ids_of
 from panthalassa.model.transformer import Transformer
 from panthalassa.stream.reader import Samples
@@ -24,7 +24,7 @@ class Objective(Protocol):
     def loss(self, model: Transformer, batch: MicroBatch, chunk: int) -> Tensor:
         """Summed over the units of a micro-batch; logits exist for `chunk` positions at once."""
 
-    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    def prompt(self, tokenizer: TextTokenizer, text: str) -> list[int]:
         """The ids of a text that the model shall continue, as samples put it."""
 
 
@@ -42,5 +42,5 @@ class NextToken:
         )
         return found
 
-    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    def prompt(self, tokenizer: TextTokenizer, text: str) -> list[int]:
         return ids_of(tokenizer, text)
