@@ -7,12 +7,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train release-demo retrieval-demo test lint types bench bench-sweep bench-stream bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation bench-images
+.PHONY: help install train release-demo retrieval-demo vision-demo test lint types bench bench-sweep bench-stream bench-images bench-cold-start bench-recovery bench-checkpoint bench-idle bench-tracking bench-accounting bench-report bench-submit bench-corpus bench-dedup bench-languages bench-tokenizer bench-decontaminate bench-planner bench-export bench-evaluate bench-generate bench-lora planner-calibration chaos ray-cluster.yaml clean bench-simulation
 
 help:
 	@echo "make train    prepare the embedded corpus and train the laptop model on it"
 	@echo "make release-demo    train, tune, evaluate and export, and ask transformers (npm)"
 	@echo "make retrieval-demo    teach articles across languages, and ask about new pairs (npm)"
+	@echo "make vision-demo    learn the names of emoji in 20 languages, and ask for those of others (npm)"
 	@echo "make test     lint, type-check and test"
 	@echo "make bench    compare the platform's speed with a bare PyTorch loop"
 	@echo "make bench-stream    compare the stream's speed with bare readers"
@@ -180,6 +181,24 @@ retrieval-demo: $(UDHR)
 	$(ASK) $(ABOUT_SIDES) model=runs/laptop-articles output=evaluations/laptop-articles-sides
 	$(BIN)/panthalassa evaluate compare evaluations/laptop-articles-before evaluations/laptop-articles
 	$(BIN)/python tests/retrieval_demo.py check evaluations/laptop-articles
+
+EMOJI := .venv/emoji/node_modules
+
+$(EMOJI): $(INSTALLED)
+	npm install --silent --no-save --prefix .venv/emoji emoji-datasource-google@16.0.0 cldr-annotations-full@48.2.0
+
+vision-demo: $(EMOJI)
+	$(BIN)/python tests/vision_demo.py pairs $(EMOJI) data/emoji
+	$(BIN)/panthalassa prepare jobs/configs/laptop-vision.yaml
+	$(BIN)/panthalassa train jobs/configs/laptop-vision.yaml
+	rm -rf models/laptop-vision evaluations/laptop-vision runs/laptop-vision/generated
+	$(BIN)/panthalassa evaluate jobs/configs/evaluate-vision.yaml
+	$(BIN)/panthalassa export runs/laptop-vision models/laptop-vision --evaluation evaluations/laptop-vision
+	cp -r data/emoji/sheet runs/laptop-vision/generated
+	$(BIN)/panthalassa generate runs/laptop-vision --temperature 0 --max-tokens 24 --file runs/laptop-vision/generated/prompts.jsonl --out runs/laptop-vision/generated/said.jsonl
+	$(BIN)/panthalassa report runs/laptop-vision
+	$(BIN)/python tests/vision_demo.py picture runs/laptop-vision
+	$(BIN)/python tests/vision_demo.py compare runs/laptop-vision models/laptop-vision evaluations/laptop-vision
 
 clean:
 	rm -rf .venv

@@ -2,13 +2,27 @@
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 
 DRAWN_SECONDS = 60
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+)
 PIXELS = """
 const counts = {};
 for (const figure of document.querySelectorAll("figure")) {
@@ -29,6 +43,23 @@ for (const figure of document.querySelectorAll("figure")) {
 return counts;
 """
 """The opaque colours on each figure's canvases."""
+
+
+class NoBrowser(Exception):
+    """Debian's packages chromium and chromium-driver are not installed."""
+
+
+def start(profile: Path) -> webdriver.Chrome:
+    """A browser that keeps what it has in `profile`, to be `quit`. Raises NoBrowser."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        raise NoBrowser("needs Debian's packages chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    return webdriver.Chrome(options=options, service=Service(driver))
 
 
 class Page:
@@ -84,10 +115,12 @@ class Page:
         forbidden = {f["requestId"] for f in failed if f.get("blockedReason") == "csp"}
         return [s["request"]["url"] for s in sent if s["requestId"] not in forbidden]
 
-    def screenshot(self, file: Path) -> bytes:
-        """Of the whole page, as PNG."""
-        height = self.value("document.documentElement.scrollHeight")
-        clip = {"x": 0, "y": 0, "width": self.value("innerWidth"), "height": height, "scale": 1}
+    def screenshot(self, file: Path, part: str = "html") -> bytes:
+        """Of the whole page, or of the first element that a selector finds, as PNG."""
+        clip = self.value(
+            f"(({{x, y, width, height}}) => ({{x, y: y + scrollY, width, height, scale: 1}}))"
+            f"(document.querySelector({part!r}).getBoundingClientRect())"
+        )
         shot = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         data = base64.b64decode(shot["data"])
         file.write_bytes(data)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from panthalassa.evaluate.results import read_results
+from panthalassa.evaluate.results import Figure, read_results
 from panthalassa.storage import open_storage
 
 
@@ -23,13 +23,15 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
+def told(figure: Figure) -> str:
+    """A share with its interval."""
+    return f"{figure.value:.1%} (95 % {figure.low:.1%} to {figure.high:.1%}, {figure.n} items)"
+
+
 def learned(evaluation: str) -> bool:
     """Whether the interval of an evaluation's only task is above what needs no learning; it is told."""
     [task] = read_results(open_storage(evaluation)).tasks.values()
     figure, one = task.metrics["accuracy"].whole, task.metrics["accuracy"].baseline
     assert one is not None
-    print(
-        f"accuracy {figure.value:.1%} (95 % {figure.low:.1%} to {figure.high:.1%}, {figure.n} items); "
-        f"the most frequent answer or a guess: {one:.1%}"
-    )
+    print(f"accuracy {told(figure)}; the most frequent answer or a guess: {one:.1%}")
     return figure.low > one

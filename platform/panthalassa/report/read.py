@@ -16,6 +16,7 @@ from panthalassa.errors import CheckpointError, ConfigError, PanthalassaError
 from panthalassa.redact import without_secrets
 from panthalassa.report.corpus import report_of_run
 from panthalassa.report.energy import Energy, energy_of
+from panthalassa.report.images import Cards, images_of_run
 from panthalassa.report.languages import Language, languages
 from panthalassa.report.series import Series
 from panthalassa.run_config import kept_tree
@@ -72,6 +73,8 @@ class RunData:
     checkpoints: list[Checkpoint] | str
     corpus: Report | str | None
     """What the preparation of its corpus read, dropped and kept; None when that is not on record."""
+    images: Cards | str | None
+    """Images and what the model says of them; None when it was not asked."""
 
     def series(self, metric: str) -> Series:
         """A metric; empty when it was not measured."""
@@ -108,6 +111,7 @@ def read_run(run: Storage) -> RunData:
         languages=_or_reason(lambda: languages(run)),
         checkpoints=_or_reason(lambda: _checkpoints(run)),
         corpus=_or_reason(lambda: report_of_run(run, configuration.get("corpus.directory"))),
+        images=_or_reason(lambda: images_of_run(run)),
     )
 
 
