@@ -132,6 +132,22 @@ def test_limits_hold_before_anything_is_decoded() -> None:
     assert rule_of(bomb(100, 100), Limits(max_bytes=50)) == "image-too-large"
 
 
+def test_a_reason_tells_the_limit_asked_for_and_no_address() -> None:
+    with pytest.raises(BadImage, match="more than 77 pixels"):
+        fitted(bomb(30_000, 30_000), 16, Limits(max_pixels=77))
+    for data in (b"no image", b"GIF89a", b"", file_of(picture(1))[:-700]):
+        with pytest.raises(BadImage) as refused:
+            fitted(data, 16)
+        assert "0x" not in str(refused.value)
+
+
+def test_transparency_of_a_large_image_is_laid_on_white_in_strips() -> None:
+    layer = np.random.default_rng(0).integers(0, 256, (150, 150, 4), dtype=np.uint8)
+    ground = Image.new("RGBA", (150, 150), (*WHITE, 255))
+    ground.alpha_composite(Image.fromarray(layer))
+    assert (fitted(saved(Image.fromarray(layer)), 150) == np.asarray(ground.convert("RGB"))).all()
+
+
 def test_a_bomb_costs_no_memory() -> None:
     script = """
 import resource, sys

@@ -82,6 +82,9 @@ def test_pairs_of_all_kinds_of_sources_beside_texts(
     write_parquet(raw / "table" / "b.parquet", pairs(range(20, 30), "en"), struct=True)
     write_tar(raw / "web" / "a.tar", pairs(range(30, 50), "de"))
     write_jsonl(raw / "mine" / "a.jsonl", pairs(range(50, 60), "en"))
+    (raw / "mine" / "unlisted").write_bytes(file_of(picture(70)))
+    with (raw / "mine" / "a.jsonl").open("a") as lines:
+        lines.write('{"image": "unlisted", "text": "ends as no image does"}\n')
     again = file_of(picture(3), "JPEG", quality=95)
     write_parquet(raw / "more.parquet", [(again, "the same once more, and longer", "en")])
     write_parquet(raw / "some.parquet", pairs([4], "en"))
@@ -106,6 +109,7 @@ def test_pairs_of_all_kinds_of_sources_beside_texts(
         wanted = prepared(file_of(picture(number)), 32)
         assert shown[caption(number, "de")] == wanted
     report = Report.model_validate_json(storage.read(REPORT))
+    assert report.total("rule", rule="image-path")[0] == 1
     assert report.total("duplicate")[0] == 1
     assert report.total("near_duplicate")[0] == 1
     sides: dict[bytes, set[str]] = {}

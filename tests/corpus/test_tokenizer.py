@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panthalassa.config import Corpus
-from panthalassa.corpus.manifest import Manifest
-from panthalassa.corpus.tokenizer import SPECIAL, Tokenizer, read_tokenizer
+from panthalassa.corpus.manifest import IMAGE_DELIMITERS, Manifest
+from panthalassa.corpus.tokenizer import SPECIAL, Tokenizer, ids_of_image, read_tokenizer
 from panthalassa.errors import CorpusError
 from panthalassa.storage import Storage, open_storage
 
@@ -189,3 +189,7 @@ def test_a_changed_or_missing_tokenizer_is_named(
     copy.write("tokenizer.json", bytes(data))
     with pytest.raises(CorpusError, match=r"tokenizer\.json is corrupt"):
         read_tokenizer(copy, manifest)
+
+
+def test_an_image_takes_its_positions_and_its_delimiters() -> None:
+    assert len(ids_of_image(5)) == 5 + IMAGE_DELIMITERS

@@ -23,7 +23,7 @@ document of such a shard is in more than one row either.
 import hashlib
 from collections import Counter
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,6 +41,8 @@ ANSWERS = "answers"
 """The column of a shard that says what counts."""
 IMAGES = "images"
 """The column of a shard with the images of its rows."""
+IMAGE_DELIMITERS: Final = 2
+"""Positions of `<|vision_start|>` and `<|vision_end|>`, which an image takes beside its own."""
 Split = Literal["train", "held_out"]
 TokenizerFile = Literal[
     "tokenizer_config.json",
@@ -144,7 +146,8 @@ class Manifest(Record):
         found = Counter(self.tokens())
         for shard in self.shards:
             if self.images and shard.images:
-                found[f"{shard.split}/{shard.domain}"] -= shard.images * (self.images.tokens + 2)
+                each = self.images.tokens + IMAGE_DELIMITERS
+                found[f"{shard.split}/{shard.domain}"] -= shard.images * each
         return dict(found)
 
     def counted(self) -> dict[str, int]:

@@ -27,7 +27,7 @@ from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Tally
 from panthalassa.corpus.image_hash import signature
 from panthalassa.corpus.images import BadImage, Limits, encoded, fitted
 from panthalassa.corpus.language import Identify, open_identifier
-from panthalassa.corpus.manifest import Images
+from panthalassa.corpus.manifest import IMAGE_DELIMITERS, Images
 from panthalassa.corpus.pii import mask_and_count
 from panthalassa.corpus.sources import path_safe
 from panthalassa.corpus.tokenizer import Tokenizer, Tokens, ids_of_image
@@ -35,8 +35,7 @@ from panthalassa.errors import CorpusError
 
 PREFIX: Final = "images-"
 SEVERAL: Final = 4
-AROUND: Final = 2
-"""Positions of `<|vision_start|>` and `<|vision_end|>`."""
+NO_CAPTION: Final = "there is no caption beside the image (in a tar, directly before or behind it)"
 
 # Of a pair, beside what a document has (`reading.READ`): its `characters`, how it `begins`, the SHA-256
 # of the prepared `pixels`, its signature, the size of the encoded image, and the file of an evaluation
@@ -66,7 +65,7 @@ def ids_of_pair(tokenizer: Tokenizer, caption: str, tokens: int) -> Tokens:
 
 
 def caption_start(tokens: int) -> int:
-    return 1 + tokens + AROUND
+    return 1 + tokens + IMAGE_DELIMITERS
 
 
 def images_of(vision: Vision) -> Images:
@@ -122,7 +121,7 @@ class PairRefiner:
         tally.add("read", domain, size=size)
         try:
             if not pair.text:
-                raise BadImage("caption-missing", "there is no caption beside the image")
+                raise BadImage("caption-missing", NO_CAPTION)
             if not isinstance(pair.image, bytes):
                 raise pair.image or BadImage("image-missing", "there is no image")
             look = _look(pair.image, self.size, self.limits)

@@ -29,13 +29,14 @@ from panthalassa.corpus.documents import SourceFile
 from panthalassa.corpus.encoding import Encoding
 from panthalassa.corpus.fertility import counts_of, fertilities, worst_parity
 from panthalassa.corpus.funnel import REPORT, Report, Tally, table
+from panthalassa.corpus.image_paths import ListedImages
 from panthalassa.corpus.manifest import TOKENIZER, Manifest, Split
 from panthalassa.corpus.pair_pipeline import KeptPairs, captions
 from panthalassa.corpus.pair_selection import PairCensus, refuse_one_split, select_pairs
 from panthalassa.corpus.pairs import PREFIX, images_of, open_pair_refiner, refuse_unfit
 from panthalassa.corpus.pipeline import Kept, Written, texts_of
 from panthalassa.corpus.reading import NAMED, Reader, bands_of, check_problems, partition
-from panthalassa.corpus.refine import Refiner, open_refiner
+from panthalassa.corpus.refine import open_refiner
 from panthalassa.corpus.selection import Census, select
 from panthalassa.corpus.shards import write
 from panthalassa.corpus.sources import content_sha256, list_files
@@ -45,7 +46,7 @@ from panthalassa.storage import Storage, open_storage
 
 RECIPE = 4
 """Counts up whenever the same input would give other shards."""
-IMAGE_RECIPE = 1
+IMAGE_RECIPE = 2
 """The same of images and their captions."""
 
 LAPTOP = config.Cluster()
@@ -98,17 +99,17 @@ def prepare(
         report(f"beside them lie {size:.2f} MB in {len(listing.images)} images")
     with connected(cluster, debug), _mendable_errors():
         partitions = partition(files, hashes)
-        return _prepare(
-            corpus, files, partitions, refine, contamination, storage, preparation, report, vision
-        )
+        pairs = open_pair_refiner(corpus, vision) if vision else None
+        images = ListedImages.of(listing.images, of_images) if vision else None
+        reader = Reader(refine, bands_of(corpus), contamination, pairs, images)
+        return _prepare(corpus, files, partitions, reader, storage, preparation, report, vision)
 
 
 def _prepare(
     corpus: config.Corpus,
     files: list[SourceFile],
     partitions: list[str],
-    refine: Refiner,
-    contamination: Contamination | None,
+    reader: Reader,
     storage: Storage,
     preparation: str,
     report: Callable[[str], None],
@@ -119,8 +120,6 @@ def _prepare(
         Stage(storage, name, made_from)
         for name in ("documents", "kept", "kept_pairs", "counted", "trained")
     )
-    pairs = open_pair_refiner(corpus, vision) if vision else None
-    reader = Reader(refine, bands_of(corpus), contamination, pairs)
 
     def read_and_select() -> str:
         tally = Tally()
@@ -128,9 +127,9 @@ def _prepare(
             tally.merge(note)
         check_problems(tally, corpus, files)  # before more is done with them
         texts, found = Census.empty(corpus), PairCensus.empty(corpus)
-        if pairs and _left(tally, of_pairs=True):
+        if vision and _left(tally, of_pairs=True):
             found = select_pairs(documents, kept_pairs, len(partitions), corpus, tally)
-        if not pairs or _left(tally, of_pairs=False):
+        if not vision or _left(tally, of_pairs=False):
             texts = select(documents, kept, len(partitions), corpus, tally)
         refuse_one_split(texts.plus(found.census))
         return json.dumps([tally.encode(), texts.encode(), found.encode()])

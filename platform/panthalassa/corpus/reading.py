@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 from panthalassa import config
 from panthalassa.corpus.decontaminate import Contamination
 from panthalassa.corpus.documents import Document, Problem, SourceFile
+from panthalassa.corpus.formats.stream import changed
 from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
+from panthalassa.corpus.image_paths import ListedImages
 from panthalassa.corpus.minhash import choose_bands, key_lists
 from panthalassa.corpus.pairs import PREFIX, PairRefiner, pair_table
 from panthalassa.corpus.refine import Refiner
@@ -67,7 +69,7 @@ def partition(files: list[SourceFile], hashes: list[str]) -> list[str]:
 @dataclass(frozen=True)
 class Reader:
     """Reads a partition. `bands` has the number and the length of the bands whose keys are made; `pairs`
-    is given where images are taken.
+    is given where images are taken, and `images` are those that were listed beside the sources.
 
     Ray Data sends it to a node once, where all tasks share the arrays in it. A reference to an object of
     Ray's would stay in every process that has run it: Ray never ends such a process, nor uses it again.
@@ -77,6 +79,7 @@ class Reader:
     bands: tuple[int, int] | None
     contamination: Contamination | None
     pairs: PairRefiner | None = None
+    images: ListedImages | None = None
 
     def __call__(self, number: int, partition: str) -> Tables:
         tally = Tally()
@@ -111,7 +114,7 @@ class Reader:
         limit = self.pairs.limits.max_bytes if self.pairs else None
         for fields, sha256 in json.loads(partition):
             file = SourceFile(**fields)
-            for found in read_documents(file, limit):
+            for found in read_documents(file, limit, self.images):
                 if isinstance(found, Problem):
                     add_problem(tally, file, found)
                 elif self.pairs and found.image is not None:
@@ -157,10 +160,7 @@ class Reader:
 def refuse_changed(file: SourceFile, sha256: str) -> None:
     """Raises CorpusError when the file is not any more what it was."""
     if content_sha256(file) != sha256:
-        raise CorpusError(
-            f"{file.place} has changed since the preparation began. Put back what it was, or "
-            "prepare the sources as they are now into an empty folder."
-        )
+        raise changed(file.place)
 
 
 def add_problem(tally: Tally, file: SourceFile, problem: Problem) -> None:

@@ -27,6 +27,7 @@ from panthalassa.corpus.formats.text import read_text
 from panthalassa.corpus.formats.warc import read_warc
 from panthalassa.corpus.formats.webdataset import IMAGE_KINDS, read_webdataset
 from panthalassa.corpus.formats.wikipedia import read_wikipedia
+from panthalassa.corpus.image_paths import ListedImages
 from panthalassa.corpus.normalise import normalise
 from panthalassa.errors import CorpusError
 from panthalassa.storage import open_storage
@@ -153,7 +154,8 @@ def _listing(source: str, images: bool) -> Listing:
 
 def _local_files(root: str, images: bool) -> list[tuple[str, int]]:
     """What `Storage.files` gives, but for hidden files; links may lead in circles, and names be any
-    bytes. Of several names that lead to one file, the first that tells its kind counts.
+    bytes. Of several names that lead to one file, the first that tells its kind counts. A link that
+    leads nowhere is given where it would be a source, for that is to be told; pipes and the like never.
 
     Raises OSError.
     """
@@ -169,8 +171,12 @@ def _local_files(root: str, images: bool) -> list[tuple[str, int]]:
         for name in sorted(name for name in names if not name.startswith(".")):
             path = os.path.join(folder, name)
             target = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, name)
-            size = os.path.getsize(path) if os.path.exists(path) else 0
-            which = target, not _is_source(name, images)
+            is_source = _is_source(name, images)
+            is_there = os.path.exists(path)
+            if not os.path.isfile(path) and (is_there or not is_source):
+                continue
+            size = os.path.getsize(path) if is_there else 0
+            which = target, not is_source
             found.setdefault(which, (os.path.relpath(path, root), size))
     return sorted(found.values())
 
@@ -216,16 +222,17 @@ def content_sha256(file: SourceFile) -> str:
 
 
 def read_documents(
-    file: SourceFile, image_bytes: int | None = None
+    file: SourceFile, image_bytes: int | None = None, images: ListedImages | None = None
 ) -> Iterator[Document | Problem]:
     """The documents of one file, normalised, and what of it could not be read; empty ones are left out.
 
-    With `image_bytes`, pairs with the files of images up to that size are among them.
+    With `image_bytes`, pairs with the files of images up to that size are among them. Of the images
+    that JSON lines name, only `images` are taken, as they were listed.
 
-    Raises CorpusError when the file is gone or its storage fails.
+    Raises CorpusError when the file is gone or its storage fails, or one of `images` has changed.
     """
     try:
-        for record in _records(file, image_bytes):
+        for record in _records(file, image_bytes, images):
             if isinstance(record, Problem):
                 yield record
             elif document := _document(file, record):
@@ -234,10 +241,14 @@ def read_documents(
         yield Problem(file.place, f"damaged; the rest is lost: {error}")
 
 
-def _records(file: SourceFile, image_bytes: int | None) -> Iterator[Record | Problem]:
+def _records(
+    file: SourceFile, image_bytes: int | None, images: ListedImages | None
+) -> Iterator[Record | Problem]:
     if file.root == PYTHON_REFERENCE:
         return (Record(f"{PYTHON_REFERENCE}/{name}", topics[name]) for name in sorted(topics))
     if image_bytes is not None and (pairs := _pair_reader(file.path)):
+        if pairs is read_json_pairs:
+            return read_json_pairs(file, image_bytes, images)
         return pairs(file, image_bytes)
     reader = _reader(file.path)
     if reader is None:

@@ -1,14 +1,13 @@
 """Image files that a model is shown: of any size, local or in a bucket; pixels come out."""
 
 import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
 
 from panthalassa.config_model import Model, Vision
+from panthalassa.corpus.image_paths import inside
 from panthalassa.corpus.images import LIMITS, BadImage, pixels, prepared
 from panthalassa.errors import ConfigError, CorruptError
 from panthalassa.model.vision import CHANNELS
@@ -30,15 +29,10 @@ def path_of(data: Storage, folder: str, image: str) -> str:
 
     Raises ConfigError for one that is not in the folder, also by a link.
     """
-    path = PurePosixPath(image)
-    if path.is_absolute() or ".." in path.parts or "\0" in image:
-        raise ConfigError(f"the image {image!r} is not in the folder of the file that names it")
-    found = str(PurePosixPath(folder) / path)
-    if data.is_local:
-        inside = os.path.join(os.path.realpath(data.path(folder)), "")
-        if not os.path.realpath(data.path(found)).startswith(inside):
-            raise ConfigError(f"the image {image!r} is a link out of the folder of its file")
-    return found
+    try:
+        return inside(data, folder, image)
+    except BadImage as error:
+        raise ConfigError(f"the image {error}") from error
 
 
 def read_pictures(places: Sequence[str], size: int, digests: Sequence[str] = ()) -> Tensor:

@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 from scipy.stats import binom
 
 from panthalassa.config import Config
-from panthalassa.corpus.manifest import Manifest
+from panthalassa.corpus.manifest import IMAGE_DELIMITERS, Manifest
 from panthalassa.errors import ConfigError
 from panthalassa.planner.layout import Workload
 from panthalassa.stream.order import Mixture, Order
-
-MARKS = 2
-"""Positions beside an image, where it begins and ends."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Images:
         """The workload with such samples. Raises ConfigError when that many images do not fit."""
         if workload.model.vision is None:
             return workload
-        each, length = workload.model.vision.tokens + MARKS, workload.sequence_length
+        each, length = workload.model.vision.tokens + IMAGE_DELIMITERS, workload.sequence_length
         most = length // each
         if most < max(1.0, self.images_per_sample or 1.0):
             raise ConfigError(

@@ -1,9 +1,12 @@
 """Sources with images give pairs, and what is missing or leads astray is named."""
 
+import gzip
 import io
 import json
 import os
 import tarfile
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +15,12 @@ import pytest
 from pictures import file_of, pairs, picture, write_jsonl, write_parquet, write_tar
 
 from panthalassa.corpus.documents import Document, Problem
+from panthalassa.corpus.image_paths import ListedImages
 from panthalassa.corpus.images import BadImage
-from panthalassa.corpus.sources import list_files, read_documents
+from panthalassa.corpus.sources import content_sha256, list_files, read_documents
+from panthalassa.errors import ConfigError, CorpusError
+from panthalassa.exchange.pictures import path_of
+from panthalassa.storage import Storage, open_storage
 
 LIMIT = 1 << 20
 IMAGE = file_of(picture(1))
@@ -77,8 +84,8 @@ def test_a_path_stays_inside_its_folder(tmp_path: Path) -> None:
         root,
         *({"image": path, "text": "a"} for path in (
             "../secret.png", str(tmp_path / "secret.png"), "x/../../secret.png", "link.png",
-            "folder/secret.png", "https://example.org/a.png", "a\0.png", "absent.png", "here", "",
-            "large.png", "here/./a.png",
+            "folder/secret.png", "https://example.org/a.png", "a\0.png", "\ud800.png", "x" * 5000,
+            "absent.png", "here", "", "large.png", "here/./a.png",
         )),
         {"image": None, "text": "a"},
     )  # fmt: skip
@@ -90,8 +97,63 @@ def test_a_path_stays_inside_its_folder(tmp_path: Path) -> None:
     (root / "large.png").write_bytes(bytes(LIMIT + 1))
     path, missing = "image-path", "image-missing"
     assert rules(root) == [
-        *[path] * 7, missing, missing, missing, "image-too-large", "", missing
+        *[path] * 9, missing, missing, missing, "image-too-large", "", missing
     ]  # fmt: skip
+
+
+def listed(root: Path) -> Iterator[Document | Problem]:
+    """What is read with the images as they are listed now."""
+    listing = list_files([str(root)], images=True)
+    images = ListedImages.of(listing.images, [content_sha256(file) for file in listing.images])
+    (file,) = listing.files
+    return read_documents(file, LIMIT, images)
+
+
+def test_only_listed_images_are_taken(tmp_path: Path) -> None:
+    names = ["a.png", "b.PNG", "link.png", "a.bin", ".hidden/a.png", "pipe.png", "gone.png"]
+    write_lines(tmp_path, *({"image": name, "text": "a"} for name in names))
+    (tmp_path / ".hidden").mkdir()
+    for number, name in enumerate(["a.png", "b.PNG", "a.bin", ".hidden/a.png"]):
+        (tmp_path / name).write_bytes(file_of(picture(number)))
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = [each.image for each in listed(tmp_path) if isinstance(each, Document)]
+    assert [image.rule if isinstance(image, BadImage) else "" for image in found] == [
+        "", "", "", "image-path", "image-path", "image-missing", "image-missing"
+    ]  # fmt: skip
+    assert found[:3] == [(tmp_path / name).read_bytes() for name in names[:3]]
+
+
+@pytest.mark.parametrize("change", [lambda p: p.unlink(), lambda p: p.write_bytes(IMAGE + b"x")])
+def test_an_image_that_changes_meanwhile_is_refused(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    write_lines(tmp_path, {"image": "a.png", "text": "a"})
+    (tmp_path / "a.png").write_bytes(IMAGE)
+    found = listed(tmp_path)
+    change(tmp_path / "a.png")
+    with pytest.raises(CorpusError, match=r"a\.png has changed"):
+        list(found)
+
+
+def test_a_failing_storage_does_not_decide_what_a_corpus_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(storage: Storage, path: str, sha256: str | None = None) -> bytes:
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    write_lines(tmp_path, {"image": "a.png", "text": "a"}, {"text": "b"})
+    (tmp_path / "a.png").write_bytes(IMAGE)
+    monkeypatch.setattr(Storage, "read", fail)
+    with pytest.raises(CorpusError, match=r"a\.png can not be read: AWS Error NETWORK"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("image", ["a\ud800.png", "../a.png", "https://a.b/c.png", "a\0.png"])
+def test_a_model_is_shown_only_what_a_corpus_would_take(tmp_path: Path, image: str) -> None:
+    with pytest.raises(ConfigError, match="is not in the folder of the file"):
+        path_of(open_storage(str(tmp_path)), "", image)
 
 
 def test_a_link_to_the_folder_itself_is_no_way_out(tmp_path: Path) -> None:
@@ -178,3 +240,64 @@ def test_a_bad_caption_is_a_problem_of_its_record(tmp_path: Path) -> None:
     )  # fmt: skip
     found = read(tmp_path)
     assert [isinstance(each, Problem) for each in found] == [True] * 4 + [False]
+
+
+def header(kind: bytes, body: bytes) -> bytes:
+    """A header of tar with what it says about the member behind it."""
+    member = tarfile.TarInfo("x.png")
+    member.type, member.size = kind, len(body)
+    return member.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % tarfile.BLOCKSIZE)
+
+
+def test_what_a_header_says_is_bounded(tmp_path: Path) -> None:
+    kinds = (
+        tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE
+    )  # fmt: skip
+    for kind in kinds:
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(header(kind, b"a" * (64 << 20)), 1))
+        tracemalloc.start()
+        (problem,) = read(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert isinstance(problem, Problem)
+        assert "a header of 67108864 bytes" in problem.reason
+        assert peak < 32 << 20
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        header(tarfile.XHDTYPE, b"26 GNU.sparse.map=1,x,3,4\n"),
+        header(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"),
+        header(tarfile.XHDTYPE, b"1" * 5000 + b" a=b\n"),
+        header(tarfile.XHDTYPE, b"8 a=bc\n\n") * 2000,
+        header(tarfile.GNUTYPE_SPARSE, b""),
+        b"x" * 512,
+    ],
+    ids=["map", "sparse", "digits", "chain", "old-sparse", "noise"],
+)
+def test_a_hostile_tar_is_damaged_and_no_more(tmp_path: Path, said: bytes) -> None:
+    write_members(
+        tmp_path / "a.tar", ("1.png", IMAGE), ("1.txt", b"one"), ("2.txt", b"2"), ("3.txt", b"3")
+    )
+    good = (tmp_path / "a.tar").read_bytes()
+    at = good.index(b"3.txt")
+    (tmp_path / "a.tar").write_bytes(good[:at] + said + good[at:])
+    first, *_, last = read(tmp_path)
+    assert isinstance(first, Document)
+    assert isinstance(last, Problem)
+    assert "lost" in last.reason
+
+
+def test_what_is_wrong_with_names_in_a_tar_is_said(tmp_path: Path) -> None:
+    write_members(
+        tmp_path / "a.tar",
+        ("p.v1.png", IMAGE), ("p.v2.png", IMAGE), ("p.v3.png", b"x" * LIMIT), ("p.txt", b"p"),
+        ("q.png", IMAGE), ("r.png", IMAGE), ("q.txt", b"q"),
+    )  # fmt: skip
+    p, _, _, q = (each.image for each in documents(tmp_path))
+    assert isinstance(p, BadImage)
+    assert "ends at the first dot" in str(p)
+    assert isinstance(q, BadImage)
+    assert "follow each other" in str(q)

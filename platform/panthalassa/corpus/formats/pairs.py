@@ -5,17 +5,17 @@ image is the bytes of its file, or a struct with these as `bytes`, as Hugging Fa
 in JSON lines it is the path of the file from the folder of the JSON lines on, and stays inside of that.
 """
 
-import os
+import errno
+import hashlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from panthalassa.corpus.documents import Problem, Record, SourceFile, short
-from panthalassa.corpus.formats.stream import seekable
+from panthalassa.corpus.formats.stream import changed, seekable, unreadable
 from panthalassa.corpus.formats.tables import (
     COLUMNS,
     Row,
@@ -24,14 +24,19 @@ from panthalassa.corpus.formats.tables import (
     parquet_rows,
     read_parquet,
 )
+from panthalassa.corpus.image_paths import ListedImages, inside
 from panthalassa.corpus.images import BadImage
 from panthalassa.storage import Storage, open_storage
 
 IMAGE = "image"
 PAIRS = (*COLUMNS, "caption", IMAGE)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+NOT_LISTED = "is in a folder that begins with a dot, or ends as no image does"
 
 
-def read_json_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:
+def read_json_pairs(
+    file: SourceFile, max_bytes: int, listed: ListedImages | None = None
+) -> Iterator[Record | Problem]:
     storage = open_storage(file.root)
     folder = str(PurePosixPath(file.path).parent)
     for row in json_rows(file):
@@ -40,34 +45,48 @@ def read_json_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Probl
         elif IMAGE not in row.columns:
             yield json_record(row)
         elif isinstance(path := row.columns[IMAGE], str) or path is None:
-            yield pair_of(row, stored_image(storage, folder, path, max_bytes))
+            yield pair_of(row, stored_image(storage, folder, path, max_bytes, listed))
         else:
             yield Problem(row.place, f"`image` is {short(path)}, expected a path")
 
 
 def stored_image(
-    storage: Storage, folder: str, path: str | None, max_bytes: int
+    storage: Storage,
+    folder: str,
+    path: str | None,
+    max_bytes: int,
+    listed: ListedImages | None = None,
 ) -> bytes | BadImage:
-    """The file at a path that others wrote, which leads nowhere out of the folder."""
+    """The file at a path that others wrote, which leads nowhere out of the folder, or what is wrong with
+    the path. With `listed`, only what is listed and has not changed since.
+
+    Raises CorpusError for a file that is there and can not be read, or has changed.
+    """
     if not path:
         return BadImage("image-missing", "there is no image beside the caption")
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or "://" in path or "\0" in path:
-        return BadImage("image-path", f"{short(path)} is no path inside the folder of the file")
-    place = str(PurePosixPath(folder) / parts)
-    if storage.is_local and not _is_inside(storage.path(folder), storage.path(place)):
-        return BadImage("image-path", f"{short(path)} is a link out of the folder of the file")
-    found = storage.filesystem.get_file_info(storage.path(place))
-    if found.type != pafs.FileType.File:
+    sha256 = None
+    try:
+        place = inside(storage, folder, path)
+        sha256 = listed.sha256(storage, place) if listed else None
+        size = storage.size(place)
+        if listed and sha256 is None:
+            return BadImage("image-path", f"{short(path)} {NOT_LISTED}")
+        if size > max_bytes:
+            return BadImage("image-too-large", f"{size} bytes, more than {max_bytes}")
+        data = storage.read(place, sha256)
+    except BadImage as bad:
+        return bad
+    except FileNotFoundError:
+        if sha256:
+            raise changed(f"{storage.uri}/{place}") from None
         return BadImage("image-missing", f"there is no file {short(path)}")
-    if found.size > max_bytes:
-        return BadImage("image-too-large", f"{found.size} bytes, more than {max_bytes}")
-    return storage.read(place)
-
-
-def _is_inside(folder: str, path: str) -> bool:
-    real = os.path.realpath(folder)
-    return os.path.realpath(path).startswith(os.path.join(real, ""))
+    except OSError as error:
+        if error.errno in NO_PATH:
+            return BadImage("image-path", f"{short(path)} is no path of a file")
+        raise unreadable(f"{storage.uri}/{place}", error) from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise changed(f"{storage.uri}/{place}")
+    return data
 
 
 def read_parquet_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:

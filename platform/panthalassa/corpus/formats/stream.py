@@ -97,6 +97,13 @@ def unreadable(place: str, error: OSError) -> CorpusError:
     )
 
 
+def changed(place: str) -> CorpusError:
+    return CorpusError(
+        f"{place} has changed since the preparation began. Put back what it was, or prepare the sources "
+        "as they are now into an empty folder."
+    )
+
+
 @contextmanager
 def seekable(file: SourceFile) -> Iterator[Stream]:
     """The file as it is stored. Raises CorpusError."""

@@ -2,7 +2,8 @@
 
 Beside `key.jpg` (or another kind of image) is `key.txt` with the caption, or `key.json` with `text` or
 `caption`, and what a document may have. A name ends at the first dot behind its last slash. The file is
-read as it streams by, plain or compressed; links and other special members are never followed.
+read as it streams by, plain or compressed; links and other special members are never followed, and
+nothing in it decides how much memory that takes.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from panthalassa.corpus.documents import Problem, Record, SourceFile, not_utf8, short
 from panthalassa.corpus.formats.pairs import pair_of
@@ -21,12 +22,51 @@ from panthalassa.corpus.images import BadImage
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.S)
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXT_BYTES = 1 << 20
+HEADER_BYTES = 1 << 16
+"""The longest name or set of attributes of a member: `tarfile` holds them whole, and takes time that
+grows with their square."""
+BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
+EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a bounded size. Raises ReadError for another, and for one that is damaged, at which
+    `tarfile` would take the file to end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except BROKEN as error:
+            raise tarfile.ReadError(str(error)) from error
+        if header.type in EXTENDED and header.size > HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size} bytes, more than {HEADER_BYTES}")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(NO_SPARSE)
+        return header
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError(NO_SPARSE)
+
+
+NO_SPARSE = "a sparse file, whose map has no bounds"
+
+
+DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
+APART = "there is no image beside the caption: the files of a pair follow each other directly"
+SEVERAL = "several images of one name, which ends at the first dot behind its last slash"
 
 
 @dataclass
 class _Sample:
     key: str = ""
-    images: list[bytes | BadImage] = field(default_factory=list)
+    image: bytes | BadImage | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -52,21 +92,18 @@ class _Sample:
         place = f"{file.place}, {self.key}"
         if self.problem:
             yield Problem(place, self.problem)
-        elif self.images or self.columns:
-            yield pair_of(Row(place, self.columns), self._image())
-
-    def _image(self) -> bytes | BadImage:
-        if not self.images:
-            return BadImage("image-missing", "there is no image beside the caption")
-        if len(self.images) > 1:
-            return BadImage("image-several", f"{len(self.images)} images of one name")
-        return self.images[0]
+        elif self.image is not None or self.columns:
+            missing = BadImage("image-missing", APART)
+            yield pair_of(Row(place, self.columns), missing if self.image is None else self.image)
 
 
 def read_webdataset(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:
     sample = _Sample()
     try:
-        with unpacked(file) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        with (
+            unpacked(file) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar,
+        ):
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all
                 found = NAME.fullmatch(member.name)
@@ -77,7 +114,7 @@ def read_webdataset(file: SourceFile, max_bytes: int) -> Iterator[Record | Probl
                     yield from sample.records(file)
                     sample = _Sample(key)
                 _add(sample, tar, member, kind.rpartition(".")[2], max_bytes)
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED as error:
         yield Problem(f"{file.place}, {sample.key}", f"damaged; the rest is lost: {error}")
         return
     yield from sample.records(file)
@@ -89,10 +126,13 @@ def _add(
     is_image = kind in IMAGE_KINDS
     if not is_image and kind not in ("txt", "json"):
         return
+    if is_image and sample.image is not None:
+        sample.image = BadImage("image-several", SEVERAL)
+        return
     if member.size > (max_bytes if is_image else TEXT_BYTES):
         if is_image:
             what = f"{member.size} bytes, more than {max_bytes}"
-            sample.images.append(BadImage("image-too-large", what))
+            sample.image = BadImage("image-too-large", what)
         else:
             sample.problem = f"{kind}: {member.size} bytes, more than {TEXT_BYTES}"
         return
@@ -101,6 +141,6 @@ def _add(
     if len(data) < member.size:
         raise tarfile.ReadError(f"{member.name} is cut off")
     if is_image:
-        sample.images.append(data or BadImage("image-missing", "the image is empty"))
+        sample.image = data or BadImage("image-missing", "the image is empty")
     else:
         sample.add(kind, data)
