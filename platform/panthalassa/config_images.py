@@ -11,7 +11,8 @@ class Images(Section):
     """Sources have pairs of an image and a text when the model has `vision`, which tells the size."""
 
     max_pixels: int = Field(default=2**26, ge=1, le=2**27)
-    """Pixels that an image may have; a larger one is left out, unread."""
+    """Pixels that an image may have; a larger one is left out, unread. Preparing one takes up to 8 bytes
+    of memory a pixel."""
     max_megabytes: Positive = 32
     """MiB that the file of an image may have."""
     near_duplicates: Annotated[int, Field(ge=0, le=32)] | None = 8
