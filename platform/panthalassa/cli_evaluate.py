@@ -27,6 +27,8 @@ evaluate = typer.Typer(
     help="Ask a model the tasks of a configuration (CONFIG [KEY=VALUE…]), or compare two models.",
 )
 
+WIDTH = 120
+"""Of tables that are not told to a terminal."""
 Folder = Annotated[str, typer.Argument(help="the output of an evaluation: a folder or s3:// URI")]
 
 
@@ -47,7 +49,7 @@ def run(
         tell = partial(console.print, soft_wrap=True, markup=False)
         results = evaluate(loaded, tell, debug)
         for headings, rows in tables(results):
-            _show(console, headings, rows)
+            show_table(console, headings, rows)
         tell(f"results of {results.model.name} in {loaded.output}")
 
     run_command(command, debug)
@@ -63,7 +65,7 @@ def compare(a: Folder, b: Folder, debug: Debug = False) -> None:
 
         first, second = open_storage(a), open_storage(b)
         found = compare(first, second)
-        _show(
+        show_table(
             console,
             ("task", "metric", "difference", "p"),
             ((each.task, each.metric, str(each), f"{each.p:.3g}") for each in found),
@@ -74,10 +76,14 @@ def compare(a: Folder, b: Folder, debug: Debug = False) -> None:
     run_command(command, debug)
 
 
-def _show(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table, or nothing where there are no rows."""
-    table = Table(*headings, box=None, pad_edge=False)
+def show_table(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table, or nothing where there are no rows; what is too wide for its column is folded."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
+    if not console.is_terminal:
+        console.width = WIDTH
     if table.row_count:
         console.print(table)

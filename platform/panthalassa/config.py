@@ -118,7 +118,8 @@ class Stream(Section):
     """Domains are mixed in these proportions instead; one that is not named is left out."""
     image_share: WholeShare | None = None
     """Share of the samples that have images, 0 to 1, whatever there is of them: temperature or weights
-    then mix the domains with images among themselves, and those of text. Null: all domains together."""
+    then mix the domains with images among themselves, and those of text. But for 0 and 1 each
+    domain still has one of about a thousand samples at least. Null: all domains together."""
     phases: list[LaterPhase] = Field(default_factory=list)
     """The curriculum: what changes at later steps."""
     on_bad_shard: Literal["stop", "quarantine"] = "stop"

@@ -82,6 +82,7 @@ def test_it_says_in_transformers_what_the_run_says(seeing: Path, tmp_path: Path)
     assert float((here - there).abs().max()) < 1e-4
     card = (seeing / "export" / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card
+    assert f"| vision.image_size | {SIZE} |" in card
     assert f"a square of {SIZE} × {SIZE} pixels" in card
     assert f"takes the place of {VISION.tokens} tokens" in card
     import_model(open_storage(str(seeing / "export")), open_storage(str(tmp_path / "run")), print)
@@ -125,6 +126,7 @@ def test_it_is_evaluated_with_images(seeing: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(tree))
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "evaluate.yaml")])
     assert done.exit_code == 0, done.output
+    assert "accuracy_calibrated" in done.output
     results = read_results(open_storage(str(tmp_path / "out")))
     metrics = results.tasks["choices"].metrics
     for name in ("recall@1", "recall@3", "recall@1_calibrated", "accuracy_calibrated"):

@@ -1,25 +1,32 @@
 """Images of a chat stand in front of what a user says, and a corpus of chats holds them."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import VISION, file_of, picture
 
 from panthalassa.config import Corpus
 from panthalassa.corpus.images import prepared
 from panthalassa.corpus.manifest import Images, Manifest
 from panthalassa.corpus.shards import decode_shard
+from panthalassa.corpus.sources import find_files
 from panthalassa.corpus.tokenizer import Tokenizer, ids_of_image
 from panthalassa.errors import CorpusError
 from panthalassa.exchange.prompts import Prompt
 from panthalassa.finetune.chat import Message, encode_chat
 from panthalassa.finetune.encode import encode_example
 from panthalassa.finetune.examples import Example
+from panthalassa.finetune.images import hash_images, read_image
 from panthalassa.finetune.prepare import prepare_chats
+from panthalassa.finetune.split import positions
 from panthalassa.storage import open_storage
 
 TOKENS = VISION.tokens
@@ -117,15 +124,20 @@ def test_a_corpus_of_chats_holds_their_images_and_holds_out_by_image(
     prepare: Callable[..., tuple[Manifest, list[str]]], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     asked = [question(n, text) for n in range(10) for text in ("What is it?", "Is it deep?")]
+    tied = [
+        {"prompt": "Are they one?", "images": [f"{a}.png", f"{b}.png"], "answer": "yes"}
+        for a, b in ((2, 3), (3, 4), (5, 6))
+    ]
     chats = [
         {"messages": [{**m.model_dump(), "images": ["1.png"] * len(m.images)} for m in CHAT[:3]]},
+        *tied,
         {"prompt": "What is the tide?", "answer": "slow"},
         {"prompt": "What is the sea?", "answer": "deep"},
     ]
     manifest, told = prepare([*asked, *chats])
     assert manifest.images == Images(size=VISION.image_size, tokens=TOKENS)
     assert manifest.objective == "sft"
-    assert "23 distinct examples" in " ".join(told)
+    assert "26 distinct examples" in " ".join(told)
     expected = {
         number: prepared(file_of(picture(number)), VISION.image_size) for number in range(10)
     }
@@ -157,8 +169,73 @@ def test_a_corpus_of_chats_holds_their_images_and_holds_out_by_image(
                 assert not np.isin(tokens[start:end], SPAN).any()
     assert seen == 20
     assert set(sides) == set(expected.values())
-    assert {len(side) for image, side in sides.items() if image != expected[1]} == {1}
+    assert {len(side) for side in sides.values()} == {1}
+    for number in (3, 4):
+        assert sides[expected[number]] == sides[expected[2]]
     assert {split for side in sides.values() for split in side} == {"train", "held_out"}
+
+
+@given(st.lists(st.frozensets(st.integers(0, 30), min_size=1, max_size=3), min_size=1))
+def test_examples_with_an_image_in_common_have_one_position_and_no_others(
+    tokenizer: Tokenizer,
+    shown: list[frozenset[int]],
+) -> None:
+    found = encode_example(tokenizer, example(), 500, IMAGES, TOKENS)
+    assert found is not None
+    examples = [replace(found, shown=frozenset(i << 58 for i in own)) for own in shown]
+    apart: list[set[int]] = []
+    for own in shown:
+        touching = [group for group in apart if group & own]
+        apart = [group for group in apart if not group & own] + [set(own).union(*touching)]
+    group_of = [next(n for n, group in enumerate(apart) if own <= group) for own in shown]
+    of_group = set(zip(group_of, positions(examples), strict=True))
+    assert len(of_group) == len({position for _, position in of_group}) == len(apart)
+    text = [replace(found, shown=frozenset(), position=number) for number in (7, 2**64 - 1)]
+    assert positions([*text, *examples]) == [7, 2**64 - 1, *positions(examples)]
+
+
+def test_a_corpus_of_one_group_is_refused(
+    prepare: Callable[..., tuple[Manifest, list[str]]],
+) -> None:
+    pairs = [{**question(n), "images": [f"{n}.png", f"{n + 1}.png"]} for n in range(9)]
+    with pytest.raises(CorpusError, match="without an image that ties them together"):
+        prepare(pairs)
+
+
+def test_other_pictures_under_the_same_names_are_another_preparation(
+    tokenizer: Tokenizer, settings_of: Callable[..., Corpus], tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats"
+    chats.mkdir()
+    for number in range(4):
+        (chats / f"{number}.png").write_bytes(file_of(picture(number)))
+    (chats / "en.jsonl").write_text("".join(json.dumps(question(n)) + "\n" for n in range(4)))
+
+    def prepare(source: Path, corpus: str = "corpus") -> Manifest:
+        directory = str(tmp_path / corpus)
+        settings = settings_of(source, sequence_length=128, directory=directory)
+        return prepare_chats(settings, tokenizer, "sft", lambda line: None, VISION)
+
+    first = prepare(chats)
+    assert prepare(chats).fingerprint == first.fingerprint
+    elsewhere = shutil.copytree(chats, tmp_path / "moved" / "chats")
+    assert prepare(elsewhere).fingerprint == first.fingerprint
+    (chats / "2.png").write_bytes(file_of(picture(9)))
+    for source in (chats, chats / "en.jsonl"):
+        with pytest.raises(CorpusError, match="the corpus of other sources or settings"):
+            prepare(source)
+    assert prepare(chats, "anew").preparation != first.preparation
+
+
+def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"as it was")
+    (tmp_path / "a.jsonl").write_text(json.dumps(question(0)))
+    (file,) = find_files([str(tmp_path)])
+    hashes = hash_images([file], "sft")
+    assert read_image(file, "0.png", hashes) == b"as it was"
+    (tmp_path / "0.png").write_bytes(b"as it is")
+    with pytest.raises(CorpusError, match=r"'0\.png' of .*a\.jsonl has changed since"):
+        read_image(file, "0.png", hashes)
 
 
 def test_bad_images_are_counted_and_a_model_of_text_refuses_all(

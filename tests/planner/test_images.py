@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from image_manifests import seen_manifest
 
 from panthalassa.config import Config
 from panthalassa.config_file import build
-from panthalassa.corpus.manifest import Images, Manifest, Shard
+from panthalassa.corpus.manifest import Manifest
 from panthalassa.planner.images import on_the_fullest, trained_on
+from panthalassa.stream.curriculum import Phase, planned
 
 TREE = {
     "run": {"name": "seen"},
@@ -16,47 +18,21 @@ TREE = {
 }
 
 
-def manifest(**images: int) -> Manifest:
-    """Domains of 32 rows with so many images each."""
-    shards = [
-        Shard(
-            path=f"{name}.parquet",
-            domain=name,
-            split="train",
-            rows=32,
-            tokens=2048,
-            images=number or None,
-            row_groups=(32,),
-            size=1,
-            sha256="0" * 64,
-        )
-        for name, number in images.items()
-    ]
-    return Manifest(
-        images=Images(size=64, tokens=16),
-        sequence_length=64,
-        vocabulary_size=8192,
-        bos=0,
-        eos=1,
-        tokenizer_sha256="",
-        documents={},
-        characters={},
-        text_bytes={},
-        unigram_loss=1.0,
-        shards=shards,
-    )
-
-
-def config(weights: dict[str, float]) -> Config:
-    return build({**TREE, "stream": {"weights": weights}}, [], "test", Config)
+def phase(corpus: Manifest, **stream: object) -> Phase:
+    """The first of a run."""
+    return planned(build({**TREE, "stream": stream}, [], "test", Config), corpus.fingerprint)[0]
 
 
 def test_images_of_a_run_are_counted_by_its_mixture() -> None:
-    corpus = manifest(text=0, one=32, two=64)
-    seen = trained_on(corpus, config({"text": 2.0, "one": 1.0, "two": 1.0}))
+    corpus = seen_manifest(text=0, one=32, two=64)
+    weights = {"text": 2.0, "one": 1.0, "two": 1.0}
+    seen = trained_on(corpus, phase(corpus, weights=weights))
     assert seen.image_samples == pytest.approx(0.5, abs=0.01)
     assert seen.images_per_sample == pytest.approx(1.5, abs=0.01)
-    none = trained_on(corpus, config({"text": 1.0}))
+    asked = trained_on(corpus, phase(corpus, weights=weights, image_share=0.25))
+    assert asked.image_samples == pytest.approx(0.25)
+    assert asked.images_per_sample == pytest.approx(1.5)
+    none = trained_on(corpus, phase(corpus, weights={"text": 1.0}))
     assert none.image_samples == 0
 
 

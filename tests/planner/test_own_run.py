@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from image_manifests import seen_manifest
 
 from panthalassa.config import Config
 from panthalassa.config_file import build
+from panthalassa.corpus.manifest import MANIFESTS
 from panthalassa.errors import PanthalassaError
 from panthalassa.planner import own_run
 from panthalassa.planner.calibration import factors
@@ -16,6 +18,8 @@ from panthalassa.planner.rank import counted
 from panthalassa.planner.speed import Factors, speed
 from panthalassa.run_config import keep
 from panthalassa.storage import Storage, open_storage
+from panthalassa.stream.curriculum import planned
+from panthalassa.stream.ledger import Attempt, Ledger
 from panthalassa.tracking.spool import RANKS, Record, Spool
 
 SLOW = replace(
@@ -107,3 +111,27 @@ def test_a_run_that_tells_nothing_is_refused_with_the_remedy(tmp_path: Path) -> 
         learn(on_gpus, config, "b100")
     with pytest.raises(PanthalassaError, match="no run at"):
         learn(open_storage(str(tmp_path / "nothing")), config, None)
+
+
+def test_images_are_those_of_the_phase_that_a_run_is_in(tmp_path: Path) -> None:
+    config = configuration("model.preset=laptop-vision", "train.sequence_length=64")
+    corpora = sorted(
+        (seen_manifest(text=0, one=32), seen_manifest(text=0, one=64)),
+        key=lambda each: each.fingerprint,
+    )
+    newest, oldest = corpora  # the newest has the lower name
+    run = write_run(tmp_path / "run", config, {1: [1.0] * 5})
+    for corpus in corpora:
+        run.below(MANIFESTS).write(f"{corpus.fingerprint}.json", corpus.encode())
+    first = planned(config, oldest.fingerprint)[0]
+    changes = {"corpus": newest.fingerprint, "first_step": 3, "image_share": 0.25}
+    phases = [first, first.model_copy(update=changes)]
+    later = phases[1].model_copy(update={"first_step": 50, "image_share": 0.75})
+    for number, (step, known) in enumerate([(0, phases[:1]), (3, [*phases, later])], 1):
+        line = Attempt(
+            attempt=number, first_step=step, dp_size=1, tp_size=1, began=0.0, phases=known
+        )
+        Ledger(run, line).flush()
+    seen = own_run.images_seen(run, config)
+    assert seen.image_samples == 0.25
+    assert seen.images_per_sample == (newest.shards[1].images or 0) / 32

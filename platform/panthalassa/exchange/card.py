@@ -85,7 +85,7 @@ def card(
         "",
         "## Shape",
         "",
-        *_table(("key", "value"), model.identity().items()),
+        *_table(("key", "value"), flatten(model.identity()).items()),
     ]
     if trained:
         lines += ["", "## Training", "", *_training(run, weights, tags)]

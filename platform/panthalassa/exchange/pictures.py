@@ -38,6 +38,9 @@ def path_of(data: Storage, folder: str, image: str) -> str:
 def read_pictures(places: Sequence[str], size: int, digests: Sequence[str] = ()) -> Tensor:
     """Images as a corpus has them: uint8 [images, size, size, 3].
 
+    They are encoded and decoded as those of a corpus are, so that a model sees what it would have been
+    trained on, with what the encoding loses.
+
     digests: the SHA-256 of each file, where they are known. Raises ConfigError for what is missing or no
     image, CorruptError for other bytes.
     """

@@ -20,8 +20,9 @@ from panthalassa.model.image_text import USER, in_turns, is_image
 class Encoded:
     """An example that fits into a row: its `documents`, and the runs that count in each of them.
 
-    `position` decides what is held out (`Example.position`). `characters` and `text_bytes` (UTF-8) are
-    those of all that is said, once. `images` are the encoded images of each document, in their order.
+    `position` is that of its prompt (`Example.position`). `characters` and `text_bytes` (UTF-8) are
+    those of all that is said, once. `images` are the encoded images of each document, in order, and
+    `shown` are 64 bits of the hash of each of them.
     """
 
     domain: str
@@ -33,6 +34,7 @@ class Encoded:
     text_bytes: int
     cut: bool
     images: list[list[bytes]]
+    shown: frozenset[int]
 
     @property
     def hash(self) -> bytes:
@@ -57,7 +59,7 @@ def encode_example(
 
     Each document ends with the last token that counts. A chat that is too long is cut behind the last
     answer that fits; a pair is not. images: of the example, encoded, each of which takes so many
-    `tokens`. Questions about one image are held out together.
+    `tokens`.
     """
     prompt, cut = example.prompt, False
     documents, answers, said = [], [], [prompt]
@@ -76,21 +78,19 @@ def encode_example(
     if not all(answers) or sum(map(len, documents)) > limit:
         return None
     kept = [images[: int((document == Tokenizer.image_start).sum())] for document in documents]
-    position, domain = example.position, example.domain
-    if any(kept):
-        shown = hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in kept[0]))
-        position, domain = int.from_bytes(shown.digest()[:8]), PREFIX + domain
+    digests = {hashlib.sha256(image).digest() for image in chain.from_iterable(kept)}
     text = "".join(message.content for part in said for message in part)
     return Encoded(
-        domain=domain,
+        domain=PREFIX + example.domain if digests else example.domain,
         place=example.place,
-        position=position,
+        position=example.position,
         documents=documents,
         answers=answers,
         characters=len(text),
         text_bytes=len(text.encode()),
         cut=cut,
         images=[list(of_document) for of_document in kept],
+        shown=frozenset(int.from_bytes(digest[:8]) for digest in digests),
     )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import get_args
@@ -22,12 +22,10 @@ from panthalassa import config
 from panthalassa.config_model import Vision
 from panthalassa.corpus.destination import already_prepared, claim, commit, refuse_overlap
 from panthalassa.corpus.documents import Problem, SourceFile
-from panthalassa.corpus.formats.pairs import stored_image
 from panthalassa.corpus.funnel import Tally
-from panthalassa.corpus.images import LIMITS, BadImage, prepared
+from panthalassa.corpus.images import BadImage, prepared
 from panthalassa.corpus.manifest import (
     TOKENIZER,
-    Images,
     Index,
     Manifest,
     Objective,
@@ -36,6 +34,7 @@ from panthalassa.corpus.manifest import (
     TokenizerFile,
 )
 from panthalassa.corpus.pack import pack_whole
+from panthalassa.corpus.pairs import images_of
 from panthalassa.corpus.parts import INDEXED, write_index
 from panthalassa.corpus.reading import add_problem, check_problems, refuse_changed
 from panthalassa.corpus.shards import Counts, count_targets, unigram_loss, write, write_shard
@@ -45,6 +44,8 @@ from panthalassa.errors import ChatError, CorpusError
 from panthalassa.finetune.chat import check_format
 from panthalassa.finetune.encode import Encoded, encode_example
 from panthalassa.finetune.examples import read_examples
+from panthalassa.finetune.images import Hashes, hash_images, read_image
+from panthalassa.finetune.split import positions
 from panthalassa.storage import Storage, open_storage
 
 RECIPE = 1
@@ -74,21 +75,21 @@ def prepare_chats(
     storage = open_storage(corpus.directory)
     files = list(_files(corpus.sources, storage))
     hashes = [content_sha256(file) for file in files]
-    preparation = _preparation(corpus, kept, objective, files, hashes, vision)
+    images = hash_images(files, objective) if vision else {}
+    preparation = _preparation(corpus, kept, objective, files, hashes, vision, images)
     if done := already_prepared(storage, preparation):
         tell(f"{storage.uri} is already prepared, fingerprint {done.fingerprint}")
         return done
     claim(storage, corpus, preparation)
     size = sum(file.size for file in files) / 1e6
     tell(f"reading {size:.2f} MB in {len(files)} files from {', '.join(corpus.sources)}")
-    reading = _Reading(tokenizer, corpus.sequence_length, objective, vision)
+    reading = _Reading(tokenizer, corpus.sequence_length, objective, vision, images)
     for file, sha256 in sorted(zip(files, hashes, strict=True), key=lambda pair: _name(pair[0])):
         reading.read(file)
         refuse_changed(file, sha256)
     if problems := check_problems(reading.tally, corpus, files):
         tell(problems)
-    reading.check()
-    groups = _grouped(reading.kept.values(), corpus.held_out_share)
+    groups = _grouped(reading, corpus.held_out_share)
     held_out = sum(len(members) for group, members in groups.items() if group.startswith("held_"))
     tell(f"{reading.told()}; {held_out} are held out")
     for name, data in kept.items():
@@ -96,7 +97,7 @@ def prepare_chats(
     written = _write(storage, corpus, tokenizer, vocabulary, groups)
     manifest = Manifest(
         objective=objective,
-        images=_kind(vision, written.shards),
+        images=images_of(vision) if vision and any(s.images for s in written.shards) else None,
         sequence_length=corpus.sequence_length,
         vocabulary_size=tokenizer.vocabulary_size,
         bos=tokenizer.bos,
@@ -118,14 +119,25 @@ def prepare_chats(
     return manifest
 
 
-def _grouped(
-    kept: Collection[tuple[Encoded, str]], share: float
-) -> dict[str, list[tuple[Encoded, str]]]:
-    """The examples by `{split}/{domain}`, in the order of their hashes."""
-    below = _held_out_below({encoded.position for encoded, _ in kept}, share)
+def _grouped(reading: "_Reading", share: float) -> dict[str, list[tuple[Encoded, str]]]:
+    """The examples by `{split}/{domain}`, in the order of their hashes.
+
+    Raises CorpusError when there is not one to train on and another to hold out.
+    """
+    kept = sorted(reading.kept.values(), key=lambda pair: pair[0].hash)
+    found = positions([encoded for encoded, _ in kept])
+    if len(distinct := set(found)) < 2:
+        tied = any(encoded.shown for encoded, _ in kept)
+        raise CorpusError(
+            f"{reading.told()}: at least two with different prompts are needed"
+            f"{', and without an image that ties them together' if tied else ''}, one of which is held "
+            "out. Add examples to corpus.sources, or raise corpus.sequence_length, and remove the "
+            "folder corpus.directory."
+        )
+    below = _held_out_below(distinct, share)
     groups: defaultdict[str, list[tuple[Encoded, str]]] = defaultdict(list)
-    for encoded, source in sorted(kept, key=lambda pair: pair[0].hash):
-        split = "held_out" if encoded.position < below else "train"
+    for position, (encoded, source) in zip(found, kept, strict=True):
+        split = "held_out" if position < below else "train"
         groups[f"{split}/{encoded.domain}"].append((encoded, source))
     return groups
 
@@ -176,6 +188,7 @@ def _preparation(
     files: list[SourceFile],
     hashes: list[str],
     vision: Vision | None,
+    images: Hashes,
 ) -> str:
     """SHA-256 of all that decides the outcome."""
     read = {"sequence_length", "held_out_share", "rows_per_group", "rows_per_shard"}
@@ -188,6 +201,8 @@ def _preparation(
     made_from: list[object] = ["chats", RECIPE, objective, *made_by, settings, content]
     if vision:
         made_from.append([vision.image_size, vision.tokens])
+    if images:
+        made_from.append(sorted([*name, digest] for (_, *name), digest in images.items()))
     return _sha256(json.dumps(made_from, sort_keys=True).encode())
 
 
@@ -204,6 +219,7 @@ class _Reading:
         sequence_length: int,
         objective: Objective,
         vision: Vision | None,
+        hashes: Hashes,
     ) -> None:
         self.kept: dict[bytes, tuple[Encoded, str]] = {}
         self.tally = Tally()
@@ -211,6 +227,7 @@ class _Reading:
         self._length = sequence_length
         self._objective = objective
         self._vision = vision
+        self._hashes = hashes
         self._repeated = 0
         self._too_long: list[str] = []
 
@@ -238,20 +255,7 @@ class _Reading:
         """An image of an example, prepared. Raises BadImage."""
         if self._vision is None:
             raise BadImage("image", "there are images, and the model reads text alone")
-        storage, folder = open_storage(file.root), str(PurePosixPath(file.path).parent)
-        found = stored_image(storage, folder, path, LIMITS.max_bytes)
-        if isinstance(found, BadImage):
-            raise found
-        return prepared(found, self._vision.image_size)
-
-    def check(self) -> None:
-        """Raises CorpusError when there is not one example to train on and another to hold out."""
-        if len({encoded.position for encoded, _ in self.kept.values()}) < 2:
-            raise CorpusError(
-                f"{self.told()}: at least two with different prompts are needed, one of which is held "
-                "out. Add examples to corpus.sources, or raise corpus.sequence_length, and remove the "
-                "folder corpus.directory."
-            )
+        return prepared(read_image(file, path, self._hashes), self._vision.image_size)
 
     def told(self) -> str:
         """What became of the examples."""
@@ -323,13 +327,6 @@ def _write(
 
 def _is_shown(example: Encoded) -> bool:
     return any(example.images)
-
-
-def _kind(vision: Vision | None, shards: Sequence[Shard]) -> Images | None:
-    """What the images of shards are, if they have any."""
-    if vision is None or not any(shard.images for shard in shards):
-        return None
-    return Images(size=vision.image_size, tokens=vision.tokens)
 
 
 def _documents(members: Sequence[tuple[Encoded, str]]) -> pa.Table:

@@ -4,16 +4,15 @@ The share of the samples that have images decides time and energy, how many one 
 memory: somewhere in a run there are micro-batches of nothing else.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 from scipy.stats import binom
 
-from panthalassa.config import Config
 from panthalassa.corpus.manifest import IMAGE_DELIMITERS, Manifest
 from panthalassa.errors import ConfigError
 from panthalassa.planner.layout import Workload
-from panthalassa.stream.order import Mixture, Order
+from panthalassa.stream.curriculum import Phase
+from panthalassa.stream.order import Order
 
 
 @dataclass(frozen=True)
@@ -53,25 +52,11 @@ class Images:
         )
 
 
-def trained_on(manifest: Manifest, config: Config) -> Images:
-    """The images that a run of `config` sees in its first phase, in the mean over its mixture."""
-    stream, length = config.stream, config.train.sequence_length
-    order = Order(manifest, length, Mixture(stream.temperature, stream.weights), config.run.seed)
-    rows: Counter[str] = Counter()
-    images: Counter[str] = Counter()
-    for shard in manifest.split("train"):
-        rows[shard.domain] += shard.rows
-        images[shard.domain] += shard.images or 0
-    shares = dict(
-        zip(
-            (domain.name for domain in order.domains),
-            (order.quotas / order.quotas.sum()).tolist(),
-            strict=True,
-        )
-    )
-    with_images = sum(share for name, share in shares.items() if images[name])
-    each = sum(share * images[name] / rows[name] for name, share in shares.items())
-    return Images(with_images, each / with_images) if with_images else Images(0.0, 1.0)
+def trained_on(manifest: Manifest, phase: Phase) -> Images:
+    """The images that a run sees in a phase, in the mean over its mixture."""
+    order = Order(manifest, phase.sequence_length, phase.mixture, phase.seed)
+    share = float(order.quotas[order.has_images].sum() / order.quotas.sum())
+    return Images(share, order.images_per_sample / share) if share else Images(0.0, 1.0)
 
 
 def on_the_fullest(samples: float, share: float, ranks: int) -> float:

@@ -21,6 +21,8 @@ from panthalassa.planner.rank import counted
 from panthalassa.planner.refit import Observation, Own, refit
 from panthalassa.run_config import kept
 from panthalassa.storage import Storage
+from panthalassa.stream.curriculum import until
+from panthalassa.stream.ledger import later_attempts
 from panthalassa.tracking.spool import read
 
 FEWEST = 3
@@ -60,7 +62,7 @@ def learn(run: Storage, config: Config, gpu: str | None) -> OwnRun:
             f"{run.uri} has no layout on which {FEWEST} steps were trained after the first: let it "
             "train for longer"
         )
-    workload = _images(run, theirs).on(Workload.of(theirs))
+    workload = images_seen(run, theirs).on(Workload.of(theirs))
     seen = [_observed(theirs, workload, chip, *ranks, found) for ranks, found in steps.items()]
     fit = refit(seen)
     many = sum(map(len, steps.values()))
@@ -114,11 +116,15 @@ def _steps(run: Storage) -> Steps:
     return found
 
 
-def _images(run: Storage, config: Config) -> Images:
-    """What a run saw, by a manifest that it keeps of its corpus."""
-    place = run.below(MANIFESTS)
-    names = [name for name, _ in place.files()] if config.model.vision else []
-    return trained_on(read_manifest(place, names[-1]), config) if names else Images()
+def images_seen(run: Storage, config: Config) -> Images:
+    """What a run sees in the phase that it is in."""
+    attempts = [*later_attempts(run, 0)] if config.model.vision else []
+    if not attempts:
+        return Images()
+    attempt = attempts[-1]
+    step = max((record.step for record in read(run)), default=0)
+    phase = until(attempt.phases, max(step, attempt.first_step + 1))[-1]
+    return trained_on(read_manifest(run.below(MANIFESTS), f"{phase.corpus}.json"), phase)
 
 
 def _observed(

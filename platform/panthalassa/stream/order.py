@@ -60,8 +60,9 @@ class Mixture:
     temperature: float = 1.0
     weights: Mapping[str, float] | None = None
     image_share: float | None = None
-    """Of all samples those of domains with images, to within a slot; the shares are then shares of
-    these, and of the others. None: all domains share alike."""
+    """Of all samples those of domains with images, to within half a slot, or as far as each domain
+    keeps its one; 0 and 1 leave the others out. The shares are then shares of these, and of the others.
+    None: all domains share alike."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""Manifests of corpora with images, without the corpora."""
+
+from panthalassa.corpus.manifest import Images, Manifest, Shard
+
+
+def seen_manifest(**images: int) -> Manifest:
+    """Domains of 32 rows with so many images each."""
+    shards = [
+        Shard(
+            path=f"{name}.parquet",
+            domain=name,
+            split="train",
+            rows=32,
+            tokens=2048,
+            images=number or None,
+            row_groups=(32,),
+            size=1,
+            sha256="0" * 64,
+        )
+        for name, number in images.items()
+    ]
+    return Manifest(
+        images=Images(size=64, tokens=16),
+        sequence_length=64,
+        vocabulary_size=8192,
+        bos=0,
+        eos=1,
+        tokenizer_sha256="",
+        documents={},
+        characters={},
+        text_bytes={},
+        unigram_loss=1.0,
+        shards=shards,
+    )
