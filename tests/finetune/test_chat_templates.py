@@ -240,6 +240,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "searches a text for a message",
     ),
     "a length": (simple("{{ m.content | length }}{{ m.content }}"), r"looks at .* \(len\)"),
+    "a key": (simple("{{ {'a': 1}.get(m.content) }}{{ m.content }}"), r"looks at .* \(hash\)"),
     "an order": (simple("{{ m.content < 'b' }}{{ m.content }}"), r"looks at .* \(lt\)"),
     "other white space": (simple("{{ m.content.strip(' ') }}"), "strips ' ' off a message"),
     **{

@@ -111,8 +111,6 @@ class Content(str):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = str.__hash__
-
     def __getitem__(self, key: Any) -> NoReturn:
         if isinstance(key, str):
             raise TypeError("a text has no keys")
@@ -179,7 +177,7 @@ CHANGING = (
 LOOKING = (
     *("isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower"),
     *("isnumeric", "isprintable", "isspace", "istitle", "isupper"),
-    *("__len__", "__lt__", "__le__", "__gt__", "__ge__"),
+    *("__hash__", "__len__", "__lt__", "__le__", "__gt__", "__ge__"),
 )
 for _name in ("strip", "lstrip", "rstrip"):
     setattr(Content, _name, _stripping(_name))
