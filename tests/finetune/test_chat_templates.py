@@ -227,6 +227,40 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a name that is not there": (simple("{{ m.text.x }}"), "can not be used: UndefinedError"),
     "capitals": (simple("{{ m.content | upper }}"), r"changes the text of a message \(upper\)"),
     "a part": (simple("{{ m.content[0] }}"), "takes single characters of a message"),
+    "capitals of a role, too": (
+        simple("{{ (m.role ~ m.content) | upper }}"),
+        r"changes the text of a message \(upper\)",
+    ),
+    "a search beyond a content": (
+        simple("{% set c = 'a' ~ m.content %}{{ c.split('ab')[-1] }}"),
+        "searches a text with a message in it for 'ab'",
+    ),
+    "a search for a content": (
+        simple("{{ 1 if m.content in 'yes or no' }}{{ m.content }}"),
+        "searches a text for a message",
+    ),
+    "a length": (simple("{{ m.content | length }}{{ m.content }}"), r"looks at .* \(len\)"),
+    "a key": (simple("{{ {'a': 1}.get(m.content) }}{{ m.content }}"), r"looks at .* \(hash\)"),
+    "an order": (simple("{{ m.content < 'b' }}{{ m.content }}"), r"looks at .* \(lt\)"),
+    "other white space": (simple("{{ m.content.strip(' ') }}"), "strips ' ' off a message"),
+    **{
+        made: (simple(f"{{{{ m.content{made} }}}}"), "changes or looks at the text of a message")
+        for made in (" | e", " | title", " | indent", " | int", ".split()[0]", ".split('\\n')[0]")
+    },
+    **{
+        made: (simple(f"{{{{ {made} }}}}"), "changes or looks at the text of a message")
+        for made in ("m.content.replace(' ', '_')", "'%10s' % m.content", "'\\ue0000\\ue001'")
+    },
+    "a stand-in": (
+        simple("{{ '\\ue0005\\ue001' }}{{ m.content }}"),
+        "writes characters that stand for messages here",
+    ),
+    "half a stand-in": (
+        simple("{{ '\\ue000' ~ '9' * 5000 ~ '\\ue001' }}{{ m.content }}"),
+        "or writes characters that stand for one here",
+    ),
+    "no characters": (simple("{{ '\\ud800' }}{{ m.content }}"), "UnicodeEncodeError"),
+    "chance": (simple("{{ [1, 2] | random }}{{ m.content }}"), "No filter named 'random'"),
     "JSON": (simple("{{ m.content | tojson }}"), "writes a message as JSON"),
     "no end": (simple("{{ m.content }}", "\n"), "no special token behind what the assistant"),
     "no answer": (simple("{{ m.content if m.role == 'user' }}"), "or leaves that out"),
@@ -256,6 +290,36 @@ def test_templates_that_can_not_be_used_are_refused(
     assert "chat_template" in str(refused.value)
     assert tokenizer.encode("the sea"), "texts need no template"
     assert tokenizer.eos in tokenizer.ends
+
+
+@given(said=st.lists(st.sampled_from(["\n", " ", "\t", "a", "b\n c"]), min_size=1).map("".join))
+def test_line_breaks_are_stripped_where_a_template_strips_them(said: str) -> None:
+    stripping = {"{{ m.content.lstrip('\\n') }}": "\n", "{{ ('' ~ m.content) | trim }}": None}
+    for content, dropped in stripping.items():
+        tokenizer = STRIPPING[content]
+        right = None if dropped is None else ""
+        found = kept_special(tokenizer, encode_question(tokenizer, f"{said}a"))
+        assert f"end_header_id|>\n\n{f'{said}a'.lstrip(dropped).rstrip(right)}<|eot_id|>" in found
+
+
+STRIPPING = {
+    content: PretrainedTokenizer(llama_3(chat_template=simple(content)), "there")
+    for content in ("{{ m.content.lstrip('\\n') }}", "{{ ('' ~ m.content) | trim }}")
+}
+
+
+@pytest.mark.parametrize("template", ["", " \n"])
+def test_an_empty_template_is_none(template: str) -> None:
+    tokenizer = PretrainedTokenizer(llama_3(chat_template=template), "there")
+    check_format(tokenizer)
+    assert b"<|assistant|>" in tokenizer.files()["chat_template.jinja"]
+
+
+def test_a_template_that_writes_nothing_is_no_hindrance_for_texts() -> None:
+    tokenizer = PretrainedTokenizer(llama_3(chat_template="{{ '' }}"), "there")
+    assert tokenizer.eos in tokenizer.ends
+    with pytest.raises(ChatError, match="writes nothing of this chat"):
+        encode_question(tokenizer, "the sea")
 
 
 MAKERS: dict[str, Callable[..., Files]] = {"llama 3": llama_3, "qwen 2": qwen_2}

@@ -15,16 +15,16 @@ Shape = tuple[tuple[str, bool], ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the content of a message goes; `left` and `right`: whether white space there is dropped."""
+    """Where the content of a message goes; `left` and `right`: the characters that are dropped there, or
+    None for all white space."""
 
     message: int
-    left: bool = True
-    right: bool = True
+    left: str | None = None
+    right: str | None = None
 
     def filled(self, content: str) -> str:
         """What stands there."""
-        content = content.lstrip() if self.left else content
-        return content.rstrip() if self.right else content
+        return content.lstrip(self.left).rstrip(self.right)
 
 
 Piece = str | Slot
@@ -32,11 +32,11 @@ Piece = str | Slot
 
 @dataclass(frozen=True)
 class Rendered:
-    """A chat in `pieces`, no two texts side by side. `special`: texts to which the template does
-    something of its own where a content holds them."""
+    """A chat in `pieces`, no two texts side by side. `searched`: texts that the template searches
+    contents for, and does something of its own where one holds them."""
 
     pieces: tuple[Piece, ...]
-    special: frozenset[str] = frozenset()
+    searched: frozenset[str] = frozenset()
 
 
 class ChatFormat(Protocol):

@@ -8,7 +8,6 @@ told: a template that writes the date writes the one that it has for that case, 
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ LONGEST = 1 << 18
 """Bytes of a template."""
 MOST_SHAPES = 4096
 """That are remembered."""
-STAND_IN = re.compile("(\u2003?)\ue000([0-9]+)\ue001(\u2003?)")
 DEFAULT = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + eos_token + '\n' }}"
@@ -94,11 +92,9 @@ class ChatTemplate:
             return self._failed(f"its syntax is wrong in {found['syntax']}")
         if "failed" in found:
             return self._failed(found["failed"])
-        pieces: list[Piece] = []
-        before, *rest = STAND_IN.split(found["text"])
-        pieces.append(before)
-        for left, number, right, text in zip(*(rest[i::4] for i in range(4)), strict=True):
-            pieces += [Slot(int(number), not left, not right), text]
+        pieces: list[Piece] = [
+            piece if isinstance(piece, str) else Slot(*piece) for piece in found["pieces"]
+        ]
         return Rendered(joined(pieces), frozenset(found["noted"]))
 
     def _failed(self, why: str) -> ChatError:

@@ -99,7 +99,7 @@ class PretrainedTokenizer:
     def ends(self) -> Sequence[int]:
         """Those that the files name, and what ends a turn by the chat template, if it can be used."""
         with suppress(ChatError):
-            *_, last = self.chat.whole((("user", True), ("assistant", True))).pieces
+            *_, last = self.chat.whole((("user", True), ("assistant", True))).pieces or ("",)
             if isinstance(last, str) and (special := self.find_special(last)):
                 return tuple(dict.fromkeys([*self._ends, special[0].id]))
         return tuple(dict.fromkeys(self._ends))

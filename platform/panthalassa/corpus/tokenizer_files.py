@@ -102,6 +102,7 @@ def read_around(files: Mapping[str, bytes], place: str) -> Around:
     ids["eos_token"] = next(iter(ends), None)
     told = config.model_fields_set | named.model_fields_set  # also of those that are null
     template, where = _template(files, config, place)
+    template = template if template and template.strip() else None
     return Around(
         tokens=tokens,
         ids={name: id for name, id in ids.items() if id is not None and name not in told},

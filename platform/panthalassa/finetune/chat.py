@@ -26,6 +26,8 @@ from panthalassa.corpus.tokenizer import Tokens
 from panthalassa.errors import ChatError
 
 ANSWERING: Final = "assistant"
+MOST_MESSAGES = 1000
+"""Of a chat: what begins each of its answers is rendered, too, so time grows with the square."""
 MEND = "put another template into chat_template.jinja beside the model's tokenizer.json"
 Position = tuple[int, int]
 """The number of a piece, and a character of it."""
@@ -69,9 +71,13 @@ def encode_chat(
 
 
 def encode_prompt(tokenizer: TextTokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids of a chat up to where the assistant begins to speak."""
+    """The ids of a chat up to where the assistant begins to speak. Raises ChatError when the format
+    does not have the chat, or writes nothing of it."""
     rendered = tokenizer.chat.asked(_shape(messages))
-    return [id for _, found in _encoded(tokenizer, messages, rendered) for id in found]
+    ids = [id for _, found in _encoded(tokenizer, messages, rendered) for id in found]
+    if not ids:
+        raise ChatError(f"the model's chat template writes nothing of this chat: {MEND}.")
+    return ids
 
 
 def encode_question(tokenizer: TextTokenizer, text: str, system: str | None = None) -> list[int]:
@@ -83,7 +89,8 @@ def encode_question(tokenizer: TextTokenizer, text: str, system: str | None = No
 def encode_answer(
     tokenizer: TextTokenizer, question: str, answer: str
 ) -> tuple[list[int], list[int]]:
-    """The ids of a question, and those of an answer without what ends it."""
+    """The ids of a question, and those of an answer without what ends it, but with what the template
+    writes between the question's prompt and the answer, or behind it: likelihoods include that."""
     chat = [Message(role="user", content=question), Message(role=ANSWERING, content=answer)]
     ids, counted = encode_chat(tokenizer, chat)
     first = int(counted.argmax())
@@ -98,7 +105,9 @@ def check_format(tokenizer: TextTokenizer) -> None:
 def question_frame(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     """The ids before and behind what a user says in a question."""
     pieces = tokenizer.chat.asked((("user", True),)).pieces
-    at = pieces.index(next(piece for piece in pieces if isinstance(piece, Slot)))
+    at = next((i for i, piece in enumerate(pieces) if isinstance(piece, Slot)), None)
+    if at is None:
+        raise ChatError(f"the model's chat template leaves out what a user says: {MEND}.")
     before, _ = encode_pieces(tokenizer, pieces[:at], (), Place.START)
     behind, _ = encode_pieces(tokenizer, pieces[at + 1 :], (), Place.WITHIN)
     return before, behind
@@ -142,10 +151,10 @@ def _parts(
 def _check(messages: Sequence[Message], rendered: Rendered) -> None:
     """Raises ChatError for contents of which the template would make something else."""
     for number, message in enumerate(messages):
-        for special in rendered.special:
-            if special in message.content:
+        for searched in rendered.searched:
+            if searched in message.content:
                 raise ChatError(
-                    f"message {number + 1} holds {special!r}, to which the model's chat template does "
+                    f"message {number + 1} holds {searched!r}, to which the model's chat template does "
                     "something of its own: that is not supported. Leave it out."
                 )
 

@@ -21,9 +21,8 @@ from panthalassa.corpus.documents import Problem, SourceFile, short
 from panthalassa.corpus.formats.tables import Row, json_rows, parquet_rows
 from panthalassa.corpus.manifest import Objective
 from panthalassa.corpus.sources import path_safe
-from panthalassa.finetune.chat import ANSWERING, Images, Message
+from panthalassa.finetune.chat import ANSWERING, MOST_MESSAGES, Images, Message
 
-MOST_MESSAGES = 10_000
 Messages = tuple[Message, ...]
 
 
