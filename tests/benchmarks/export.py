@@ -27,8 +27,9 @@ from checkpoint import SIZES, commit
 from ranks import Ranks, TinyRun, tiny
 
 from panthalassa.exchange.export import export
-from panthalassa.exchange.importing import FOLDER, import_model
+from panthalassa.exchange.importing import import_model
 from panthalassa.exchange.llama_folder import CONFIG
+from panthalassa.exchange.tokenizer_source import IMPORTED
 from panthalassa.model.hugging_face import to_llama
 from panthalassa.storage import open_storage
 from panthalassa.train.checkpoint import State
@@ -46,7 +47,7 @@ def trained(folder: str) -> None:
     state = State(run.model, run.optimizer).tensors()
     save(Place(storage), state, commit(1).model_copy(update={"model": model.identity()}))
     content = json.dumps(to_llama(model, 64, "float32", None)).encode()
-    storage.write(f"{FOLDER}/{CONFIG}", content)
+    storage.write(f"{IMPORTED}/{CONFIG}", content)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tokenizers
@@ -140,6 +141,33 @@ def test_a_continuation_keeps_the_space_before_it(name: str) -> None:
     assert "the sea" + pieces == "the sea is slow"
 
 
+@pytest.mark.parametrize("name", OPENED)
+@given(
+    prompt=st.text("鯨鰐🐳ша\ufffd", max_size=30), more=st.text("鯨鰐🐳ш ", min_size=1, max_size=8)
+)
+def test_a_continuation_behind_characters_of_bytes_is_whole(
+    name: str, prompt: str, more: str
+) -> None:
+    tokenizer = OPENED[name]
+    before = [*tokenizer.beginning, *tokenizer.encode(prompt)]
+    ids = tokenizer.encode("." + more, Place.WITHIN)
+    stream = tokenizer.decoder(before)
+    assert "".join(map(stream.add, ids)) + stream.end() == "." + more
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_bytes_that_never_become_a_character_are_shown_before_they_end(name: str) -> None:
+    tokenizer = OPENED[name]
+    core = Tokenizer.from_str(MADE[name]["tokenizer.json"].decode())
+    byte = core.token_to_id("<0x80>" if "llama 2" in name else "Ģ")
+    whole = tokenizer.encode("海 slow", Place.WITHIN)
+    stream = tokenizer.decoder()
+    pieces = [stream.add(id) for id in [byte] * 60]
+    assert sum(map(len, pieces)) >= 40
+    said = "".join(pieces) + "".join(map(stream.add, whole)) + stream.end()
+    assert said == tokenizer.decode([*[byte] * 60, *whole])
+
+
 def test_delimiters_are_those_of_the_files() -> None:
     llama, qwen, mistral = OPENED["llama 3"], OPENED["qwen 2"], OPENED["llama 2"]
     core = Tokenizer.from_str(MADE["llama 3"]["tokenizer.json"].decode())
@@ -174,10 +202,71 @@ def test_one_without_a_template_gets_one_in_a_file_of_its_own() -> None:
     assert kept == files
 
 
+def changed(**parts: Any) -> Files:
+    """Llama 3's, with these parts of tokenizer.json."""
+    content = {**json.loads(MADE["llama 3"]["tokenizer.json"]), **parts}
+    return {**MADE["llama 3"], "tokenizer.json": json.dumps(content).encode()}
+
+
+def with_ends(ends: Any) -> Files:
+    config = {"tokenizer_config.json": b"{}"} if isinstance(ends, int) else {}
+    generation = json.dumps({"eos_token_id": ends}).encode()
+    return {**llama_3(), **config, "generation_config.json": generation}
+
+
+def single_word() -> Files:
+    tokens = json.loads(MADE["llama 3"]["tokenizer.json"])["added_tokens"]
+    return changed(added_tokens=[{**token, "single_word": True} for token in tokens])
+
+
+def backtracking() -> Files:
+    """Its expression takes exponential time, of which the library allows only so much."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    return changed(pre_tokenizer={**split, "invert": False})
+
+
+def test_a_text_on_which_the_library_fails_is_refused() -> None:
+    tokenizer = PretrainedTokenizer(backtracking(), "there")
+    with pytest.raises(ConfigError, match=r"there/tokenizer.json makes no ids of a text: "):
+        tokenizer.encode("a" * 28 + "b")
+
+
+WORDS: dict[str, Any] = {"type": "WordLevel", "unk_token": "<u>", "vocab": {"a": 0}}
+NO_TOKENIZER = "there/tokenizer.json is not a tokenizer"
 WRONG: dict[str, tuple[Callable[[], Files], str]] = {
     "a token that is not there": (
         lambda: llama_3(eos_token="<|stop|>"),
         r"eos_token is '<\|stop\|>', and tokenizer.json has no such token",
+    ),
+    "an end that is not there": (
+        lambda: with_ends(999_999),
+        "generation_config.json: eos_token_id is 999999, and tokenizer.json has no such token",
+    ),
+    "one of the ends": (lambda: with_ends([381, 999_999]), "eos_token_id is 999999"),
+    "a word": (single_word, r"'<\|begin_of_text\|>' is special and single_word"),
+    "no characters": (
+        lambda: changed(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        "tokenizer.json is not a tokenizer: Precompiled",
+    ),
+    "no id in front": (
+        lambda: changed(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        ),
+        NO_TOKENIZER,
+    ),
+    "no unknown token": (lambda: changed(model=WORDS), f"{NO_TOKENIZER}: WordLevel error"),
+    "no unknown id": (
+        lambda: changed(model={"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}),
+        NO_TOKENIZER,
+    ),
+    "null": (
+        lambda: {**llama_3(), "tokenizer_config.json": b"null"},
+        "there/tokenizer_config.json is no JSON of an object",
     ),
     "no end": (lambda: qwen_2(eos_token=None), "no file says which token ends a text"),
     "no token": (lambda: llama_3(bos_token=7), r"tokenizer_config.json: bos_token: Input should"),

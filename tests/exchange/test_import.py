@@ -36,6 +36,19 @@ def exported(run: Path | str, folder: Path | str, shard: int = 5 * 10**9) -> Non
     export(open_storage(str(run)), open_storage(str(folder)), print, shard=shard)
 
 
+def test_a_tokenizer_that_can_not_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    save_llama(tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"tokenizer.json is no JSON"):
+        imported(tmp_path / "source", tmp_path / "run")
+    (tmp_path / "source" / "tokenizer.json").unlink()
+    with (tmp_path / "source" / "tokenizer_config.json").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json has 16,777,217 bytes"):
+        imported(tmp_path / "source", tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.json"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_says_the_same_and_comes_back_byte_for_byte(kind: str, tmp_path: Path) -> None:
     theirs = save_llama(tmp_path / "source", **KINDS[kind])

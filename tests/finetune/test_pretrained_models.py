@@ -124,11 +124,12 @@ def test_a_folder_is_tuned_stopped_gone_on_with_audited_asked_evaluated_and_expo
             stopping.set()
 
     stopping = threading.Event()
-    first = finetune(tuning("sft", start), stop, stopping=stopping)
+    length = "train.steps=40", "checkpoint.every=20"  # far more steps than a stop takes
+    first = finetune(tuning("sft", start, *length), stop, stopping=stopping)
     assert first.history.ended is not None
     assert first.history.ended.interrupted
     (start / "tokenizer.json").unlink()
-    second = finetune(tuning("sft", start), ignore)
+    second = finetune(tuning("sft", start, *length), ignore)
     held_out = [found.loss for found in (*first.history.evaluations, *second.history.evaluations)]
     assert held_out[-1] < held_out[0] * 0.8
     run = open_storage(str(tmp_path / "runs" / "tuned"))

@@ -1,9 +1,12 @@
 """The tokenizer of a model from elsewhere: any `tokenizer.json` of Hugging Face, and files beside it.
 
 Its ids are those of `transformers`, but a text is never trusted: one that spells a special token gets
-ordinary ones. Its files are kept as they are, so that an export gives them back.
+ordinary ones. In a chat a special token is found as it is spelled, also where `tokenizer.json` calls it
+`normalized` and a normalizer puts a space in front: `transformers` finds it only behind such a space.
+Its files are kept as they are, so that an export gives them back.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,14 +19,23 @@ from tokenizers import AddedToken
 
 from panthalassa.corpus.chat_format import ChatFormat
 from panthalassa.corpus.chat_template import ChatTemplate
+from panthalassa.corpus.library_errors import library_errors
 from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.corpus.text_tokenizer import Place, Special
-from panthalassa.corpus.tokenizer_files import TEMPLATE, Around, read_around
+from panthalassa.corpus.tokenizer_files import GENERATION, TEMPLATE, Around, read_around
 from panthalassa.errors import ChatError, ConfigError
 
 LONGEST_CONTEXT = 16
 """Ids before a continuation that its first characters may depend on."""
+LONGEST_HELD = 16
+"""Ids that may wait for the end of a character."""
+LONGEST_CHARACTER = 4
+"""Bytes of a character, each of which may be an id of its own."""
+MANY_FOUND = 1024
+"""Texts of a chat's format of which the special tokens are remembered."""
 REPLACEMENT = "\ufffd"
+RARE = "\U0010fffd"
+"""A character that no vocabulary has: one that makes nothing of it fails in the middle of a text."""
 
 
 class PretrainedTokenizer:
@@ -36,38 +48,38 @@ class PretrainedTokenizer:
 
     def __init__(self, files: Mapping[str, bytes], place: str) -> None:
         self._files = dict(files)
-        content = _content(files[TOKENIZER], f"{place}/{TOKENIZER}")
-        core = _core(json.dumps(content), place)
+        self._place = f"{place}/{TOKENIZER}"
+        content = _content(files[TOKENIZER], self._place)
         around = read_around(files, place)
-        tokens, ids = _special(core, around, place)
-        self._special = {
-            id for id, token in core.get_added_tokens_decoder().items() if token.special
-        }
-        self._never = self._special - _unknown(core, content["model"], ids)
+        with library_errors(self._no_tokenizer):
+            self._core, first = _loaded(content)
+            self._tokens, ids = _special(self._core, around, place)
+            self._special = _specials(self._core, self._place)
+            self.vocabulary_size = max(self._core.get_vocab().values()) + 1
+            self._never = self._special - _unknown(self._core, content["model"], ids)
         self.bos = ids.get("bos_token")
         self.eos = ids["eos_token"]
         self.pad = ids.get("pad_token", self.eos)
         self._ends = [self.eos, *around.ends]
-        self.vocabulary_size = max(core.get_vocab().values()) + 1
-        first = core.encode("", add_special_tokens=True).ids[:1]
         begins = self.bos in first if around.add_bos is None else around.add_bos
         self.beginning = (self.bos,) if begins and self.bos is not None else ()
-        self.chat: ChatFormat = ChatTemplate(around.template, around.template_place, tokens)
+        self.chat: ChatFormat = ChatTemplate(around.template, around.template_place, self._tokens)
         if not around.given:
             self._files[TEMPLATE] = around.template.encode()
-        placed = {where: json.dumps(_placed(content, where)) for where in Place}
-        plain = {text: _plain(_core(text, place), tokens) for text in set(placed.values())}
-        self._cores = {where: plain[text] for where, text in placed.items()}
-        self._core = core
-        self._core.post_processor = None
+        self._steps = {where: json.dumps(_steps(content, where)) for where in Place}
+        self._plain: dict[str, tokenizers.Tokenizer] = {}
+        """Those for texts, by their steps, each made when it is needed first."""
         self._found: dict[str, list[Special]] = {}
 
     def files(self) -> dict[str, bytes]:
         return dict(self._files)
 
     def encode(self, text: str, place: Place = Place.START) -> list[int]:
+        """Raises ConfigError when the library fails on the text."""
         text = _whole(text)
-        found = self._cores[place].encode(text, add_special_tokens=False)
+        core = self._plain_at(place)
+        with library_errors(self._no_ids):
+            found = core.encode(text, add_special_tokens=False)
         ids: list[int] = found.ids
         if self._never.isdisjoint(ids):
             return ids
@@ -81,13 +93,35 @@ class PretrainedTokenizer:
 
     def find_special(self, text: str) -> Sequence[Special]:
         if text not in self._found:
-            found = self._core.encode(text, add_special_tokens=False)
+            if len(self._found) >= MANY_FOUND:
+                self._found.clear()
+            with library_errors(self._no_ids):
+                found = self._core.encode(text, add_special_tokens=False)
             self._found[text] = [
                 Special(id, *span)
                 for id, span in zip(found.ids, found.offsets, strict=True)
                 if id in self._special
             ]
         return self._found[text]
+
+    def _plain_at(self, place: Place) -> tokenizers.Tokenizer:
+        steps = self._steps[place]
+        if steps not in self._plain:
+            content = _content(self._files[TOKENIZER], self._place)
+            with library_errors(self._no_tokenizer):
+                self._plain[steps] = _plain({**content, **json.loads(steps)}, self._tokens)
+        return self._plain[steps]
+
+    def _no_tokenizer(self, error: BaseException) -> ConfigError:
+        return ConfigError(
+            f"{self._place} is not a tokenizer: {error}. Copy that of the model there."
+        )
+
+    def _no_ids(self, error: BaseException) -> ConfigError:
+        return ConfigError(
+            f"{self._place} makes no ids of a text: {error}. Leave that text out, or copy the tokenizer "
+            "of the model there."
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._core.decode(list(ids), skip_special_tokens=True))
@@ -110,7 +144,7 @@ class PretrainedDecoder:
 
     def __init__(self, tokenizer: PretrainedTokenizer, before: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(before[-LONGEST_CONTEXT:])
+        self._ids = _context(tokenizer, before)
         self._shown = tokenizer.decode(self._ids)
         """Of the text of `_ids`, what was given."""
         self._told = len(self._ids)
@@ -119,17 +153,30 @@ class PretrainedDecoder:
     def add(self, id: int) -> str:
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids)
-        return "" if text.endswith(REPLACEMENT) else self._piece(text)
+        if not text.endswith(REPLACEMENT):
+            return self._piece(text)
+        if len(self._ids) - self._told < LONGEST_HELD:
+            return ""
+        return self._piece(text, unsure=1)  # its last bytes may be the first ones of a character
 
     def end(self) -> str:
         return self._piece(self._tokenizer.decode(self._ids))
 
-    def _piece(self, text: str) -> str:
-        piece = text[len(self._shown) :]
+    def _piece(self, text: str, unsure: int = 0) -> str:
+        """What is new in the text but for its last `unsure` characters."""
+        piece = text[len(self._shown) : len(text) - unsure]
         if piece:
             self._ids, self._told = self._ids[self._told :], len(self._ids) - self._told
-            self._shown = self._tokenizer.decode(self._ids)
+            shown = self._tokenizer.decode(self._ids)
+            self._shown = shown[: len(shown) - unsure]
         return piece
+
+
+def _context(tokenizer: PretrainedTokenizer, before: Sequence[int]) -> list[int]:
+    """The last ids, from where a character begins: bytes that are cut spoil those behind them."""
+    cuts = range(LONGEST_CONTEXT, LONGEST_CONTEXT + LONGEST_CHARACTER)
+    found = (list(before[-length:]) for length in cuts)
+    return min(found, key=lambda ids: tokenizer.decode(ids).count(REPLACEMENT))
 
 
 def _content(data: bytes, place: str) -> dict[str, Any]:
@@ -143,13 +190,13 @@ def _content(data: bytes, place: str) -> dict[str, Any]:
     return {**found, "truncation": None, "padding": None}
 
 
-def _core(content: str, place: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the Rust library raises bare Exceptions
-        raise ConfigError(
-            f"{place}/{TOKENIZER} is not a tokenizer: {error}. Copy that of the model there."
-        ) from error
+def _loaded(content: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, list[int]]:
+    """The tokenizer without what it puts around texts, and the first id that it puts there, if any."""
+    core = tokenizers.Tokenizer.from_str(json.dumps(content))
+    core.encode(RARE, add_special_tokens=True)
+    first = core.encode("", add_special_tokens=True).ids[:1]
+    core.post_processor = None
+    return core, first
 
 
 def _special(
@@ -167,6 +214,12 @@ def _special(
                 "belong together there."
             )
         ids[name] = found
+    for id in around.ends:
+        if core.id_to_token(id) is None:
+            raise ConfigError(
+                f"{place}/{GENERATION}: eos_token_id is {id}, and {TOKENIZER} has no such token. Copy "
+                "files that belong together there."
+            )
     if "eos_token" not in ids:
         raise ConfigError(
             f"{place}: no file says which token ends a text. Write it as eos_token into "
@@ -174,6 +227,17 @@ def _special(
         )
     _make_special(core, tokens)
     return tokens, ids
+
+
+def _specials(core: tokenizers.Tokenizer, place: str) -> set[int]:
+    """The ids of all special tokens."""
+    special = {id: token for id, token in core.get_added_tokens_decoder().items() if token.special}
+    if words := [token.content for token in special.values() if token.single_word]:
+        raise ConfigError(
+            f"{place}: {words[0]!r} is special and single_word, but in a chat it stands beside words. "
+            "Write false there."
+        )
+    return set(special)
 
 
 def _unknown(
@@ -192,20 +256,19 @@ def _make_special(core: tokenizers.Tokenizer, tokens: Mapping[str, str]) -> None
             core.add_special_tokens([AddedToken(text, special=True, normalized=False)])
 
 
-def _plain(core: tokenizers.Tokenizer, tokens: Mapping[str, str]) -> tokenizers.Tokenizer:
+def _plain(content: Mapping[str, Any], tokens: Mapping[str, str]) -> tokenizers.Tokenizer:
     """Makes ordinary tokens of all that it is given."""
+    core, _ = _loaded(content)
     _make_special(core, tokens)
-    core.post_processor = None
     core.encode_special_tokens = True
     return core
 
 
-def _placed(content: Mapping[str, Any], place: Place) -> dict[str, Any]:
-    """The tokenizer for a text at a place: with the space that SentencePiece puts in front, or not."""
-    found = dict(content)
-    for step in ("normalizer", "pre_tokenizer"):
-        found[step] = json.loads(json.dumps(content.get(step)))
-    for part in [*_parts(found, "normalizer"), *_parts(found, "pre_tokenizer")]:
+def _steps(content: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """Normalizer and pre-tokenizer for a text at a place: with the space that SentencePiece puts in
+    front, or not."""
+    found = {step: copy.deepcopy(content.get(step)) for step in ("normalizer", "pre_tokenizer")}
+    for part in chain(*map(_parts, found.values())):
         if part.get("type") == "Metaspace" and (
             place is Place.WITHIN
             or (place is Place.BEHIND_SPECIAL and part.get("prepend_scheme") == "first")
@@ -218,9 +281,9 @@ def _placed(content: Mapping[str, Any], place: Place) -> dict[str, Any]:
     return found
 
 
-def _parts(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer."""
-    whole = content.get(key) or {}
+def _parts(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Those of a normalizer or a pre-tokenizer."""
+    whole = step or {}
     return list(whole.get("normalizers") or whole.get("pretokenizers") or [whole])
 
 

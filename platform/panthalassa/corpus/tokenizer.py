@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from panthalassa.corpus.chat_format import ChatFormat, ChatML
+from panthalassa.corpus.library_errors import library_errors
 from panthalassa.corpus.manifest import TOKENIZER, Manifest
 from panthalassa.corpus.pretrained_tokenizer import PretrainedTokenizer
 from panthalassa.corpus.text_tokenizer import Place, Special, TextTokenizer
@@ -111,12 +112,8 @@ class Tokenizer:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Tokenizer":
         """Inverse of `to_bytes`. Raises CorpusError when `data` is no tokenizer."""
-        try:
+        with library_errors(_no_tokenizer):
             core = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the Rust library raises bare Exceptions
-            raise CorpusError(
-                f"{TOKENIZER} is not a tokenizer: {error}. Prepare the corpus anew."
-            ) from error
         return cls(core)
 
     def to_bytes(self) -> bytes:
@@ -214,6 +211,10 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTES = _byte_characters()
+
+
+def _no_tokenizer(error: BaseException) -> CorpusError:
+    return CorpusError(f"{TOKENIZER} is not a tokenizer: {error}. Prepare the corpus anew.")
 
 
 def open_tokenizer(files: Mapping[str, bytes], place: str) -> TextTokenizer:

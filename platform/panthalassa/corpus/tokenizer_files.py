@@ -135,10 +135,13 @@ Read = TypeVar("Read", bound=BaseModel)
 
 def _read(kind: type[Read], files: Mapping[str, bytes], name: TokenizerFile, place: str) -> Read:
     try:
-        return kind.model_validate(json.loads(files.get(name, b"{}")))
+        content = json.loads(files.get(name, b"{}"))
+        if not isinstance(content, dict):
+            raise ConfigError(f"{place}/{name} is no JSON of an object, with keys")
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"][:1]))
-        raise ConfigError(f"{place}/{name}: {key or 'it'}: {first['msg']}") from error
+        raise ConfigError(f"{place}/{name}: {key}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}/{name} is no JSON: {error}") from error

@@ -31,9 +31,9 @@ from panthalassa.corpus.pretrained_tokenizer import PretrainedTokenizer
 from panthalassa.corpus.tokenizer import DELIMITERS, Tokenizer
 from panthalassa.errors import CheckpointError, ConfigError
 from panthalassa.exchange.card import Evaluation, card
-from panthalassa.exchange.importing import FOLDER, kept_files
+from panthalassa.exchange.importing import kept_files
 from panthalassa.exchange.llama_folder import CONFIG, SUMS
-from panthalassa.exchange.tokenizer_source import trained_tokenizer
+from panthalassa.exchange.tokenizer_source import IMPORTED, trained_tokenizer
 from panthalassa.exchange.weights import Weights, as_bytes, newest_good
 from panthalassa.model import safetensors
 from panthalassa.model.hugging_face import (
@@ -262,7 +262,7 @@ def _small_files(
         yield CONFIG, _json(_imported_config(imported[CONFIG], dtype))
         yield from ((name, data) for name, data in imported.items() if name != CONFIG)
     else:
-        raise ConfigError(f"{run.uri} has neither been trained nor imported: {FOLDER} is missing")
+        raise ConfigError(f"{run.uri} has neither been trained nor imported: {IMPORTED} is missing")
     if len(files) > 1:
         yield safetensors.INDEX, safetensors.index(files)
 

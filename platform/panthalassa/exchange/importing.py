@@ -14,14 +14,13 @@ from panthalassa.corpus.manifest import TOKENIZER, TokenizerFile
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.fresh_checkpoint import write_checkpoint
 from panthalassa.exchange.llama_folder import CONFIG, SUMS, read_folder
+from panthalassa.exchange.tokenizer_source import IMPORTED, tokenizer_of_folder
 from panthalassa.lease import FOLDER as LEASE
 from panthalassa.lease import Lease
 from panthalassa.model.llava import PREPROCESSOR, PROCESSOR
 from panthalassa.storage import Storage
 from panthalassa.train.checkpoint import COMMIT, folder
 
-FOLDER = "imported"
-"""Of a run: what came with its weights."""
 KEPT = (TOKENIZER, "tokenizer.model", *get_args(TokenizerFile), PREPROCESSOR, PROCESSOR)
 """Files that are kept beside CONFIG where they are there."""
 
@@ -43,16 +42,18 @@ def import_model(
     """Make a run out of a folder. `staging`: a local folder for files on their way from and to object
     storage.
 
-    Raises ConfigError for another architecture, tensors that do not fit it, or a run's folder that holds
-    something already, CorruptError for a file that is not what SHA256SUMS says.
+    Raises ConfigError for another architecture, tensors or a tokenizer that do not fit it, or a run's
+    folder that holds something already, CorruptError for a file that is not what SHA256SUMS says.
     """
     try:
         _refuse_occupied(run)  # before a lease is put there, and again with it
         with read_folder(source, staging) as found, Lease(run, tell):
             _refuse_occupied(run)
+            if source.exists(TOKENIZER):
+                tokenizer_of_folder(source, found.model)
             for name in (CONFIG, *KEPT):
                 if source.exists(name):
-                    run.write(f"{FOLDER}/{name}", found.read(name))
+                    run.write(f"{IMPORTED}/{name}", found.read(name))
             write_checkpoint(run, found.model, found, staging, optimizer=True)
     except OSError as error:
         raise ConfigError(f"{source.uri} can not be imported into {run.uri}: {error}") from error
@@ -62,7 +63,7 @@ def import_model(
 
 def kept_files(run: Storage) -> dict[str, bytes]:
     """What came with the weights of a run that was imported; empty for any other."""
-    place = run.below(FOLDER)
+    place = run.below(IMPORTED)
     return {name: place.read(name) for name in (CONFIG, *KEPT) if place.exists(name)}
 
 
@@ -70,7 +71,7 @@ def _refuse_occupied(run: Storage) -> None:
     """Raises ConfigError when the folder holds more than what an import has left that did not end."""
     torn = f"{folder(0)}/"
     for name, _ in run.files() if run.exists("") else ():
-        if name == torn + COMMIT or not name.startswith((torn, f"{FOLDER}/", f"{LEASE}/")):
+        if name == torn + COMMIT or not name.startswith((torn, f"{IMPORTED}/", f"{LEASE}/")):
             raise ConfigError(
                 f"{run.uri} is not empty: there is {name}. Choose the folder of a run that does not "
                 "exist yet."

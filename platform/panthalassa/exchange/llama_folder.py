@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from panthalassa.config_model import Model
+from panthalassa.corpus.manifest import TOKENIZER
 from panthalassa.errors import ConfigError, CorruptError
 from panthalassa.exchange.weights import BLOCK, as_bytes, read_whole
 from panthalassa.model import safetensors
@@ -34,6 +35,9 @@ from panthalassa.train.staging import staged
 
 SUMS = "SHA256SUMS"
 CONFIG = "config.json"
+LARGEST = 16 << 20
+"""Bytes of a file beside the weights."""
+LARGEST_TOKENIZER = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,12 @@ def read_shape(source: Storage, sums: Mapping[str, str]) -> Model:
 
 
 def read_small(source: Storage, name: str, sums: Mapping[str, str]) -> bytes:
-    """A small file. Raises ConfigError when it is missing, CorruptError when it is corrupt."""
+    """A small file. Raises ConfigError when it is missing or too large, CorruptError when it is
+    corrupt."""
+    most = LARGEST_TOKENIZER if name == TOKENIZER else LARGEST
     try:
+        if (size := source.size(name)) > most:
+            raise ConfigError(f"{source.uri}/{name} has {size:,} bytes, and may have {most:,}")
         data = source.read(name, sums.get(name))
     except FileNotFoundError:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """The tokenizer of a model: of a folder in the Llama layout or of a run, checked against the model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import get_args
 
 from panthalassa.config_model import Model
@@ -8,16 +8,14 @@ from panthalassa.corpus.manifest import TOKENIZER, TokenizerFile
 from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.corpus.tokenizer import open_tokenizer, read_tokenizer
 from panthalassa.errors import ConfigError
-from panthalassa.exchange.importing import FOLDER
 from panthalassa.exchange.llama_folder import read_small, read_sums
 from panthalassa.run_config import kept_tree
 from panthalassa.storage import Storage, open_storage
 from panthalassa.train.audit import kept_manifest
 from panthalassa.train.checkpoint import Commit
 
-LARGEST = 512 << 20
-"""Bytes of a tokenizer.json."""
-LARGEST_BESIDE = 16 << 20
+IMPORTED = "imported"
+"""The folder of a run for what came with its weights."""
 SENTENCEPIECE = "tokenizer.model"
 
 
@@ -29,8 +27,7 @@ def trained_tokenizer(run: Storage, fingerprint: str) -> TextTokenizer:
 
 def tokenizer_of_folder(source: Storage, model: Model) -> TextTokenizer:
     """That of a folder. Raises ConfigError when there is none that fits."""
-    sums = read_sums(source)
-    return _fitting(source, lambda name: read_small(source, name, sums), model)
+    return _fitting(source, model, read_sums(source))
 
 
 def tokenizer_of_run(run: Storage, commit: Commit) -> TextTokenizer:
@@ -40,13 +37,13 @@ def tokenizer_of_run(run: Storage, commit: Commit) -> TextTokenizer:
     """
     if commit.phases:
         return trained_tokenizer(run, commit.phases[-1].corpus)
-    place = run.below(FOLDER)
-    return _fitting(place, place.read, commit.shape)
+    place = run.below(IMPORTED)
+    return _fitting(place, commit.shape, {})
 
 
-def _fitting(place: Storage, read: Callable[[str], bytes], model: Model) -> TextTokenizer:
+def _fitting(place: Storage, model: Model, sums: Mapping[str, str]) -> TextTokenizer:
     """Raises ConfigError also for a tokenizer of more tokens than the model has."""
-    tokenizer = open_tokenizer(_files(place, read), place.uri)
+    tokenizer = open_tokenizer(_files(place, sums), place.uri)
     if tokenizer.vocabulary_size > model.vocabulary_size:
         raise ConfigError(
             f"{place.uri}/{TOKENIZER} has {tokenizer.vocabulary_size} tokens, and the model "
@@ -55,7 +52,7 @@ def _fitting(place: Storage, read: Callable[[str], bytes], model: Model) -> Text
     return tokenizer
 
 
-def _files(place: Storage, read: Callable[[str], bytes]) -> Mapping[str, bytes]:
+def _files(place: Storage, sums: Mapping[str, str]) -> Mapping[str, bytes]:
     """What is there of a tokenizer, by name."""
     if not place.exists(TOKENIZER):
         told = f"{place.uri}/{TOKENIZER} is missing"
@@ -65,11 +62,5 @@ def _files(place: Storage, read: Callable[[str], bytes]) -> Mapping[str, bytes]:
                 f"AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
             )
         raise ConfigError(f"{told}. Copy that of the model there.")
-    found = {}
-    for name in (TOKENIZER, *get_args(TokenizerFile)):
-        if name == TOKENIZER or place.exists(name):
-            most = LARGEST if name == TOKENIZER else LARGEST_BESIDE
-            if (size := place.size(name)) > most:
-                raise ConfigError(f"{place.uri}/{name} has {size:,} bytes, and may have {most:,}")
-            found[name] = read(name)
-    return found
+    names = [name for name in (TOKENIZER, *get_args(TokenizerFile)) if place.exists(name)]
+    return {name: read_small(place, name, sums) for name in names}
