@@ -47,14 +47,15 @@ def import_model(
     """
     try:
         _refuse_occupied(run)  # before a lease is put there, and again with it
-        with read_folder(source, staging) as found, Lease(run, tell):
-            _refuse_occupied(run)
-            if source.exists(TOKENIZER):
+        with read_folder(source, staging) as found:
+            kept = {n: found.read(n) for n in (CONFIG, *KEPT) if source.exists(n)}
+            if TOKENIZER in kept:
                 tokenizer_of_folder(source, found.model)
-            for name in (CONFIG, *KEPT):
-                if source.exists(name):
-                    run.write(f"{IMPORTED}/{name}", found.read(name))
-            write_checkpoint(run, found.model, found, staging, optimizer=True)
+            with Lease(run, tell):
+                _refuse_occupied(run)
+                for name, data in kept.items():
+                    run.write(f"{IMPORTED}/{name}", data)
+                write_checkpoint(run, found.model, found, staging, optimizer=True)
     except OSError as error:
         raise ConfigError(f"{source.uri} can not be imported into {run.uri}: {error}") from error
     count = sum(entry.size // entry.dtype.itemsize for _, entry in found.tensors.values())
