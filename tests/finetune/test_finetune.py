@@ -131,8 +131,7 @@ def generated(run: Storage, prompt: str, tokens: int, *options: str) -> tuple[st
 def test_adapters_learn_alike_undisturbed_and_stopped_and_gone_on_with_at_another_layout(
     tuning: Callable[..., Config], objective: str
 ) -> None:
-    length = "train.steps=40", "checkpoint.every=20"  # far more steps than a stop takes
-    whole = finetune(tuning(objective, *length), ignore)
+    whole = finetune(tuning(objective), ignore)
     assert held_out(whole)[-1] < held_out(whole)[0] * 0.95
 
     def stop(event: Event) -> None:
@@ -140,15 +139,15 @@ def test_adapters_learn_alike_undisturbed_and_stopped_and_gone_on_with_at_anothe
             stopping.set()
 
     stopping = threading.Event()
-    first = finetune(tuning(objective, *length, directory="other"), stop, stopping=stopping)
+    first = finetune(tuning(objective, directory="other"), stop, stopping=stopping)
     assert first.history.ended is not None
     assert first.history.ended.interrupted
-    at_tp_2 = tuning(objective, *length, "parallel.tp_size=2", directory="other")
+    at_tp_2 = tuning(objective, "parallel.tp_size=2", directory="other")
     second = finetune(at_tp_2, ignore)
-    assert losses(first, second) == pytest.approx(losses(whole), abs=1e-3)
+    assert losses(first, second) == pytest.approx(losses(whole), abs=1e-4)
     report = audit_run(folder_of(second))
     assert report.passed, report.problems
-    assert report.samples == 40 * 8
+    assert report.samples == 16 * 8
 
 
 def test_a_checkpoint_of_adapters_holds_no_other_weights(tuning: Callable[..., Config]) -> None:
