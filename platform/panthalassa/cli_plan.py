@@ -141,7 +141,7 @@ def _tracing() -> "Iterator[Tell]":
             nonlocal began
             if not began:
                 console.print(
-                    f"tracing {all} small models, which are kept: a minute or two, the first time",
+                    f"tracing {all} small models, which are kept: some minutes, the first time",
                     soft_wrap=True,
                 )
             began = True
