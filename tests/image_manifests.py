@@ -1,5 +1,7 @@
 """Manifests of corpora with images, without the corpora."""
 
+from phases import bare_manifest
+
 from panthalassa.corpus.manifest import Images, Manifest, Shard
 
 
@@ -19,16 +21,4 @@ def seen_manifest(**images: int) -> Manifest:
         )
         for name, number in images.items()
     ]
-    return Manifest(
-        images=Images(size=64, tokens=16),
-        sequence_length=64,
-        vocabulary_size=8192,
-        bos=0,
-        eos=1,
-        tokenizer_sha256="",
-        documents={},
-        characters={},
-        text_bytes={},
-        unigram_loss=1.0,
-        shards=shards,
-    )
+    return bare_manifest(shards, 64, Images(size=64, tokens=16))

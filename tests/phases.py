@@ -2,13 +2,16 @@
 
 import hashlib
 
-from panthalassa.corpus.manifest import Manifest, Shard
+from panthalassa.corpus.manifest import Images, Manifest, Shard
 from panthalassa.stream.curriculum import Phase
 
 
-def bare_manifest(shards: list[Shard], sequence_length: int) -> Manifest:
+def bare_manifest(
+    shards: list[Shard], sequence_length: int, images: Images | None = None
+) -> Manifest:
     """A manifest of these shards, in which nothing else matters."""
     return Manifest(
+        images=images,
         sequence_length=sequence_length,
         vocabulary_size=4096,
         bos=0,

@@ -7,11 +7,27 @@ of each. A `Problem` stands in the place of what is lost, so that it can be coun
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 if TYPE_CHECKING:
     from panthalassa.corpus.images import BadImage
 
 DOCUMENT_BYTES = 128 << 20
 """The longest document; it bounds the memory of a reader, whatever a file holds or unpacks to."""
+
+READ = pa.schema(
+    {
+        "hash": pa.binary(),
+        "domain": pa.string(),
+        "text": pa.large_string(),
+        "bytes": pa.int64(),
+        "source": pa.string(),
+        "place": pa.string(),
+        "url": pa.string(),
+        "license": pa.string(),
+    }
+)
+"""What is kept of a document, or of a pair, that was read; its `place` is below its `source`."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ A pair that turns out to be longer than a sample is dropped here, for only the t
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +24,9 @@ from panthalassa.corpus.pair_selection import PairCensus, with_group
 from panthalassa.corpus.pairs import ids_of_pair
 from panthalassa.corpus.parts import INDEXED
 from panthalassa.corpus.pipeline import (
-    HELD_BYTES,
     TOKENIZER_BYTES,
     Division,
-    by_task,
-    joined,
+    by_reader,
     tokenizer_of,
 )
 from panthalassa.corpus.selection import COUNTED, Census
@@ -92,18 +90,11 @@ class PairEncoder:
     def __call__(self, number: int, partition: str) -> Tables:
         """The pairs by the task that reads them, with their `ids` and `image`; the note has the tally of
         those that do not fit."""
-        held: defaultdict[int, list[pa.Table]] = defaultdict(list)
         tally, dropped = Tally(), Counter[str]()
-        size = 0
-        for table in self.kept.tables(number, images=True):
-            for task, encoded in by_task(self._encoded(table, tally, dropped), self.division):
-                held[task].append(encoded)
-                size += encoded.nbytes
-            if size > HELD_BYTES:
-                yield from joined(held)
-                held.clear()
-                size = 0
-        yield from joined(held)
+        tables = self.kept.tables(number, images=True)
+        yield from by_reader(
+            (self._encoded(table, tally, dropped) for table in tables), self.division
+        )
         return json.dumps([tally.encode(), dropped])
 
     def _encoded(self, table: pa.Table, tally: Tally, dropped: Counter[str]) -> pa.Table:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from panthalassa import config
 from panthalassa.config_model import Vision
 from panthalassa.corpus.decontaminate import Contamination
-from panthalassa.corpus.documents import Document, SourceFile
+from panthalassa.corpus.documents import READ, Document, SourceFile
 from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Example, Tally
 from panthalassa.corpus.image_hash import signature
 from panthalassa.corpus.images import BadImage, Limits, encoded, fitted
@@ -37,24 +37,17 @@ PREFIX: Final = "images-"
 SEVERAL: Final = 4
 NO_CAPTION: Final = "there is no caption beside the image (in a tar, directly before or behind it)"
 
-# Of a pair, beside what a document has (`reading.READ`): its `characters`, how it `begins`, the SHA-256
+# Of a pair, beside what a document has (READ): its `characters`, how it `begins`, the SHA-256
 # of the prepared `pixels`, its signature, the size of the encoded image, and the file of an evaluation
 # that the caption shares a passage with. The images themselves are in a table beside.
 PAIRS = pa.schema(
-    {
-        "hash": pa.binary(),
-        "domain": pa.string(),
-        "text": pa.large_string(),
-        "bytes": pa.int64(),
-        "source": pa.string(),
-        "place": pa.string(),
-        "url": pa.string(),
-        "license": pa.string(),
-        "pixels": pa.binary(),
-        "bits": pa.binary(),
-        "colours": pa.binary(),
-        "image_bytes": pa.int64(),
-    }
+    [
+        *READ,
+        pa.field("pixels", pa.binary()),
+        pa.field("bits", pa.binary()),
+        pa.field("colours", pa.binary()),
+        pa.field("image_bytes", pa.int64()),
+    ]
 )
 
 

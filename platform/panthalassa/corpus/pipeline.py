@@ -11,7 +11,7 @@ import json
 import math
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from heapq import heappop, heappush
@@ -120,18 +120,24 @@ def encode(
 ) -> Tables:
     """The documents of a partition as `bos ids eos`, in place of their texts; tables by the task that
     reads them, written whenever they hold HELD_BYTES."""
+    tables = (_encoded(table, kept, vocabulary, division) for table in kept.tables(number))
+    yield from by_reader(tables, division)
+    return ""
+
+
+def by_reader(encoded: Iterable[pa.Table], division: Division) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of encoded tables by the task that reads them, whenever they hold HELD_BYTES."""
     held: defaultdict[int, list[pa.Table]] = defaultdict(list)
     size = 0
-    for table in kept.tables(number):
-        for task, encoded in by_task(_encoded(table, kept, vocabulary, division), division):
-            held[task].append(encoded)
-            size += encoded.nbytes
+    for table in encoded:
+        for task, part in _by_task(table, division):
+            held[task].append(part)
+            size += part.nbytes
         if size > HELD_BYTES:
-            yield from joined(held)
+            yield from _joined(held)
             held.clear()
             size = 0
-    yield from joined(held)
-    return ""
+    yield from _joined(held)
 
 
 def _encoded(table: pa.Table, kept: Kept, vocabulary: bytes, division: Division) -> pa.Table:
@@ -151,14 +157,14 @@ def _encoded(table: pa.Table, kept: Kept, vocabulary: bytes, division: Division)
     )
 
 
-def by_task(encoded: pa.Table, division: Division) -> Iterator[tuple[int, pa.Table]]:
+def _by_task(encoded: pa.Table, division: Division) -> Iterator[tuple[int, pa.Table]]:
     owners = zip(encoded["group"].to_pylist(), encoded["part"].to_pylist(), strict=True)
     tasks = np.array([division.task[part] for part in owners], dtype=np.int64)
     for task in np.unique(tasks).tolist():
         yield task, encoded.filter(pa.array(tasks == task))
 
 
-def joined(held: dict[int, list[pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
+def _joined(held: dict[int, list[pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
     for task, tables in held.items():
         yield _of_task(task), pa.concat_tables(tables)
 

@@ -19,8 +19,8 @@ from tokenizers import AddedToken
 
 from panthalassa.corpus.chat_format import ChatFormat
 from panthalassa.corpus.chat_template import ChatTemplate
-from panthalassa.corpus.library_errors import library_errors
 from panthalassa.corpus.manifest import TOKENIZER
+from panthalassa.corpus.rust_errors import rust_errors
 from panthalassa.corpus.text_tokenizer import Place, Special
 from panthalassa.corpus.tokenizer_files import GENERATION, TEMPLATE, Around, read_around
 from panthalassa.errors import ChatError, ConfigError
@@ -51,7 +51,7 @@ class PretrainedTokenizer:
         self._place = f"{place}/{TOKENIZER}"
         content = _content(files[TOKENIZER], self._place)
         around = read_around(files, place)
-        with library_errors(self._no_tokenizer):
+        with rust_errors(self._no_tokenizer):
             self._core, first = _loaded(content)
             self._tokens, ids = _special(self._core, around, place)
             self._special = _specials(self._core, self._place)
@@ -78,7 +78,7 @@ class PretrainedTokenizer:
         """Raises ConfigError when the library fails on the text."""
         text = _whole(text)
         core = self._plain_at(place)
-        with library_errors(self._no_ids):
+        with rust_errors(self._no_ids):
             found = core.encode(text, add_special_tokens=False)
         ids: list[int] = found.ids
         if self._never.isdisjoint(ids):
@@ -95,7 +95,7 @@ class PretrainedTokenizer:
         if text not in self._found:
             if len(self._found) >= MANY_FOUND:
                 self._found.clear()
-            with library_errors(self._no_ids):
+            with rust_errors(self._no_ids):
                 found = self._core.encode(text, add_special_tokens=False)
             self._found[text] = [
                 Special(id, *span)
@@ -108,7 +108,7 @@ class PretrainedTokenizer:
         steps = self._steps[place]
         if steps not in self._plain:
             content = _content(self._files[TOKENIZER], self._place)
-            with library_errors(self._no_tokenizer):
+            with rust_errors(self._no_tokenizer):
                 self._plain[steps] = _plain({**content, **json.loads(steps)}, self._tokens)
         return self._plain[steps]
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from panthalassa import config
 from panthalassa.corpus.decontaminate import Contamination
-from panthalassa.corpus.documents import Document, Problem, SourceFile
+from panthalassa.corpus.documents import READ, Document, Problem, SourceFile
 from panthalassa.corpus.formats.stream import changed
 from panthalassa.corpus.funnel import EXAMPLE_CHARACTERS, Entry, Example, Tally
 from panthalassa.corpus.image_paths import ListedImages
@@ -33,21 +33,9 @@ TABLE_BYTES = 16 << 20  # text of a table
 TABLE_ROWS = 65_536
 NAMED = 5  # files with records that can not be read
 
-# `place` is below `source`. Added to that are the `characters`, how the text `begins`, the `keys` of the
+# A row of `about` has what READ has but the text, its `characters`, how it `begins`, the `keys` of the
 # bands of near-duplicates (none in a text without words), and the file of an `evaluation` that the
 # document shares a passage with.
-READ = pa.schema(
-    {
-        "hash": pa.binary(),
-        "domain": pa.string(),
-        "text": pa.large_string(),
-        "bytes": pa.int64(),
-        "source": pa.string(),
-        "place": pa.string(),
-        "url": pa.string(),
-        "license": pa.string(),
-    }
-)
 
 
 def partition(files: list[SourceFile], hashes: list[str]) -> list[str]:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from panthalassa.corpus.chat_format import ChatFormat, ChatML
-from panthalassa.corpus.library_errors import library_errors
 from panthalassa.corpus.manifest import TOKENIZER, Manifest
 from panthalassa.corpus.pretrained_tokenizer import PretrainedTokenizer
+from panthalassa.corpus.rust_errors import rust_errors
 from panthalassa.corpus.text_tokenizer import Place, Special, TextTokenizer
 from panthalassa.errors import ConfigError, CorpusError
 from panthalassa.storage import Storage
@@ -112,7 +112,7 @@ class Tokenizer:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Tokenizer":
         """Inverse of `to_bytes`. Raises CorpusError when `data` is no tokenizer."""
-        with library_errors(_no_tokenizer):
+        with rust_errors(_no_tokenizer):
             core = tokenizers.Tokenizer.from_str(data.decode())
         return cls(core)
 

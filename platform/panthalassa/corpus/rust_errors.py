@@ -8,7 +8,7 @@ from panthalassa.errors import PanthalassaError
 
 
 @contextmanager
-def library_errors(told: Callable[[BaseException], PanthalassaError]) -> Iterator[None]:
+def rust_errors(told: Callable[[BaseException], PanthalassaError]) -> Iterator[None]:
     """In the block, whatever the library raises becomes what `told` makes of it."""
     try:
         yield
