@@ -177,11 +177,12 @@ def test_a_tower_starts_as_it_says() -> None:
         return initial_weight(name, size, config, 0, torch.device("cpu")).std().item()
 
     hidden, layers = config.vision.hidden_size, config.vision.layers
-    deep = 0.02 / (2 * layers) ** 0.5
-    assert std("vision.positions.weight", 400, hidden) == pytest.approx(0.02, rel=0.05)
-    assert std("vision.blocks.0.attention.o_proj.weight", 400, hidden) == pytest.approx(
-        deep, rel=0.05
-    )
+    flat, deep = hidden**-0.5, (2 * layers * hidden) ** -0.5
+    for name in ("vision.positions", "vision.blocks.0.ffn.up_proj", "projector.in_proj"):
+        assert std(f"{name}.weight", 400, hidden) == pytest.approx(flat, rel=0.05), name
+    assert std("vision.patches.weight", 400, 4 * hidden) == pytest.approx(flat / 2, rel=0.05)
+    out = "vision.blocks.0.attention.o_proj.weight"
+    assert std(out, 400, hidden) == pytest.approx(deep, rel=0.05)
     vision = config.vision.model_copy(update={"layers": 4 * layers})
     deeper = config.model_copy(update={"vision": vision})
     name, size, cpu = "ffn.down_proj.weight", torch.Size((400, hidden)), torch.device("cpu")

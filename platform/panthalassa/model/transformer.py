@@ -262,8 +262,9 @@ def initial_weight(
     """The whole initial value of a parameter, in fp32: a function of its name and the seed alone.
 
     Normal with deviation 0.02, projections onto the residual path divided by sqrt(2 layers), norms
-    one, biases zero: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo. Of an
-    adapter, B is zero and A keeps the size of what it is given (Hu et al. 2021, section 4.1).
+    one, biases zero: GPT-2 (Radford et al. 2019, section 2.3), as in Megatron-LM and OLMo. What reads
+    images keeps the size of what it is given, as in SigLIP (LeCun et al. 1998, section 4.6), and so does
+    an adapter's A; its B is zero (Hu et al. 2021, section 4.1).
     """
     if name.endswith(("lora_b", "bias")):
         return torch.zeros(shape, device=device)
@@ -271,9 +272,9 @@ def initial_weight(
         return torch.ones(shape, device=device)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
-    onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-    layers = config.vision.layers if config.vision and name.startswith("vision.") else config.layers
-    std = INITIAL_STD / math.sqrt(2 * layers) if onto_residual else INITIAL_STD
-    if name.endswith("lora_a"):
-        std = 1 / math.sqrt(shape[1])
+    keeps_size = name.startswith(("vision.", "projector.")) or name.endswith("lora_a")
+    std = 1 / math.sqrt(shape[1]) if keeps_size else INITIAL_STD
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        tower = config.vision if name.startswith("vision.") else None
+        std /= math.sqrt(2 * (tower or config).layers)
     return torch.empty(shape, device=device).normal_(0, std, generator=generator)
