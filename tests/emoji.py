@@ -6,16 +6,19 @@ The pictures come from the npm package `emoji-datasource-google`, the names (of 
 
 Languages take turns with the kinds of files that a preparation reads: Parquet, WebDataset, and JSONL
 beside pictures. A text is the name behind a language's code, `de: Affe`, so that `de:` is a prompt for
-a name in German.
+a name in German. Where pictures are varied, each language sees an emoji moved, turned, in another size
+and in slightly other colours.
 """
 
 import hashlib
 import io
 import json
+import math
 import os
+import random
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from demos import write_records
+from PIL import Image
 
 from panthalassa.corpus.image_hash import Signatures, near, signature
 from panthalassa.corpus.images import fitted
@@ -119,12 +123,40 @@ def prompt_of(language: str) -> str:
     return f"{language}:"
 
 
-def write_pairs(found: Sequence[Emoji], sources: Path) -> None:
+def varied(emoji: Emoji, language: str) -> Emoji:
+    """Moved by up to 5 pixels, turned by up to 15 degrees, from 0.7 to 1.15 times as large, each colour
+    up to 15 % stronger or weaker: as the emoji and the language draw it."""
+    draw = random.Random(f"{emoji.code} {language}")
+    size, angle = draw.uniform(0.7, 1.15), math.radians(draw.uniform(-15, 15))
+    across, down = (SQUARES / 2 + draw.uniform(-5, 5) for _ in range(2))
+    cos, sin, middle = math.cos(angle) / size, math.sin(angle) / size, SQUARES / 2
+    to_picture = (
+        *(cos, sin, middle - cos * across - sin * down),
+        *(-sin, cos, middle + sin * across - cos * down),
+    )
+    picture = Image.open(io.BytesIO(emoji.picture)).convert("RGBA")
+    picture = picture.transform(
+        picture.size, Image.Transform.AFFINE, to_picture, Image.Resampling.BILINEAR
+    )
+    strengths = [draw.uniform(0.85, 1.15) for _ in "RGB"]
+    colours = [
+        band.point(
+            [min(255, max(0, round(255 - strength * (255 - value)))) for value in range(256)]
+        )
+        for band, strength in zip(picture.split(), strengths, strict=False)
+    ]
+    file = io.BytesIO()
+    Image.merge("RGBA", [*colours, picture.getchannel("A")]).save(file, "PNG")
+    return replace(emoji, picture=file.getvalue())
+
+
+def write_pairs(found: Sequence[Emoji], sources: Path, vary: bool = False) -> None:
     """A file of each language, in one of three kinds, below `sources`."""
     languages = list(found[0].names)
     for kind, write in enumerate((_parquet, _webdataset, _json_lines)):
         for language in languages[kind::3]:
-            write(found, language, sources)
+            shown = [varied(emoji, language) for emoji in found] if vary else found
+            write(shown, language, sources)
 
 
 def _parquet(found: Sequence[Emoji], language: str, sources: Path) -> None:
@@ -161,7 +193,7 @@ def _webdataset(found: Sequence[Emoji], language: str, sources: Path) -> None:
 def _json_lines(found: Sequence[Emoji], language: str, sources: Path) -> None:
     records = [
         {
-            "image": f"pictures/{emoji.code}.png",
+            "image": f"{language}/{emoji.code}.png",
             "caption": text_of(emoji, language),
             "language": language,
             "license": LICENSES,
@@ -169,7 +201,7 @@ def _json_lines(found: Sequence[Emoji], language: str, sources: Path) -> None:
         for emoji in found
     ]
     write_records(sources / "jsonl" / f"{language}.jsonl", records)
-    write_pictures(found, sources / "jsonl" / "pictures")
+    write_pictures(found, sources / "jsonl" / language)
 
 
 def write_pictures(found: Sequence[Emoji], place: Path) -> None:
