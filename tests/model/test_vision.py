@@ -57,7 +57,7 @@ def model() -> Transformer:
     model, draw = unsharded(seeing()), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and not name.startswith(("vision.", "projector.")):
                 parameter.mul_(8)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.3, generator=draw)
