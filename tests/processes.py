@@ -9,6 +9,8 @@ import ray
 
 MARK = "PANTHALASSA_TEST"
 """The variable that marks the processes of a test."""
+PATIENCE = 45
+"""Seconds. Ray lets an actor that nobody holds any more end by itself, and ends it after 30."""
 
 
 def worker_pids() -> list[int]:
@@ -51,9 +53,9 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def left_over(mark: str, titles: tuple[str, ...] = ("",), patience: float = 10) -> list[str]:
-    """What still runs of the processes with `mark` and one of these titles, after a moment to end."""
-    until = time.monotonic() + patience
+def left_over(mark: str, titles: tuple[str, ...] = ("",)) -> list[str]:
+    """What still runs of the processes with `mark` and one of these titles, after PATIENCE to end."""
+    until = time.monotonic() + PATIENCE
     while True:
         left = [title(process) for process in marked(mark)]
         left = [found for found in left if found.startswith(titles)]

@@ -31,7 +31,6 @@ from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import (
     BYTES_PER_TOKEN,
-    MOST_TASKS,
     PADDING,
     Batch,
     Samples,
@@ -353,10 +352,10 @@ def test_the_documents_of_a_row_by_hand(corpus: Corpus) -> None:
     ]
 
 
-@given(st.integers(1, 10**9), st.integers(1, 5000))
-def test_tasks_are_whole_blocks_and_not_too_many(total: int, block: int) -> None:
-    tasks = _tasks(total, block)
-    assert len(tasks) <= MOST_TASKS
+@given(st.integers(1, 10**9), st.integers(1, 5000), st.integers(1, 40))
+def test_tasks_are_whole_blocks_and_not_too_many(total: int, block: int, most: int) -> None:
+    tasks = _tasks(total, block, most)
+    assert len(tasks) <= most
     assert tasks[0]["first"] == 0
     assert tasks[-1]["end"] == total
     for one, following in pairwise(tasks):

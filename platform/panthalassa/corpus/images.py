@@ -73,7 +73,8 @@ def pixels(data: bytes, size: int) -> Pixels:
     if image.size != (size, size):
         raise BadImage("image-size", f"{_shape(image)} pixels, expected {size} × {size}")
     _load(image)
-    return np.asarray(image.convert("RGB"))
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(size, size, 3)
 
 
 def encoded(image: Pixels) -> bytes:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from panthalassa.corpus.images import BadImage, Pixels, pixels
 from panthalassa.corpus.manifest import Images
@@ -60,7 +59,12 @@ def to_arrow(images: Pixels, counts: Integers, kind: Images) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), len(counts), buffers)
 
 
-def from_numpy(values: NDArray[np.object_], kind: Images) -> Pixels:
-    """Inverse of `to_arrow`, from what Ray Data makes of it."""
-    joined = bytearray().join(values.tolist())
-    return np.frombuffer(joined, np.uint8).reshape(-1, kind.size, kind.size, CHANNELS)
+def from_arrow(column: pa.ChunkedArray, kind: Images) -> Pixels:
+    """Inverse of `to_arrow`; of one chunk without a copy."""
+    pieces = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        pieces.append(np.frombuffer(data, np.uint8)[ends[0] : ends[-1]])
+    joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return joined.reshape(-1, kind.size, kind.size, CHANNELS)

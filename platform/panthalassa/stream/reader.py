@@ -17,8 +17,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
+from ray.data.block import BlockAccessor
 
 from panthalassa.cluster import mendable
 from panthalassa.config import Stream
@@ -30,7 +32,7 @@ from panthalassa.stream.curriculum import Piece
 from panthalassa.stream.images import (
     bytes_of,
     decode,
-    from_numpy,
+    from_arrow,
     positions_of,
     room,
     to_arrow,
@@ -47,8 +49,8 @@ IMAGE_BYTES_PER_BLOCK = 1 << 23
 """Of pixels: memory of this size is used again, where that of larger blocks is new each time."""
 BYTES_PER_TOKEN = 6
 """Of a sample on its way: its token, and its document within the row with whether it counts."""
-MOST_TASKS = 16
-"""In a segment."""
+TASKS_EACH = 2
+"""Tasks of a segment for each that is read at once: to start one takes as long as to read a block."""
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2
 STAY_SECONDS = 60.0
@@ -235,8 +237,7 @@ def segments(
     of the corpus, count as pixels, by how many a sample has in the mean.
 
     Ray Data reads a segment without a pause. If it had to wait for the loop instead, its scheduler would
-    spin in this process (Ray 2.60) and hold the interpreter, which makes small steps several times as
-    long.
+    spin in this process (Ray 2.60) and hold the interpreter, which makes steps twice as long.
     """
     phase, steps = piece.phase, piece.steps
     sample_bytes = phase.sequence_length * BYTES_PER_TOKEN + image_bytes(piece, images)
@@ -281,7 +282,8 @@ def _open(
         nothing = Batch(no_samples(length, images), 0, np.zeros(4, np.int64), [])
         return iter([nothing] * len(steps))
 
-    total, block = len(steps) * partition.samples, _samples_per_block(segment, images)
+    block = _samples_per_block(segment, images)
+    tasks = _tasks(len(steps) * partition.samples, block, TASKS_EACH * settings.read_tasks)
 
     def read(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         _stay()
@@ -305,7 +307,9 @@ def _open(
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
     context.downstream_capacity_backpressure_ratio = None  # waits at half of a small object store
-    samples = ray.data.from_items(_tasks(total, block), override_num_blocks=MOST_TASKS).map_batches(
+    # Of several streams one can be left without a share of CPUs; its scheduler spins until then.
+    context.op_resource_reservation_enabled = False
+    samples = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         read,
         batch_size=1,
         num_cpus=READ_CPUS,
@@ -313,9 +317,9 @@ def _open(
         label_selector={"ray.io/node-id": f"!in({','.join(not_on)})"} if not_on else None,
     )
     batches = samples.iter_batches(
-        batch_size=partition.samples, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
+        batch_size=partition.samples, batch_format="pyarrow", prefetch_batches=BATCHES_AHEAD
     )
-    return _Ahead(_batch(columns, partition.start, images) for columns in batches)
+    return _Ahead(_batch(table, partition.start, images) for table in batches)
 
 
 def _samples_per_block(piece: Piece, images: Images | None) -> int:
@@ -325,9 +329,9 @@ def _samples_per_block(piece: Piece, images: Images | None) -> int:
     return max(1, most)
 
 
-def _tasks(total: int, block: int) -> list[dict[str, int]]:
-    """[0, total) in ranges of whole blocks."""
-    size = block * -(-total // (block * MOST_TASKS))
+def _tasks(total: int, block: int, most: int) -> list[dict[str, int]]:
+    """[0, total) in at most so many ranges of whole blocks."""
+    size = block * -(-total // (block * most))
     return [{"first": k, "end": min(k + size, total)} for k in range(0, total, size)]
 
 
@@ -352,13 +356,15 @@ def _let_go() -> None:
     _owned = None
 
 
-def _batch(columns: dict[str, Any], first: int, images: Images | None) -> Batch:
+def _batch(table: pa.Table, first: int, images: Images | None) -> Batch:
     """A step's batch from the columns of `read`; `first` is its first sample in the global batch."""
+    columns = BlockAccessor.for_block(table).to_numpy(["tokens", "documents", "account"])
+    assert isinstance(columns, dict)
     account = columns["account"]
     whole = account[:, 0] == 1
     samples = Samples.unmarked(columns["tokens"], columns["documents"])
     if images:
-        samples = replace(samples, images=from_numpy(columns["images"], images))
+        samples = replace(samples, images=from_arrow(table["images"], images))
     return Batch(
         samples=samples,
         read=int(whole.sum()),

@@ -6,19 +6,21 @@
 likely choice behind the prompt is the answer. Longer choices are less likely for that alone, so there is
 also the accuracy of likelihoods by byte of UTF-8, which is a measure of length in all scripts.
 
-Settings: `recall` are the numbers k for which the share of questions is told whose right choice is among
-the k most likely ones. With `calibrated` the same is also told of what the image makes of a choice: the
-logarithm of its probability with the image less that without it, as some names are common whatever is
-shown.
+Settings: `recall` are the numbers k for which the share of questions is told whose right choice is
+among the k most likely ones. With `calibrated`, a number of images, the same is also told of what the
+image makes of a choice: the logarithm of its probability less the mean of that with so many others, the
+first ones of the file, as some names are common whatever is shown.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from panthalassa.errors import PanthalassaError
 from panthalassa.evaluate.task import Answer, Item, Likelihood, Likely, Numbers, Picture
 from panthalassa.evaluate.tasks.reading import Record, find, picture, read_objects, wrong
 from panthalassa.evaluate.tasks.settings import CHECKED, FileTask
@@ -51,7 +53,7 @@ class Choices(FileTask):
     """The share of questions whose right choice is the most likely one."""
 
     recall: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    calibrated: bool = False
+    calibrated: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
     name = "choices"
 
     @property
@@ -62,19 +64,39 @@ class Choices(FileTask):
 
     def read(self) -> Iterator[Item]:
         for path in find(self.data, ".jsonl"):
+            first = self._first_images(path) if self.calibrated else []
             for number, question in read_objects(self.data, path, Question):
-                images = (
-                    (picture(self.data, path, number, question.image),) if question.image else ()
+                image = self._image(path, number, question)
+                others = [other for other in first if other != image][: self.calibrated]
+                requests = continuations(
+                    question.prompt, question.choices, (image,) if image else ()
                 )
-                requests = continuations(question.prompt, question.choices, images)
-                if self.calibrated:
-                    if not images:
-                        raise wrong(self.data, path, number, "calibrated asks for an image")
-                    requests += continuations(question.prompt, question.choices)
+                for other in others:
+                    requests += continuations(question.prompt, question.choices, (other,))
                 yield Item(f"{path}:{number}", requests, question.answer, question.group)
 
+    def _image(self, path: str, number: int, question: Question) -> Picture | None:
+        if question.image:
+            return picture(self.data, path, number, question.image)
+        if self.calibrated:
+            raise wrong(self.data, path, number, "calibrated asks for an image")
+        return None
+
+    def _first_images(self, path: str) -> list[Picture]:
+        """One more than a question is also asked with, for its own may be one of them."""
+        found: dict[Picture, None] = {}
+        for number, question in read_objects(self.data, path, Question):
+            if image := self._image(path, number, question):
+                found[image] = None
+            if len(found) > self.calibrated:
+                return list(found)
+        raise PanthalassaError(
+            f"evaluation file {self.data.uri}/{path} has {len(found)} different images: "
+            f"calibrated={self.calibrated} asks for one more than that number"
+        )
+
     def baselines(self, items: Sequence[Item]) -> dict[str, float]:
-        requests = 2 if self.calibrated else 1
+        requests = 1 + self.calibrated
         found = {}
         for name in self.metrics:
             kind, _, best = name.removesuffix(CALIBRATED).partition("@")
@@ -87,8 +109,9 @@ class Choices(FileTask):
         nats = log_probabilities(answers)
         found: dict[str, Numbers] = {}
         if self.calibrated:
-            nats, without = nats[: len(nats) // 2], nats[len(nats) // 2 :]
-            gained = [each - other for each, other in zip(nats, without, strict=True)]
+            shown, *others = np.reshape(nats, (1 + self.calibrated, -1))
+            gained = (shown - np.mean(others, axis=0)).tolist()
+            nats = shown.tolist()
             found = {
                 f"{name}{CALIBRATED}": numbers
                 for name, numbers in self._ranked(gained, item.target)
