@@ -6,8 +6,8 @@ The pictures come from the npm package `emoji-datasource-google`, the names (of 
 
 Languages take turns with the kinds of files that a preparation reads: Parquet, WebDataset, and JSONL
 beside pictures. A text is the name behind a language's code, `de: Affe`, so that `de:` is a prompt for
-a name in German. Where pictures are varied, each language sees an emoji moved, turned, in another size
-and in slightly other colours.
+a name in German. A language may see an emoji in several looks: moved, turned, in another size and in
+slightly other colours.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import math
 import os
 import random
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,10 +123,10 @@ def prompt_of(language: str) -> str:
     return f"{language}:"
 
 
-def varied(emoji: Emoji, language: str) -> Emoji:
+def varied(emoji: Emoji, look: str) -> Emoji:
     """Moved by up to 5 pixels, turned by up to 15 degrees, from 0.7 to 1.15 times as large, each colour
-    up to 15 % stronger or weaker: as the emoji and the language draw it."""
-    draw = random.Random(f"{emoji.code} {language}")
+    up to 15 % stronger or weaker: as the emoji and the look draw it, which is put behind its code."""
+    draw = random.Random(f"{emoji.code} {look}")
     size, angle = draw.uniform(0.7, 1.15), math.radians(draw.uniform(-15, 15))
     across, down = (SQUARES / 2 + draw.uniform(-5, 5) for _ in range(2))
     cos, sin, middle = math.cos(angle) / size, math.sin(angle) / size, SQUARES / 2
@@ -147,16 +147,20 @@ def varied(emoji: Emoji, language: str) -> Emoji:
     ]
     file = io.BytesIO()
     Image.merge("RGBA", [*colours, picture.getchannel("A")]).save(file, "PNG")
-    return replace(emoji, picture=file.getvalue())
+    return replace(emoji, code=f"{emoji.code}-{look}", picture=file.getvalue())
 
 
-def write_pairs(found: Sequence[Emoji], sources: Path, vary: bool = False) -> None:
-    """A file of each language, in one of three kinds, below `sources`."""
+def write_pairs(found: Sequence[Emoji], sources: Path, looks: Mapping[str, int] = {}) -> None:
+    """A file of each language, in one of three kinds, below `sources`.
+
+    looks: in how many each emoji is seen by a language; one that is not named sees it as it is.
+    """
     languages = list(found[0].names)
     for kind, write in enumerate((_parquet, _webdataset, _json_lines)):
         for language in languages[kind::3]:
-            shown = [varied(emoji, language) for emoji in found] if vary else found
-            write(shown, language, sources)
+            names = [f"{language}{number}" for number in range(looks.get(language, 0))]
+            seen = [varied(emoji, look) for emoji in found for look in names]
+            write(seen or found, language, sources)
 
 
 def _parquet(found: Sequence[Emoji], language: str, sources: Path) -> None:

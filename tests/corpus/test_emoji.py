@@ -1,9 +1,22 @@
 """Emoji and their names in 20 languages, the pairs of `make vision-demo`, read as for a corpus."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
-from emoji import LANGUAGES, Emoji, folder, prompt_of, read_emoji, split, write_pairs
+from emoji import (
+    LANGUAGES,
+    SQUARES,
+    Emoji,
+    folder,
+    prompt_of,
+    read_emoji,
+    split,
+    varied,
+    write_pairs,
+)
+from PIL import Image
 
 from panthalassa.corpus.documents import Document
 from panthalassa.corpus.sources import list_files, read_documents
@@ -39,8 +52,11 @@ def test_near_pictures_are_on_one_side(emoji: list[Emoji]) -> None:
         assert len(sides) == 1
 
 
-def test_files_of_each_kind_say_the_same(emoji: list[Emoji], tmp_path: Path) -> None:
-    write_pairs(emoji[:SOME], tmp_path)
+@pytest.mark.parametrize("looks", [{}, {"en": 3, "de": 2, "fr": 1}])
+def test_files_of_each_kind_say_the_same(
+    emoji: list[Emoji], tmp_path: Path, looks: dict[str, int]
+) -> None:
+    write_pairs(emoji[:SOME], tmp_path, looks)
     found = {language: list[Document]() for language in LANGUAGES}
     for file in list_files([str(tmp_path)], images=True).files:
         for document in read_documents(file, LARGEST):
@@ -48,6 +64,20 @@ def test_files_of_each_kind_say_the_same(emoji: list[Emoji], tmp_path: Path) -> 
             found[document.domain or ""].append(document)
     for language, documents in found.items():
         expected = [
-            (f"{prompt_of(language)} {each.names[language]}", each.picture) for each in emoji[:SOME]
+            (f"{prompt_of(language)} {each.names[language]}", seen.picture)
+            for each in emoji[:SOME]
+            for seen in (
+                [varied(each, f"{language}{number}") for number in range(looks.get(language, 0))]
+                or [each]
+            )
         ]
         assert [(each.text, each.image) for each in documents] == expected
+
+
+def test_an_emoji_has_many_looks_and_each_is_always_the_same(emoji: list[Emoji]) -> None:
+    seen = {look: varied(emoji[0], look) for look in ("en0", "en1", "de0")}
+    assert seen["en1"] == varied(emoji[0], "en1")
+    pictures = [np.asarray(Image.open(io.BytesIO(each.picture))) for each in seen.values()]
+    assert {picture.shape for picture in pictures} == {(SQUARES, SQUARES, 4)}
+    assert len({picture.tobytes() for picture in pictures}) == len(seen)
+    assert {each.code for each in seen.values()} == {f"{emoji[0].code}-{look}" for look in seen}
