@@ -44,7 +44,7 @@ IMAGES_A_ROW = 16
 WARM_UP = 0.2
 """Share of the steps that is not measured."""
 TARGET = 0.7
-AHEAD = 512
+AHEAD = 256
 """Megabytes of pixels: a stream that is never waited for starts a new segment every so often."""
 
 
