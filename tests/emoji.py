@@ -125,7 +125,7 @@ def prompt_of(language: str) -> str:
 
 def varied(emoji: Emoji, look: str) -> Emoji:
     """Moved by up to 5 pixels, turned by up to 15 degrees, from 0.7 to 1.15 times as large, each colour
-    up to 15 % stronger or weaker: as the emoji and the look draw it, which is put behind its code."""
+    up to 15 % stronger or weaker, drawn from the emoji's code and the look; both make its code."""
     draw = random.Random(f"{emoji.code} {look}")
     size, angle = draw.uniform(0.7, 1.15), math.radians(draw.uniform(-15, 15))
     across, down = (SQUARES / 2 + draw.uniform(-5, 5) for _ in range(2))

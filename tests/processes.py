@@ -9,7 +9,7 @@ import ray
 
 MARK = "PANTHALASSA_TEST"
 """The variable that marks the processes of a test."""
-PATIENCE = 45
+OF_ACTORS = 45
 """Seconds. Ray lets an actor that nobody holds any more end by itself, and ends it after 30."""
 
 
@@ -53,12 +53,12 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def left_over(mark: str, titles: tuple[str, ...] = ("",)) -> list[str]:
-    """What still runs of the processes with `mark` and one of these titles, after PATIENCE to end."""
-    until = time.monotonic() + PATIENCE
+def left_over(mark: str, title_start: str = "", patience: float = 10) -> list[str]:
+    """What still runs of the processes with `mark` and such a title, after a moment to end."""
+    until = time.monotonic() + patience
     while True:
         left = [title(process) for process in marked(mark)]
-        left = [found for found in left if found.startswith(titles)]
+        left = [found for found in left if found.startswith(title_start)]
         if not left or time.monotonic() > until:
             return left
         time.sleep(0.5)

@@ -13,6 +13,7 @@ how often the right name is among the best with chance.
 import argparse
 import io
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ CANDIDATES = 100
 BEST = 10
 ASKED = 80
 """Held-out emoji whose names are looked for, in each language."""
+OTHERS = 8
+"""Learned emoji beside which names are told to be likely for what is shown."""
 SHOWN = 24
 SHEET = ("en", "de", "ru", "el", "ar")
 """Languages of the contact sheet, whose scripts a plain system has fonts for."""
@@ -53,11 +56,14 @@ SEED = 1
 
 
 def write_demo(root: Path, folder: Path) -> None:
+    for name in ("pairs", "questions", "sheet"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     learned, held_out = split(read_emoji(root))
     languages = learned[0].names
     write_pairs(learned, folder / "pairs", dict.fromkeys(languages, 1) | LOOKS)
     drawn = random.Random(SEED).sample(held_out, max(ASKED, SHOWN))
     write_questions(drawn[:ASKED], held_out, folder / "questions")
+    write_pictures(random.Random(SEED).sample(learned, OTHERS), folder / "questions" / "others")
     write_sheet(drawn[:SHOWN], folder / "sheet")
     print(
         f"{len(learned)} emoji with their names in {len(languages)} languages to learn from, "

@@ -261,42 +261,45 @@ def likely_as(known: Callable[[str], dict[str, float]]) -> Callable[[Request], A
 
 
 def test_calibrated_choices_are_told_by_what_their_image_makes_of_them(data: Path) -> None:
-    names = ["0.png", "1.jpg", "2.webp"]
-    shown = [{**CHOICE, "image": f"images/{name}", "answer": 2} for name in names]
-    lines(data / "a.jsonl", *shown, {**shown[0], "answer": 1})
+    (data / "others").mkdir()
+    for name in ("1.jpg", "2.webp"):
+        (data / "images" / name).rename(data / "others" / name)
+    lines(data / "a.jsonl", *[{**CHOICE, "answer": answer} for answer in range(3)])
     nats = {
         "0.png": {" cat": -1.0, " dog": -3.0, " fish": -4.0},
         "1.jpg": {" cat": -1.5, " dog": -3.5, " fish": -5.0},
         "2.webp": {" cat": -0.5, " dog": -0.5, " fish": -5.0},
     }
-    found = scored(task("choices", data, recall=(1, 2), calibrated=2), likely_as(nats.__getitem__))
-    # less the means of the two others: 0.png gains 0, -1 and 1; 1.jpg -0.75, -1.75 and -0.5; 2.webp
-    # 0.75, 2.75 and -0.5
-    assert found.numbers["accuracy"].tolist() == [[0], [0], [0], [0]]
-    assert found.numbers["recall@2"].tolist() == [[0], [0], [0], [1]]
-    assert found.numbers["accuracy_calibrated"].tolist() == [[1], [1], [0], [0]]
-    assert found.numbers["recall@2_calibrated"].tolist() == [[1], [1], [0], [0]]
-    assert found.groups == ["en"] * 4
-    for name, chance in (("accuracy", 3 / 4), ("recall@2", 2 / 3), ("recall@2_calibrated", 2 / 3)):
-        assert found.baselines[name] == pytest.approx(chance)  # 3 of 4 answers are fish
-    asked = [item.requests for item in task("choices", data, calibrated=1).items()]
-    assert {*asked[0], *asked[1]} == set(asked[0])  # nothing more for another of the first images
+    asked = task("choices", data, recall=(1, 2), calibrated="others")
+    found = scored(asked, likely_as(nats.__getitem__))
+    assert found.numbers["accuracy"].tolist() == [[1], [0], [0]]
+    assert found.numbers["recall@2"].tolist() == [[1], [1], [0]]
+    # less the means of the two others it makes 0 of cat, -1 of dog and 1 of fish
+    assert found.numbers["accuracy_calibrated"].tolist() == [[0], [0], [1]]
+    assert found.numbers["recall@2_calibrated"].tolist() == [[1], [0], [1]]
+    assert found.groups == ["en"] * 3
+    for name, chance in (("accuracy", 1 / 3), ("recall@2", 2 / 3), ("recall@2_calibrated", 2 / 3)):
+        assert found.baselines[name] == pytest.approx(chance)
 
 
 @pytest.mark.parametrize(
-    ("row", "calibrated", "told"),
+    ("row", "folder", "told"),
     [
-        ({}, 1, r"a\.jsonl has 1 different images: calibrated=1 asks for one more"),
-        ({"image": "images/1.jpg"}, 2, "has 2 different images: calibrated=2"),
-        ({"image": ""}, 1, "line 2: calibrated asks for an image"),
+        ({}, "none", "has 0 files in the folder 'none'"),
+        ({}, "..", r"has 0 files in the folder '\.\.'"),
+        ({}, "many", "has 33 files in the folder 'many'"),
+        ({"image": ""}, "images", "line 1: calibrated asks for an image"),
     ],
 )
 def test_calibrated_choices_need_other_images(
-    data: Path, row: dict[str, str], calibrated: int, told: str
+    data: Path, row: dict[str, str], folder: str, told: str
 ) -> None:
-    lines(data / "a.jsonl", CHOICE, CHOICE | row)
+    (data / "many").mkdir()
+    for number in range(33):
+        (data / "many" / str(number)).touch()
+    lines(data / "a.jsonl", CHOICE | row)
     with pytest.raises(PanthalassaError, match=told):
-        list(task("choices", data, calibrated=calibrated).items())
+        list(task("choices", data, calibrated=folder).items())
 
 
 def test_an_item_is_what_its_image_is(data: Path) -> None:

@@ -116,7 +116,9 @@ def test_it_is_evaluated_with_images(seeing: Path, tmp_path: Path) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / task / "a.jsonl").write_text(text)
     entries: list[dict[str, Any]] = [{"name": task, "data": str(tmp_path / task)} for task in rows]
-    entries[0]["settings"] = {"recall": [1, 3], "calibrated": 2}
+    (tmp_path / "choices" / "others").mkdir()
+    (tmp_path / "choices" / "others" / "9.png").write_bytes(file_of(picture(9)))
+    entries[0]["settings"] = {"recall": [1, 3], "calibrated": "others"}
     tree = {
         "model": str(seeing / "runs" / "small"),
         "output": str(tmp_path / "out"),
@@ -135,5 +137,5 @@ def test_it_is_evaluated_with_images(seeing: Path, tmp_path: Path) -> None:
         assert metrics[name].whole.low <= metrics[name].whole.value <= metrics[name].whole.high
     assert metrics["recall@1"].whole.value <= metrics["recall@3"].whole.value
     assert results.tasks["captioning"].metrics["chrf"].whole.n == 12
-    # all choices with all images in each language: what is asked twice is answered once
-    assert f"{6 * 10 * 2} requests" in " ".join(done.output.split())
+    # a choice with its image for each item, and with another one for each language
+    assert f"{12 * 10 + 2 * 10} requests" in " ".join(done.output.split())

@@ -73,7 +73,7 @@ def pixels(data: bytes, size: int) -> Pixels:
     if image.size != (size, size):
         raise BadImage("image-size", f"{_shape(image)} pixels, expected {size} × {size}")
     _load(image)
-    image = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+    image = image if image.mode == "RGB" else image.convert("RGB")  # a copy even of RGB
     return np.frombuffer(image.tobytes(), np.uint8).reshape(size, size, 3)
 
 

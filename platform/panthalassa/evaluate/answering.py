@@ -258,7 +258,8 @@ class Answerer:
         if room <= len(head) + len(behind):
             raise PanthalassaError(
                 f"{more:,} tokens behind a prompt leave no room for it in the {self.length:,} that are "
-                "read at most. Set fewer new_tokens in the task's settings, or a larger length."
+                "read at most; images count as well. Set fewer new_tokens in the task's settings, or a "
+                "larger length."
             )
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(head, prompt, strict=False))
         head = [id for id, _ in pairs]  # what follows may be one word with the end of it

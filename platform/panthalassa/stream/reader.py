@@ -307,7 +307,7 @@ def _open(
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
     context.downstream_capacity_backpressure_ratio = None  # waits at half of a small object store
-    # Of several streams one can be left without a share of CPUs; its scheduler spins until then.
+    # Segments bound the memory. A stream left without a share of CPUs would spin until it has one.
     context.op_resource_reservation_enabled = False
     samples = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         read,

@@ -7,13 +7,16 @@ likely choice behind the prompt is the answer. Longer choices are less likely fo
 also the accuracy of likelihoods by byte of UTF-8, which is a measure of length in all scripts.
 
 Settings: `recall` are the numbers k for which the share of questions is told whose right choice is
-among the k most likely ones. With `calibrated`, a number of images, the same is also told of what the
-image makes of a choice: the logarithm of its probability less the mean of that with so many others, the
-first ones of the file, as some names are common whatever is shown.
+among the k most likely ones. With `calibrated`, a folder of other images in the folder of the data, the
+same is also told of what the image makes of a choice: the logarithm of its probability less the mean of
+that with each of those, as some names are common whatever is shown. Images that are themselves right for
+a choice would speak against it.
 """
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -28,6 +31,8 @@ from panthalassa.evaluate.tasks.settings import CHECKED, FileTask
 METRICS = {"accuracy": "mean", "accuracy_by_byte": "mean"}
 CALIBRATED = "_calibrated"
 """Behind the names of metrics of what the image makes of a choice."""
+MOST_OTHERS = 32
+"""Images in the folder of `calibrated`: every choice of every question is asked with each."""
 
 
 class Question(Record):
@@ -53,7 +58,7 @@ class Choices(FileTask):
     """The share of questions whose right choice is the most likely one."""
 
     recall: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    calibrated: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
+    calibrated: str = ""
     name = "choices"
 
     @property
@@ -62,41 +67,35 @@ class Choices(FileTask):
         told = {"accuracy": "mean", **recalls} if self.calibrated else {}
         return {**METRICS, **recalls, **{f"{name}{CALIBRATED}": of for name, of in told.items()}}
 
+    @cached_property
+    def _others(self) -> tuple[Picture, ...]:
+        """The images in the folder of `calibrated`."""
+        if not self.calibrated:
+            return ()
+        folder = self.calibrated.strip("/")
+        found = [path for path, _ in self.data.files() if posixpath.dirname(path) == folder]
+        if not 1 <= len(found) <= MOST_OTHERS:
+            raise PanthalassaError(
+                f"evaluation data {self.data.uri} has {len(found)} files in the folder {folder!r} "
+                f"(setting calibrated): put 1 to {MOST_OTHERS} images there that no question shows"
+            )
+        return tuple(Picture(f"{self.data.uri}/{p}", self.data.sha256(p)) for p in found)
+
     def read(self) -> Iterator[Item]:
         for path in find(self.data, ".jsonl"):
-            first = self._first_images(path) if self.calibrated else []
             for number, question in read_objects(self.data, path, Question):
-                image = self._image(path, number, question)
-                others = [other for other in first if other != image][: self.calibrated]
-                requests = continuations(
-                    question.prompt, question.choices, (image,) if image else ()
+                images = (
+                    (picture(self.data, path, number, question.image),) if question.image else ()
                 )
-                for other in others:
+                if self.calibrated and not images:
+                    raise wrong(self.data, path, number, "calibrated asks for an image")
+                requests = continuations(question.prompt, question.choices, images)
+                for other in self._others:
                     requests += continuations(question.prompt, question.choices, (other,))
                 yield Item(f"{path}:{number}", requests, question.answer, question.group)
 
-    def _image(self, path: str, number: int, question: Question) -> Picture | None:
-        if question.image:
-            return picture(self.data, path, number, question.image)
-        if self.calibrated:
-            raise wrong(self.data, path, number, "calibrated asks for an image")
-        return None
-
-    def _first_images(self, path: str) -> list[Picture]:
-        """One more than a question is also asked with, for its own may be one of them."""
-        found: dict[Picture, None] = {}
-        for number, question in read_objects(self.data, path, Question):
-            if image := self._image(path, number, question):
-                found[image] = None
-            if len(found) > self.calibrated:
-                return list(found)
-        raise PanthalassaError(
-            f"evaluation file {self.data.uri}/{path} has {len(found)} different images: "
-            f"calibrated={self.calibrated} asks for one more than that number"
-        )
-
     def baselines(self, items: Sequence[Item]) -> dict[str, float]:
-        requests = 1 + self.calibrated
+        requests = 1 + len(self._others)
         found = {}
         for name in self.metrics:
             kind, _, best = name.removesuffix(CALIBRATED).partition("@")
@@ -109,7 +108,7 @@ class Choices(FileTask):
         nats = log_probabilities(answers)
         found: dict[str, Numbers] = {}
         if self.calibrated:
-            shown, *others = np.reshape(nats, (1 + self.calibrated, -1))
+            shown, *others = np.reshape(nats, (1 + len(self._others), -1))
             gained = (shown - np.mean(others, axis=0)).tolist()
             nats = shown.tolist()
             found = {
