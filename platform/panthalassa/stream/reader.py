@@ -237,7 +237,7 @@ def segments(
     of the corpus, count as pixels, by how many a sample has in the mean.
 
     Ray Data reads a segment without a pause. If it had to wait for the loop instead, its scheduler would
-    spin in this process (Ray 2.60) and hold the interpreter, which makes steps twice as long.
+    spin in this process (Ray 2.60) and hold the interpreter: small steps take several times as long.
     """
     phase, steps = piece.phase, piece.steps
     sample_bytes = phase.sequence_length * BYTES_PER_TOKEN + image_bytes(piece, images)

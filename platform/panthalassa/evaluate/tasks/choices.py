@@ -73,7 +73,7 @@ class Choices(FileTask):
         if not self.calibrated:
             return ()
         folder = self.calibrated.strip("/")
-        found = [path for path, _ in self.data.files() if posixpath.dirname(path) == folder]
+        found = [path for path in find(self.data, "") if posixpath.dirname(path) == folder]
         if not 1 <= len(found) <= MOST_OTHERS:
             raise PanthalassaError(
                 f"evaluation data {self.data.uri} has {len(found)} files in the folder {folder!r} "
