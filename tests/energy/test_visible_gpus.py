@@ -1,5 +1,6 @@
 """Which GPUs a process is measured by: those that CUDA shows it."""
 
+import itertools
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from panthalassa.energy.meters import MeterLost
-from panthalassa.energy.nvml import NvmlCounter, NvmlPower, visible_gpus
+from panthalassa.energy.nvml import NvmlCounter, NvmlPower, periods, visible_gpus
 from panthalassa.energy.sources import choose
 
 if TYPE_CHECKING:
@@ -96,6 +97,26 @@ def test_the_refresh_period_of_the_counter_is_found(node: "NvmlDouble", refresh:
         meter._threads[0].join()
         assert not meter.assumed
         assert meter.refresh == pytest.approx(refresh, rel=0.3), "the slowest of its devices"
+
+
+@given(
+    st.floats(0.005, 0.1),
+    st.lists(st.floats(0.0005, 0.004) | st.floats(0.0005, 0.3), min_size=2, max_size=200),
+)
+def test_no_renewal_is_missed_between_two_that_count(period: float, gaps: list[float]) -> None:
+    looks = list(itertools.accumulate(gaps))
+    renewals = [
+        (before, after)
+        for before, after in itertools.pairwise(looks)
+        if before // period != after // period
+    ]
+    for seconds in periods(renewals):
+        assert 0.74 * period < seconds < 1.51 * period
+
+
+def test_a_watcher_that_is_not_held_up_counts_each_time() -> None:
+    renewals = [(n * 0.02 - 0.001, n * 0.02) for n in range(1, 20)]
+    assert periods(renewals) == pytest.approx([0.02] * 18)
 
 
 def test_a_counter_that_stands_still_is_taken_for_the_slowest(node: "NvmlDouble") -> None:

@@ -21,7 +21,9 @@ SLOWEST = 0.1
 PROBE = 1.0
 """Seconds for which a counter is watched at most."""
 CHANGES = 12
-"""New values after which its refresh period is known."""
+"""Times between new values after which its refresh period is known."""
+Renewal = tuple[float, float]
+"""The last look at a counter that showed its old value, and the first that showed a new one: seconds."""
 
 
 class _Nvml(Accumulator):
@@ -75,23 +77,36 @@ class NvmlCounter(_Nvml):
         return (after - before) / 1e3
 
     def _watch(self) -> None:
-        until, values = time.monotonic() + PROBE, dict.fromkeys(self.devices, -1)
-        seen: dict[str, list[float]] = {device: [] for device in self.devices}
+        until = time.monotonic() + PROBE
+        last: dict[str, tuple[float, int]] = {}
+        seen: dict[str, list[Renewal]] = {device: [] for device in self.devices}
         with contextlib.suppress(MeterLost):  # whoever reads will learn of it
             while time.monotonic() < until and not self._closed.wait(0.001):
                 for device in self.devices:
-                    value = self._measure(device)
-                    if values[device] not in (-1, value):
-                        seen[device].append(time.monotonic())
-                    values[device] = value
-                if all(len(times) > CHANGES for times in seen.values()):
+                    began, value, ended = time.monotonic(), self._measure(device), time.monotonic()
+                    before, known = last.get(device, (began, value))
+                    if value != known:
+                        seen[device].append((before, ended))
+                    last[device] = began, value
+                if all(len(periods(renewals)) >= CHANGES for renewals in seen.values()):
                     break
-        if all(len(times) > 2 for times in seen.values()):
-            self.refresh, self.assumed = max(map(_period, seen.values())), False
+        found = [periods(renewals) for renewals in seen.values()]
+        if all(len(device) > 1 for device in found):
+            self.refresh, self.assumed = max(map(statistics.median, found)), False
 
 
-def _period(times: Sequence[float]) -> float:
-    return statistics.median(b - a for a, b in itertools.pairwise(times))
+def periods(renewals: Sequence[Renewal]) -> list[float]:
+    """The seconds between renewals that follow each other, where both were seen closely.
+
+    A process that is held up looks late, and may see two renewals as one; but not where each of the two
+    looks took less than a third of what lies between them, if a counter is renewed at equal times.
+    """
+    found = []
+    for before, after in itertools.pairwise(renewals):
+        seconds = (after[0] + after[1] - before[0] - before[1]) / 2
+        if max(before[1] - before[0], after[1] - after[0]) < seconds / 3:
+            found.append(seconds)
+    return found
 
 
 class NvmlPower(_Nvml):
