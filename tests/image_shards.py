@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from phases import bare_manifest
 from PIL import Image
 
+from panthalassa.corpus.images import encoded
 from panthalassa.corpus.manifest import Images, Manifest, Split
 from panthalassa.corpus.pack import Packed
 from panthalassa.corpus.shards import write_shard
@@ -30,15 +31,15 @@ Rows = list[list[int]]
 """The images of each document of each row; 0 is a document of text."""
 
 
+def jpeg(number: int, size: int = KIND.size) -> bytes:
+    """A prepared image that no other number has."""
+    pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return encoded(pixels)
+
+
 def picture(number: int, size: int = KIND.size) -> NDArray[np.uint8]:
-    """Pixels [size, size, 3] that no other number has."""
-    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    """Its pixels [size, size, 3], as Pillow reads them."""
+    return np.asarray(Image.open(io.BytesIO(jpeg(number, size))))
 
 
 def packed(rows: Rows, first: int, kind: Images = KIND, length: int = LENGTH) -> Packed:
@@ -53,7 +54,7 @@ def packed(rows: Rows, first: int, kind: Images = KIND, length: int = LENGTH) ->
             for _ in range(count):
                 span = [Tokenizer.image_start, *[Tokenizer.image] * kind.tokens]
                 tokens += [*span, Tokenizer.image_end]
-                files.append(png(picture(first, kind.size)))
+                files.append(jpeg(first, kind.size))
                 first += 1
             text = len(tokens)
             tokens += [*range(100, 100 + WORDS), Tokenizer.eos]

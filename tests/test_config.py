@@ -236,6 +236,12 @@ def test_what_is_given_beside_a_preset_goes_before_it() -> None:
     plain, changed = load(LAPTOP).model, load(LAPTOP, ["model.layers=9"]).model
     assert changed.layers == 9
     assert changed.model_copy(update={"layers": plain.layers}) == plain
+    seeing = "model.preset=laptop-vision"
+    plain, changed = (load(LAPTOP, [seeing, f"model.vision.layers={n}"]).model for n in (4, 9))
+    assert changed.vision != plain.vision
+    assert changed.vision == plain.vision.model_copy(update={"layers": 9})
+    assert load(LAPTOP, [seeing, "model.vision=null"]).model.vision is None
+    assert "model.vision.image_size" in refused(seeing, "model.vision.image_size=100000")
 
 
 def test_each_rank_has_its_share_of_a_tower() -> None:

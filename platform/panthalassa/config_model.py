@@ -16,7 +16,7 @@ class Vision(Section):
     """A vision transformer in the shape of SigLIP (Zhai et al. 2023), and a projector of two layers
     behind it, as in LLaVA-1.5 (Liu et al. 2023): an image becomes `tokens` positions of the decoder."""
 
-    image_size: Positive
+    image_size: int = Field(gt=0, le=4096)
     """Height and width of an image in pixels; others are fitted into such a square and padded."""
     patch_size: Positive
     """Height and width of what becomes one position; divides image_size."""
@@ -93,7 +93,10 @@ class Model(Section):
             nearest = difflib.get_close_matches(str(data["preset"]), presets, n=1)
             hint = f"did you mean {nearest[0]}? There are" if nearest else "there are"
             raise ValueError(f"no preset {data['preset']!r}; {hint} {', '.join(presets)}")
-        return {**presets[data["preset"]], **data}
+        shape = presets[data["preset"]]
+        if isinstance(data.get("vision"), dict):
+            data = {**data, "vision": {**shape.get("vision", {}), **data["vision"]}}
+        return {**shape, **data}
 
     @model_validator(mode="after")
     def _check(self) -> "Model":

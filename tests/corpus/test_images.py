@@ -195,6 +195,10 @@ def test_a_prepared_image_is_read_back(number: int, width: int, height: int, siz
     once = prepared(data, size)
     assert prepared(data, size) == once
     found = pixels(once, size)
+    assert np.array_equal(found, np.asarray(Image.open(io.BytesIO(once)))), "as Pillow reads it"
+    into = np.zeros((3, size, size, 3), np.uint8)
+    pixels(once, size, into[1])
+    assert np.array_equal(into, [0 * found, found, 0 * found])
     assert found.shape == (size, size, 3)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - fitted(data, size)).mean() < 6
@@ -205,3 +209,16 @@ def test_what_is_no_prepared_image_of_the_size_is_refused() -> None:
         pixels(encoded(UPRIGHT), 32)
     with pytest.raises(BadImage):
         pixels(encoded(UPRIGHT)[:200], 16)
+    with pytest.raises(BadImage):
+        pixels(file_of(picture(1, 16, 16), "PNG"), 16)
+
+
+@given(st.data())
+def test_damaged_prepared_images_raise_nothing_else(data: st.DataObject) -> None:
+    file = bytearray(prepared(file_of(picture(2)), 16))
+    for at in data.draw(st.lists(st.integers(0, len(file) - 1), max_size=5)):
+        file[at] = data.draw(st.integers(0, 255))
+    into = np.full((3, 16, 16, 3), 7, np.uint8)
+    with suppress(BadImage):
+        pixels(bytes(file[: data.draw(st.integers(0, len(file)))]), 16, into[1])
+    assert (into[::2] == 7).all(), "it writes nowhere else"

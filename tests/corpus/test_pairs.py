@@ -180,6 +180,26 @@ def test_bad_pairs_are_counted_and_a_killed_preparation_goes_on(
     assert sum(map(int, all.split()[-2:])) == 32
 
 
+def test_why_nothing_is_left_of_the_pairs_is_said(tmp_path: Path, make_config: Config) -> None:
+    write_tar(tmp_path / "a" / "a.tar", [(b"no image", "a caption", "en")] * 3)
+    config = make_config(tmp_path / "none", tmp_path / "a")
+    with pytest.raises(
+        CorpusError, match=r"all of the 3 .* no image .* Add documents to corpus\.s"
+    ) as e:
+        prepare(config, lambda line: None, vision=VISION)
+    assert "corpus.clean" not in str(e.value)
+    write_tar(
+        tmp_path / "b" / "b.tar", [(file_of(picture(n)), "long " * 200, "en") for n in (1, 2)]
+    )
+    config = make_config(tmp_path / "long", tmp_path / "b")
+    config = config.model_copy(
+        update={"images": config.images.model_copy(update={"near_duplicates": None})}
+    )
+    with pytest.raises(CorpusError, match="dropped are 2 by caption-too-long") as e:
+        prepare(config, lambda line: None, vision=VISION)
+    assert "near_duplicates" not in str(e.value)
+
+
 def test_an_image_that_leaves_no_room_is_refused_at_once(
     tmp_path: Path, make_config: Config
 ) -> None:

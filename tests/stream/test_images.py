@@ -16,15 +16,16 @@ from image_shards import (
     ImageCorpus,
     Rows,
     as_text,
+    jpeg,
     packed,
     picture,
-    png,
     small_corpus,
     write_corpus,
 )
 from phases import phase
 
 from panthalassa.config import Stream
+from panthalassa.corpus.images import encoded
 from panthalassa.corpus.manifest import Images
 from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.errors import ConfigError, PanthalassaError, ShardError
@@ -188,9 +189,9 @@ def damaged(folder: Path, file: bytes | None) -> ImageCorpus:
 
 NAMES = ["truncated", "no image", "another size", "missing"]
 DAMAGES = [
-    (png(picture(3))[:60], r"image 2 of 2: .*damaged"),
-    (b"no image", "image 2 of 2: no image of the kinds"),
-    (png(picture(3, 5)), r"image 2 of 2: 5 × 5 pixels, expected 4 × 4"),
+    (jpeg(3)[:-20], r"image 2 of 2: no sound JPEG: Premature end"),
+    (b"no image", "image 2 of 2: no sound JPEG"),
+    (jpeg(3, 5), r"image 2 of 2: 5 × 5 pixels, expected 4 × 4"),
     (None, "1 images and 6 tokens of images, of which each takes 3"),
 ]
 
@@ -251,7 +252,7 @@ def test_the_quarantine_comes_through_the_stream(ray_cluster: None, tmp_path: Pa
 
 
 def test_a_missing_shard_of_images_is_quarantined_like_one_of_text(tmp_path: Path) -> None:
-    corpus = damaged(tmp_path, png(picture(3)))
+    corpus = damaged(tmp_path, jpeg(3))
     (tmp_path / "train/images-aa/00000.parquet").unlink()
     place = evenly(corpus.manifest, "train", LENGTH, 99)
     found, whole = corpus.reader(quarantine=True).fetch_readable(place, LENGTH)
@@ -261,8 +262,8 @@ def test_a_missing_shard_of_images_is_quarantined_like_one_of_text(tmp_path: Pat
 
 
 def test_row_groups_are_kept_with_files_and_not_with_pixels(tmp_path: Path) -> None:
-    big = Images(size=64, tokens=3)
-    black = png(np.zeros((64, 64, 3), np.uint8))
+    big = Images(size=96, tokens=3)
+    black = encoded(np.zeros((96, 96, 3), np.uint8))
     rows = packed([[1]] * 20, 0)
     rows = replace(rows, images=[[black]] * 20)
     corpus = write_corpus(tmp_path, {"train/images-aa": [rows]}, 20, big)

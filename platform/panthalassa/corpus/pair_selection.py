@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from panthalassa import config
 from panthalassa.corpus.components import digests_of, positions_of
-from panthalassa.corpus.funnel import Tally
+from panthalassa.corpus.funnel import DROPS, Tally
 from panthalassa.corpus.image_hash import Signatures, near
 from panthalassa.corpus.selection import KEPT, STEPS, Census, count_dropped, position_of
 from panthalassa.corpus.staging import COMPUTING, Stage, Tables, numbered
@@ -75,14 +75,21 @@ def select_pairs(
     return _add_up((row["note"] for row in notes.iter_rows()), below, tally)
 
 
-def refuse_one_split(census: Census) -> None:
+def refuse_one_split(census: Census, tally: Tally, near_duplicates: int | None) -> None:
     """Raises CorpusError when there is nothing to train on, or nothing to evaluate."""
-    if 0 < census.held_out() < census.documents.total():
+    held_out, left = census.held_out(), census.documents.total()
+    if 0 < held_out < left:
         return
+    drops = Counter[str]()
+    for entry in tally.entries():
+        if entry.step in DROPS:
+            drops[entry.rule or entry.step] += entry.count
+    dropped = ", ".join(f"{count} by {rule}" for rule, count in sorted(drops.items()))
+    or_else = "" if near_duplicates is None else ", or set corpus.images.near_duplicates to null"
     raise CorpusError(
-        "of the sources only one image is left, or what passes for one, and each has to be on one side "
-        "of the split: nothing is left to train on. Add pairs to corpus.sources, or set "
-        "corpus.images.near_duplicates to null."
+        f"{left - held_out} documents are left to train on and {held_out} to evaluate, where an image "
+        f"and what looks like it are on one side; dropped are {dropped or 'none'}. Add pairs to "
+        f"corpus.sources{or_else}."
     )
 
 

@@ -131,7 +131,7 @@ def _prepare(
             found = select_pairs(documents, kept_pairs, len(partitions), corpus, tally)
         if not vision or _left(tally, of_pairs=False):
             texts = select(documents, kept, len(partitions), corpus, tally)
-        refuse_one_split(texts.plus(found.census))
+        refuse_one_split(texts.plus(found.census), tally, corpus.images.near_duplicates)
         return json.dumps([tally.encode(), texts.encode(), found.encode()])
 
     tallied, *censuses = json.loads(counted.keep_note(read_and_select))
@@ -160,7 +160,7 @@ def _prepare(
         encoding.write_texts(chosen, texts, written)
     if vision and found.census.documents:
         census = texts.plus(encoding.write_pairs(shown, found, vision, tally, written))
-        refuse_one_split(census)
+        refuse_one_split(census, tally, corpus.images.near_duplicates)
     manifest = _manifest(corpus, census, tokenizer, vocabulary, written, preparation, vision)
     funnel = make_report(files, tally, census, manifest.text_tokens())
     write(storage, REPORT, funnel.encode())

@@ -188,9 +188,10 @@ def check_problems(tally: Tally, corpus: config.Corpus, files: list[SourceFile])
         raise CorpusError("the files of corpus.sources hold no text. Add some that do.")
     if tally.total("rule") == read:
         reasons = "; ".join(f"{e.place}: {e.reason}" for e in tally.examples("rule"))
+        prose = any(not e.domain.startswith(PREFIX) for e in tally.entries() if e.step == "rule")
         raise CorpusError(
             f"all of the {read} documents were dropped by rules ({reasons}). Add documents to "
-            "corpus.sources, or set corpus.clean to false."
+            f"corpus.sources{', or set corpus.clean to false' * prose}."
         )
     return told
 

@@ -48,7 +48,7 @@ def read_pictures(places: Sequence[str], size: int, digests: Sequence[str] = ())
     for number, place in enumerate(places):
         data = _read(place, digests[number] if digests else None)
         try:
-            found[number] = torch.from_numpy(pixels(prepared(data, size), size).copy())
+            found[number] = torch.from_numpy(pixels(prepared(data, size), size))
         except BadImage as error:
             raise ConfigError(
                 f"the image {place} can not be shown to the model: {error}"

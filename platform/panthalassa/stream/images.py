@@ -46,7 +46,7 @@ def decode(files: Sequence[bytes], positions: int, kind: Images, into: Pixels) -
         )
     for number, file in enumerate(files):
         try:
-            into[number] = pixels(file, kind.size)
+            pixels(file, kind.size, into[number])
         except BadImage as error:
             raise BadImage(error.rule, f"image {number + 1} of {len(files)}: {error}") from error
     return len(files)

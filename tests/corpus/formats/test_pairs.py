@@ -217,16 +217,34 @@ def test_rows_without_an_image_or_of_another_kind_are_named(tmp_path: Path) -> N
     write_parquet(tmp_path / "a" / "a.parquet", [(None, "a", "en"), (b"", "b", "en")])
     write_parquet(tmp_path / "a" / "b.parquet", [(None, "a", "en")], struct=True)
     assert rules(tmp_path / "a") == ["image-missing"] * 3
-    links = pa.table({"image": ["https://example.org/a.png"], "text": ["a"]})
-    (tmp_path / "b").mkdir()
-    pq.write_table(links, tmp_path / "b" / "links.parquet")
-    assert [document.image for document in documents(tmp_path / "b")] == [None]
-    write_lines(tmp_path / "c", {"image": 7, "text": "a"}, {"text": "b"})
+    write_lines(tmp_path / "b", {"caption": "a"}, {"image": None, "text": "a"})
+    assert rules(tmp_path / "b") == ["image-missing"] * 2
+    write_lines(tmp_path / "c", {"image": 7, "text": "a"}, {"text": "b", "caption": "c"})
     problem, text = read(tmp_path / "c")
     assert isinstance(problem, Problem)
     assert "`image` is 7" in problem.reason
     assert isinstance(text, Document)
     assert text.image is None
+
+
+@pytest.mark.parametrize(
+    "image", ["https://example.org/a.png", 7, [IMAGE], {"path": "a.png"}], ids=str
+)
+def test_a_column_of_something_else_is_a_problem_of_all_its_rows(
+    tmp_path: Path, image: object
+) -> None:
+    pq.write_table(pa.table({"image": [image] * 3, "text": ["a"] * 3}), tmp_path / "a.parquet")
+    (problem,) = read(tmp_path)
+    assert isinstance(problem, Problem)
+    assert problem.records == 3
+    assert "the column `image` is" in problem.reason
+    files = list_files([str(tmp_path)]).files
+    assert len([found for file in files for found in read_documents(file)]) == 3, "without images"
+
+
+def test_a_column_of_nothing_is_one_of_missing_images(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [None, None], "text": ["a", "b"]}), tmp_path / "a.parquet")
+    assert rules(tmp_path) == ["image-missing"] * 2
 
 
 def test_a_bad_caption_is_a_problem_of_its_record(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def read_json_pairs(
     for row in json_rows(file):
         if isinstance(row, Problem):
             yield row
-        elif IMAGE not in row.columns:
+        elif IMAGE not in row.columns and ("text" in row.columns or "caption" not in row.columns):
             yield json_record(row)
-        elif isinstance(path := row.columns[IMAGE], str) or path is None:
+        elif isinstance(path := row.columns.get(IMAGE), str) or path is None:
             yield pair_of(row, stored_image(storage, folder, path, max_bytes, listed))
         else:
             yield Problem(row.place, f"`image` is {short(path)}, expected a path")
@@ -90,8 +90,15 @@ def stored_image(
 
 
 def read_parquet_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:
-    if not _has_images(file):
+    rows, kind = _column_of_images(file)
+    if kind is None:
         yield from read_parquet(file)
+        return
+    if not _holds_files(kind):
+        expected = "the bytes of a file, or a struct that has them as `bytes`"
+        yield Problem(
+            file.place, f"the column `{IMAGE}` is {kind}, expected {expected}", max(1, rows)
+        )
         return
     for row in parquet_rows(file, PAIRS, needed=(IMAGE,)):
         if isinstance(row, Problem):
@@ -100,22 +107,26 @@ def read_parquet_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Pr
             yield pair_of(row, _held_image(row.columns[IMAGE], max_bytes))
 
 
-def _has_images(file: SourceFile) -> bool:
-    """Whether a column holds images; what is no Parquet file is for the reader of texts to tell."""
+def _column_of_images(file: SourceFile) -> tuple[int, pa.DataType | None]:
+    """The rows, and the type of the column of images, or None when there is no such column; what is no
+    Parquet file is for the reader of texts to tell."""
     try:
         with seekable(file) as stream:
-            schema = pq.read_schema(stream)
-        kind = schema.field(IMAGE).type
-    except (pa.ArrowException, OSError, KeyError):
-        return False
+            found = pq.read_metadata(stream)
+        schema = found.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError):
+        return 0, None
+    return found.num_rows, schema.field(IMAGE).type if IMAGE in schema.names else None
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    """Whether a column of this type has the bytes of files, or nothing in any row."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return index >= 0 and _holds_files(kind.field(index).type)
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)
+    )
 
 
 def _held_image(value: Any, max_bytes: int) -> bytes | BadImage:
