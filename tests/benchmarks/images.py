@@ -32,7 +32,7 @@ from panthalassa.corpus.tokenizer import Tokenizer
 from panthalassa.storage import Storage, open_storage
 from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Curriculum, Piece
-from panthalassa.stream.reader import ShardReader, _samples_per_block, open_stream
+from panthalassa.stream.reader import BLOCK_BYTES, ShardReader, open_stream, sample_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from phases import bare_manifest, phase
@@ -136,7 +136,7 @@ def in_one_process(
 ) -> dict[str, Callable[[], float]]:
     piece = piece_of(reader.manifest, steps)
     count = steps * BATCH * IMAGES_A_ROW
-    block = _samples_per_block(piece, reader.manifest.images)
+    block = int(BLOCK_BYTES / sample_bytes(piece, reader.manifest.images))
 
     def fetch() -> float:
         start = time.process_time()

@@ -34,7 +34,7 @@ from panthalassa.stream.cache import ShardCache
 from panthalassa.stream.curriculum import Curriculum, Piece
 from panthalassa.stream.order import Integers
 from panthalassa.stream.partition import Partition
-from panthalassa.stream.reader import TOKENS_PER_BLOCK, ShardReader, open_stream
+from panthalassa.stream.reader import ShardReader, open_stream
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from phases import bare_manifest, phase
@@ -42,7 +42,10 @@ from s3 import BUCKET, s3_server
 
 LENGTH, BATCH, RANKS = 256, 64, 2
 SHARDS, ROWS, GROUP = 16, 2048, 32
-WARM_UP = 20
+BLOCK_TOKENS = 1 << 20
+"""Of a block of bare Ray Data: the fastest of the powers of two from 1 << 15 to 1 << 20."""
+WARM_UP = 0.2
+"""Share of the steps that is not measured: a stream reads ahead before its first batch is asked for."""
 TARGET = 0.9
 
 
@@ -101,7 +104,7 @@ def bare(
         positions = positions_of(piece, partition, batch["id"])
         return {"tokens": bare_rows(storage, manifest, piece, positions)}
 
-    block, total = TOKENS_PER_BLOCK // LENGTH, len(piece.steps) * partition.samples
+    block, total = BLOCK_TOKENS // LENGTH, len(piece.steps) * partition.samples
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -116,12 +119,12 @@ class Rank:
     """A rank that only reads."""
 
     def seconds(
-        self, open_it: Callable[..., Iterator[Any]], *arguments: Any
+        self, warm_up: int, open_it: Callable[..., Iterator[Any]], *arguments: Any
     ) -> tuple[float, float]:
         """When the warm-up and the last batch were over, in seconds since 1970."""
         start = 0.0
         for number, _ in enumerate(open_it(*arguments)):
-            if number == WARM_UP:
+            if number == warm_up:
                 start = time.time()
         return start, time.time()
 
@@ -134,16 +137,16 @@ def ranks_speed(
     cache: str,
 ) -> float:
     """Tokens a second of all ranks together."""
-    actors = [Rank.remote() for _ in range(RANKS)]
+    actors, warm_up = [Rank.remote() for _ in range(RANKS)], int(WARM_UP * len(piece.steps))
     calls = [
-        actor.seconds.remote(open_it, storage, manifest, piece, rank, cache)
+        actor.seconds.remote(warm_up, open_it, storage, manifest, piece, rank, cache)
         for rank, actor in enumerate(actors)
     ]
     spans = ray.get(calls)
     for actor in actors:
         ray.kill(actor)
     seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-    return (len(piece.steps) - WARM_UP - 1) * BATCH * LENGTH / seconds
+    return (len(piece.steps) - warm_up - 1) * BATCH * LENGTH / seconds
 
 
 class Rows(IterableDataset):  # type: ignore[type-arg]
@@ -161,11 +164,11 @@ class Rows(IterableDataset):  # type: ignore[type-arg]
 
 
 def alone_speed(batches: Iterator[Any], steps: int) -> float:
-    start = 0.0
+    start, warm_up = 0.0, int(WARM_UP * steps)
     for number, _ in enumerate(batches):
-        if number == WARM_UP:
+        if number == warm_up:
             start = time.perf_counter()
-    return (steps - WARM_UP - 1) * BATCH * LENGTH / (time.perf_counter() - start)
+    return (steps - warm_up - 1) * BATCH * LENGTH / (time.perf_counter() - start)
 
 
 def compare(name: str, storage: Storage, rounds: int, steps: int, console: Console) -> None:
@@ -198,7 +201,8 @@ def compare(name: str, storage: Storage, rounds: int, steps: int, console: Conso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--places", nargs="+", choices=["local", "S3"], default=["local", "S3"])
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.update(
@@ -208,9 +212,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder) / "buckets") as server:
         os.environ["AWS_ENDPOINT_URL"] = server.url
         with connected(Cluster(workers=RANKS)):
-            for name, place in (("local", f"{folder}/corpus"), ("S3", f"s3://{BUCKET}/corpus")):
-                storage = open_storage(place)
-                compare(name, storage, arguments.rounds, arguments.steps, console)
+            for name in arguments.places:
+                place = {"local": f"{folder}/corpus", "S3": f"s3://{BUCKET}/corpus"}[name]
+                compare(name, open_storage(place), arguments.rounds, arguments.steps, console)
 
 
 if __name__ == "__main__":

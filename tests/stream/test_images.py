@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ from panthalassa.stream.order import Location, Mixture, Order, evenly
 from panthalassa.stream.partition import Partition
 from panthalassa.stream.reader import (
     BYTES_PER_TOKEN,
+    GROWTH,
     PADDING,
+    SHORTEST,
     Batch,
     Samples,
     ShardReader,
-    _samples_per_block,
     open_stream,
+    sample_bytes,
     segments,
 )
 from panthalassa.stream.row_group import read_row_group
@@ -285,21 +288,24 @@ def test_pixels_come_back_from_arrow(counts: list[int], size: int) -> None:
     np.testing.assert_array_equal(from_arrow(pa.chunked_array(pieces), kind), pixels)
 
 
-def test_segments_and_blocks_count_the_bytes_of_pixels(corpus: ImageCorpus) -> None:
+def test_segments_count_the_bytes_of_pixels(corpus: ImageCorpus) -> None:
     kind = Images(size=512, tokens=3)
     (piece,) = Curriculum([phase_of(corpus)], corpus.manifest).pieces(range(1000))
     place = piece.order.locate(np.arange(10 * len(piece.order.slots)))
     images = len(corpus.expected(place).images) / len(place)
     assert piece.order.images_per_sample == pytest.approx(images, rel=0.02)
     sample = LENGTH * BYTES_PER_TOKEN + piece.order.images_per_sample * bytes_of(kind)
-    for most in (2e7, 1e8):
+    for most in (2e7, 4e8):
         cut = list(segments(piece, 2, most, kind))
         assert [step for segment in cut for step in segment.steps] == list(range(1000))
-        assert {len(segment.steps) for segment in cut[:-1]} == {int(most / (4 * sample))}
+        lengths, longest = [len(segment.steps) for segment in cut], int(most / (4 * sample))
+        assert lengths[0] == max(1, longest // SHORTEST)
+        for one, following in pairwise(lengths[:-1]):
+            assert following == min(one * GROWTH, longest)
     without = list(segments(piece, 2, 1e8))
     assert len(without) == 1
-    assert _samples_per_block(piece, kind) * piece.order.images_per_sample * bytes_of(kind) < 9e6
-    assert _samples_per_block(piece, None) == reader_module.TOKENS_PER_BLOCK // LENGTH
+    assert sample_bytes(piece, kind) == sample
+    assert sample_bytes(piece, None) == LENGTH * BYTES_PER_TOKEN
 
 
 def test_rows_with_images_are_never_cut(corpus: ImageCorpus) -> None:

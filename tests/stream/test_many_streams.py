@@ -13,7 +13,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from panthalassa.config import Stream
 from panthalassa.stream.curriculum import Curriculum
-from panthalassa.stream.reader import open_stream
+from panthalassa.stream.reader import BYTES_PER_TOKEN, open_stream
 
 STREAMS = 8
 STEPS = 5_000
@@ -33,14 +33,15 @@ def test_no_scheduler_spins_while_others_read(
         return original(executor, *rest)
 
     monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", counted)
-    monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 64 * LENGTH)
+    monkeypatch.setattr("panthalassa.stream.reader.BLOCK_BYTES", 64 * LENGTH * BYTES_PER_TOKEN)
+    monkeypatch.setattr("panthalassa.stream.reader.SHORTEST", 1)
     corpus = small_corpus(tmp_path)
     first = phase(0, corpus=corpus.manifest.fingerprint, sequence_length=LENGTH)
     first = first.model_copy(update={"global_batch": GLOBAL_BATCH})
     pieces = list(Curriculum([first], corpus.manifest).pieces(range(STEPS)))
     start = time.monotonic()
     streams = [
-        open_stream(corpus.reader(), pieces, 1, 0, Stream(read_tasks=1)) for _ in range(STREAMS)
+        open_stream(corpus.reader(), pieces, 1, 0, Stream(read_tasks=2)) for _ in range(STREAMS)
     ]
     for stream in streams:
         next(stream)

@@ -192,7 +192,9 @@ def test_blocks_that_are_read_slowly_keep_their_place(
     ray_cluster: None, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many small blocks, of which the tasks that read later ones are done sooner."""
-    monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 3 * LENGTH)
+    bytes_of_three = 3 * LENGTH * BYTES_PER_TOKEN
+    monkeypatch.setattr("panthalassa.stream.reader.BLOCK_BYTES", bytes_of_three)
+    monkeypatch.setattr("panthalassa.stream.reader.TASK_BYTES", bytes_of_three)
 
     class SlowAtFirst(ShardReader):
         def fetch_readable(self, location: Location, sequence_length: int) -> Any:
@@ -225,7 +227,7 @@ def test_a_long_stream_is_whole_and_rests_while_nobody_asks(
     ray_cluster: None, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read in segments; Ray Data's scheduler does not spin beside the loop between two of them."""
-    monkeypatch.setattr("panthalassa.stream.reader.TOKENS_PER_BLOCK", 64 * LENGTH)
+    monkeypatch.setattr("panthalassa.stream.reader.BLOCK_BYTES", 64 * LENGTH * BYTES_PER_TOKEN)
     found = stream(corpus, range(200_000))
     batches = [next(found)]
     until = time.monotonic() + 60
@@ -353,14 +355,16 @@ def test_the_documents_of_a_row_by_hand(corpus: Corpus) -> None:
 
 
 @given(st.integers(1, 10**9), st.integers(1, 5000), st.integers(1, 40))
-def test_tasks_are_whole_blocks_and_not_too_many(total: int, block: int, most: int) -> None:
-    tasks = _tasks(total, block, most)
+def test_tasks_are_few_alike_and_not_too_small(total: int, least: int, most: int) -> None:
+    tasks = _tasks(total, least, most)
     assert len(tasks) <= most
     assert tasks[0]["first"] == 0
     assert tasks[-1]["end"] == total
-    for one, following in pairwise(tasks):
-        assert one["end"] == following["first"]
-        assert (one["end"] - one["first"]) % block == 0
+    sizes = [task["end"] - task["first"] for task in tasks]
+    assert all(one["end"] == following["first"] for one, following in pairwise(tasks))
+    assert len({*sizes[:-1]}) <= 1
+    assert min(sizes[:-1], default=least) >= least
+    assert 0 < sizes[-1] <= max(sizes)
 
 
 def test_processes_that_read_stay_for_a_while_where_no_cpu_is_free(ray_cluster: str) -> None:

@@ -44,13 +44,14 @@ from panthalassa.stream.row_group import PADDING as PADDING
 from panthalassa.stream.row_group import Tokens as Tokens
 from panthalassa.stream.row_group import read_row_group
 
-TOKENS_PER_BLOCK = 1 << 17
-IMAGE_BYTES_PER_BLOCK = 1 << 23
-"""Of pixels: memory of this size is used again, where that of larger blocks is new each time."""
+BLOCK_BYTES = 1 << 26
+"""Of samples at most: what Ray Data does for a block takes as long whatever is in it."""
+TASK_BYTES = 1 << 20
+"""Of samples at least, where there are enough: a task takes milliseconds to start."""
+SHORTEST, GROWTH = 16, 4
+"""The first segment is so much shorter than later ones, and each so many times as long as the last."""
 BYTES_PER_TOKEN = 6
 """Of a sample on its way: its token, and its document within the row with whether it counts."""
-TASKS_EACH = 2
-"""Tasks of a segment for each that is read at once: to start one takes as long as to read a block."""
 READ_CPUS = 0.25
 BATCHES_AHEAD = 2
 STAY_SECONDS = 60.0
@@ -221,7 +222,7 @@ def open_stream(
     task that could not read.
     """
     streams = (
-        (len(segment.steps), _open(reader, segment, dp_size, dp_rank, settings, not_on))
+        _open(reader, segment, dp_size, dp_rank, settings, not_on)
         for piece in pieces
         for segment in segments(
             piece, dp_size, settings.ahead_megabytes * 1e6 / 2, reader.manifest.images
@@ -234,35 +235,37 @@ def segments(
     piece: Piece, dp_size: int, most_bytes: float, images: Images | None = None
 ) -> Iterator[Piece]:
     """Cut a piece into some of so many bytes a rank, or of a step when that is larger; `images`, those
-    of the corpus, count as pixels, by how many a sample has in the mean.
+    of the corpus, count as pixels, by how many a sample has in the mean. The first are shorter, for
+    somebody waits for them: a task hands over what it has read when it is read whole, or BLOCK_BYTES.
 
     Ray Data reads a segment without a pause. If it had to wait for the loop instead, its scheduler would
     spin in this process (Ray 2.60) and hold the interpreter: small steps take several times as long.
     """
     phase, steps = piece.phase, piece.steps
-    sample_bytes = phase.sequence_length * BYTES_PER_TOKEN + image_bytes(piece, images)
-    most = max(1, int(most_bytes / (-(-phase.global_batch // dp_size) * sample_bytes)))
-    for first in range(0, len(steps), most):
-        yield replace(piece, steps=steps[first : first + most])
+    samples = -(-phase.global_batch // dp_size)
+    most = max(1, int(most_bytes / (samples * sample_bytes(piece, images))))
+    first, length = 0, max(1, most // SHORTEST)
+    while first < len(steps):
+        yield replace(piece, steps=steps[first : first + length])
+        first, length = first + length, min(length * GROWTH, most)
 
 
-def image_bytes(piece: Piece, images: Images | None) -> float:
-    """Bytes of pixels that a sample has, in the mean."""
-    return piece.order.images_per_sample * bytes_of(images) if images else 0.0
+def sample_bytes(piece: Piece, images: Images | None) -> float:
+    """Bytes that a sample of the piece takes on its way, in the mean."""
+    pixels = piece.order.images_per_sample * bytes_of(images) if images else 0.0
+    return piece.phase.sequence_length * BYTES_PER_TOKEN + pixels
 
 
-def _one_after_the_other(streams: Iterator[tuple[int, Iterator[Batch]]]) -> Iterator[Batch]:
-    """The items of streams of known lengths; each is opened when the one ahead of it is half through."""
+def _one_after_the_other(streams: Iterator[Iterator[Batch]]) -> Iterator[Batch]:
+    """The items of streams that have some; each is opened with the first item of the one ahead of it."""
     following = next(streams, None)
 
     def items() -> Iterator[Batch]:
         nonlocal following
-        while following:
-            (length, stream), following = following, None
-            for number, batch in enumerate(stream):
-                if following is None and number >= length // 2:
-                    following = next(streams, None)
-                yield batch
+        while stream := following:
+            first, following = next(stream), next(streams, None)
+            yield first
+            yield from stream
 
     return items()
 
@@ -282,8 +285,10 @@ def _open(
         nothing = Batch(no_samples(length, images), 0, np.zeros(4, np.int64), [])
         return iter([nothing] * len(steps))
 
-    block = _samples_per_block(segment, images)
-    tasks = _tasks(len(steps) * partition.samples, block, TASKS_EACH * settings.read_tasks)
+    least, block = (
+        max(1, int(size / sample_bytes(segment, images))) for size in (TASK_BYTES, BLOCK_BYTES)
+    )
+    tasks = _tasks(len(steps) * partition.samples, least, settings.read_tasks)
 
     def read(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         _stay()
@@ -322,16 +327,9 @@ def _open(
     return _Ahead(_batch(table, partition.start, images) for table in batches)
 
 
-def _samples_per_block(piece: Piece, images: Images | None) -> int:
-    most = TOKENS_PER_BLOCK // piece.phase.sequence_length
-    if pixels := image_bytes(piece, images):
-        most = min(most, int(IMAGE_BYTES_PER_BLOCK / pixels))
-    return max(1, most)
-
-
-def _tasks(total: int, block: int, most: int) -> list[dict[str, int]]:
-    """[0, total) in at most so many ranges of whole blocks."""
-    size = block * -(-total // (block * most))
+def _tasks(total: int, least: int, most: int) -> list[dict[str, int]]:
+    """[0, total) in at most so many ranges, of at least so many each where there are as many."""
+    size = max(least, -(-total // most))
     return [{"first": k, "end": min(k + size, total)} for k in range(0, total, size)]
 
 
