@@ -111,6 +111,7 @@ def test_a_line_of_a_file_names_images_beside_the_file(
 def test_mistakes_are_told_in_one_line(place: Path, generate: Run, tmp_path: Path) -> None:
     image = place / "images" / "0.png"
     assert "is not there" in message(generate("x", "--image", tmp_path / "none.png"))
+    assert "--image is empty" in message(generate("x", "--image", ""))
     (tmp_path / "text.png").write_text("text")
     assert "can not be shown to the model: no image" in message(
         generate("x", "--image", tmp_path / "text.png")
@@ -128,6 +129,7 @@ def test_mistakes_are_told_in_one_line(place: Path, generate: Run, tmp_path: Pat
         ({"prompt": "a", "images": ["../x.png"]}, "'../x.png' is not in the folder of the file"),
         ({"prompt": "a", "images": ["/x.png"]}, "'/x.png' is not in the folder of the file"),
         ({"prompt": "a", "images": "x.png"}, "images: Input should be a valid array"),
+        ({"prompt": "a", "image": "x.png"}, "name images as `images`, a list of paths"),
         (
             {"messages": [{"role": "user", "content": "a"}], "images": ["x.png"]},
             "images stand beside a prompt",

@@ -77,6 +77,8 @@ def generate(
             raise ConfigError("--out is for the results of --file; redirect stdout instead")
         if image and file:
             raise ConfigError("--image is for the prompt: with --file name images in its lines")
+        if "" in (image or ()):
+            raise ConfigError("--image is empty: give the path of an image")
         if system and not chat:
             raise ConfigError("--system is for chats: give --chat, too")
 

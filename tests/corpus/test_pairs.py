@@ -161,6 +161,8 @@ def test_bad_pairs_are_counted_and_a_killed_preparation_goes_on(
     assert {("images-de", more[2][1]), ("images-und", "x")} < found
     assert len(found) == 32
     assert any("32 images of 32 × 32 pixels, 16 tokens each" in line for line in lines)
+    (told,) = (line for line in lines if "4 pairs are left out for their images: " in line)
+    assert "1 image-animated (raw/a.tar, train/000031: GIF of several frames)" in told
     assert not storage.exists("staging")
 
     other = prepare(make_config(tmp_path / "again", raw), lambda line: None, vision=VISION)

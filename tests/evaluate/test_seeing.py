@@ -288,22 +288,26 @@ def test_calibrated_choices_are_told_by_what_their_image_makes_of_them(data: Pat
         ({}, "none", "has 0 files in the folder 'none'"),
         ({}, "..", r"has 0 files in the folder '\.\.'"),
         ({}, "many", "has 33 files in the folder 'many'"),
-        ({"image": ""}, "images", "line 1: calibrated asks for an image"),
+        (None, "images", "line 1: calibrated asks for an image"),
+        ({"image": ""}, "images", "line 1: image: String should have at least 1 character"),
+        ({"images": ["a"]}, "images", "line 1: images: .* name it as `image`"),
     ],
 )
 def test_calibrated_choices_need_other_images(
-    data: Path, row: dict[str, str], folder: str, told: str
+    data: Path, row: dict[str, Any] | None, folder: str, told: str
 ) -> None:
     (data / "many").mkdir()
     for number in range(33):
         (data / "many" / str(number)).touch()
-    lines(data / "a.jsonl", CHOICE | row)
+    blind = {key: value for key, value in CHOICE.items() if key != "image"}
+    lines(data / "a.jsonl", blind if row is None else CHOICE | row)
     with pytest.raises(PanthalassaError, match=told):
         list(task("choices", data, calibrated=folder).items())
 
 
 def test_an_item_is_what_its_image_is(data: Path) -> None:
-    lines(data / "a.jsonl", CHOICE, {**CHOICE, "image": "images/1.jpg"}, {**CHOICE, "image": ""})
+    blind = {key: value for key, value in CHOICE.items() if key != "image"}
+    lines(data / "a.jsonl", CHOICE, {**CHOICE, "image": "images/1.jpg"}, blind)
     ids = [identified(item).id for item in task("choices", data).items()]
     assert len({id.partition("#")[2] for id in ids}) == 3
     (data / "images" / "0.png").write_bytes((data / "images" / "2.webp").read_bytes())

@@ -76,6 +76,12 @@ def test_answers_of_a_pair_may_hold_their_prompt_and_its_system_and_nothing_is_t
             "expected `messages`, or",
         ),
         ("sft", {"prompt": "q", "answer": "a", "response": "a"}, "expected `messages`, or"),
+        (
+            "sft",
+            {"prompt": "q", "answer": "a", "image": "x.png"},
+            "`image` is 'x.png': name images",
+        ),
+        ("dpo", {"prompt": "q", "chosen": "a", "rejected": "b", "image": "x"}, "as `images`"),
         ("sft", {"prompt": "q"}, "no answer"),
         ("sft", {"prompt": [USER, GOOD]}, "no answer"),
         ("sft", {"prompt": "q", "answer": [USER]}, "no answer"),
@@ -100,7 +106,7 @@ def test_answers_of_a_pair_may_hold_their_prompt_and_its_system_and_nothing_is_t
         (
             "dpo",
             {"prompt": 3, "chosen": "a", "rejected": "b"},
-            "`prompt` is 3: Value error, expected a text",
+            "`prompt` is 3: expected a text",
         ),
     ],
 )

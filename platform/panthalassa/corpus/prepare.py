@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -141,6 +142,8 @@ def _prepare(
         report(problems)
     census = texts.plus(found.census)
     report(_selected(tally, census))
+    if told := _without_images(tally):
+        report(told)
     chosen = Kept(documents, kept, len(partitions), texts.held_out_below)
     shown = KeptPairs(documents, kept_pairs, len(partitions))
 
@@ -222,6 +225,18 @@ def _selected(tally: Tally, census: Census) -> str:
         f"dropped, {tally.total('near_duplicate')} near-duplicates dropped, "
         f"{tally.total('contaminated')} of evaluations dropped, {census.held_out()} documents held out"
     )
+
+
+def _without_images(tally: Tally) -> str | None:
+    """What was wrong with images, and the first of each kind; None when that is nothing."""
+    counts, first = Counter[str](), dict[str, str]()
+    for entry in tally.entries():
+        if entry.step == "rule" and entry.rule.startswith("image-"):
+            counts[entry.rule] += entry.count
+            for example in entry.examples[:1]:
+                first.setdefault(entry.rule, f" ({example.place}: {example.reason})")
+    kinds = ", ".join(f"{n} {rule}{first.get(rule, '')}" for rule, n in counts.most_common())
+    return f"{counts.total()} pairs are left out for their images: {kinds}" if kinds else None
 
 
 def _told(manifest: Manifest, funnel: Report) -> Iterator[str]:

@@ -42,6 +42,8 @@ class Prompt(BaseModel):
             raise ValueError("there must be either a prompt or messages")
         if self.images and self.messages:
             raise ValueError("images stand beside a prompt, or in a message")
+        if "image" in (self.model_extra or {}) and not self.images:
+            raise ValueError("name images as `images`, a list of paths, and not as `image`")
         if self.prompt == "" and not self.images:
             raise ValueError("the prompt is empty")
         if self.messages and self.messages[-1].role != "user":

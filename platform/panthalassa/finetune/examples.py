@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from panthalassa.corpus.documents import Problem, SourceFile, short
 from panthalassa.corpus.formats.tables import Row, json_rows, parquet_rows
@@ -67,7 +75,8 @@ def _example(file: SourceFile, row: Row, objective: Objective) -> Example | Prob
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        return Problem(row.place, f"`{key}` is {short(first['input'])}: {first['msg']}")
+        told = first["msg"].removeprefix("Value error, ")
+        return Problem(row.place, f"`{key}` is {short(first['input'])}: {told}")
     except ValueError as error:
         return Problem(row.place, str(error))
     named = record.language or record.domain
@@ -107,6 +116,12 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
+    @field_validator("image")
+    @classmethod
+    def _is_a_list(cls, given: Any) -> None:
+        if given is not None:
+            raise ValueError("name images as `images`, a list of paths")
+
     messages: _Said | None = None
     system: Annotated[_Said, _said_by("system")] | None = None
     prompt: _Asked | None = None
@@ -116,6 +131,7 @@ class _Record(BaseModel):
     chosen: _Answer | None = None
     rejected: _Answer | None = None
     images: Images = ()
+    image: Any = None
     domain: str | None = None
     language: str | None = None
 

@@ -86,7 +86,7 @@ def stored_image(
         raise unreadable(f"{storage.uri}/{place}", error) from error
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise changed(f"{storage.uri}/{place}")
-    return data
+    return data or BadImage("image-missing", f"{short(path)} is empty")
 
 
 def read_parquet_pairs(file: SourceFile, max_bytes: int) -> Iterator[Record | Problem]:

@@ -17,10 +17,10 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from panthalassa.errors import PanthalassaError
@@ -42,7 +42,14 @@ class Question(Record):
     choices: tuple[str, ...] = Field(min_length=2, max_length=1000)
     answer: int = Field(ge=0)
     group: str = ""
-    image: str = ""
+    image: str = Field(default="", min_length=1)
+    images: Any = None
+
+    @field_validator("images")
+    @classmethod
+    def _is_one(cls, given: Any) -> None:
+        if given is not None:
+            raise ValueError("a question has one image: name it as `image`, a path")
 
     @model_validator(mode="after")
     def _check(self) -> "Question":
