@@ -22,7 +22,7 @@ import ray
 from PIL import Image
 from rich.console import Console
 
-from panthalassa.cluster import connected
+from panthalassa import cluster
 from panthalassa.config import Cluster, Stream
 from panthalassa.corpus.images import prepared
 from panthalassa.corpus.manifest import Images, Manifest
@@ -44,8 +44,10 @@ IMAGES_A_ROW = 16
 WARM_UP = 0.2
 """Share of the steps that is not measured."""
 TARGET = 0.7
-AHEAD = 256
+AHEAD = 512
 """Megabytes of pixels: a stream that is never waited for starts a new segment every so often."""
+OBJECT_STORE = 1 << 30
+"""Bytes of a node's object store, so that nothing of that is spilled: a laptop's has a quarter."""
 
 
 def photograph(number: int, size: int) -> bytes:
@@ -179,7 +181,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console(highlight=False)
-    with tempfile.TemporaryDirectory() as folder, connected(Cluster(workers=TASKS)):
+    cluster.OBJECT_STORE = OBJECT_STORE
+    with tempfile.TemporaryDirectory() as folder, cluster.connected(Cluster(workers=TASKS)):
         for size in arguments.sizes:
             storage = open_storage(f"{folder}/{size}")
             manifest, files = write_corpus(storage, size)
