@@ -14,8 +14,8 @@ A shard for fine-tuning has one column more, `answers`: the runs of tokens in th
 the loss, as positions [start, end, start, end …], each end behind its run. Without it every token
 counts. No document of such a shard is in more than one row.
 
-A shard with images has a column `images`: those of each row, from left to right, as files that Pillow
-reads, squares of `Images.size` pixels in RGB. In `tokens` an image is `Images.tokens` times
+A shard with images has a column `images`: those of each row, from left to right, as JPEG files,
+squares of `Images.size` pixels in RGB. In `tokens` an image is `Images.tokens` times
 `<|image_pad|>` between `<|vision_start|>` and `<|vision_end|>`; none of these counts in the loss. No
 document of such a shard is in more than one row either.
 """
