@@ -121,7 +121,7 @@ def difference(run: str, export: str, pictures: Path) -> float:
         text = f"{prompt_of(language)} {file.stem}"
         tokens = torch.from_numpy(ids_of_pair(ours.tokenizer, text, vision.tokens)).long()[None]
         assert tokenizer(text).input_ids[1:] == ours.tokenizer.encode(text)
-        seen = torch.from_numpy(pixels(image, SQUARES).copy())[None]
+        seen = torch.from_numpy(pixels(image, SQUARES))[None]
         given = processor(Image.open(io.BytesIO(image)), return_tensors="pt").pixel_values
         here = ours.model(tokens, torch.zeros_like(tokens), images=seen)
         there = theirs(input_ids=tokens, pixel_values=given).logits

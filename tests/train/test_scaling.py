@@ -1,5 +1,10 @@
 """Ray Train's controller can be started before it is known where its ranks go."""
 
+import os
+import subprocess
+import sys
+
+import psutil
 import pytest
 import ray
 from ray.exceptions import RayError
@@ -7,7 +12,7 @@ from ray.exceptions import RayError
 from panthalassa.config import Cluster
 from panthalassa.train import board as boards
 from panthalassa.train.board import Launch
-from panthalassa.train.scaling import UNKNOWN, OnceLaunched
+from panthalassa.train.scaling import UNKNOWN, OnceLaunched, end_controllers
 
 LONG_ENOUGH_TO_BE_ANSWERED = 3
 
@@ -44,4 +49,24 @@ def test_before_its_launch_nobody_starts_ranks_by_mistake(ray_cluster: str) -> N
     board = boards.create()
     scaling = OnceLaunched(board, 0, Cluster(workers=4))
     assert scaling.num_workers == UNKNOWN > ray.cluster_resources()["CPU"]
+    ray.kill(board)
+
+
+def test_controllers_that_are_left_are_ended_and_nothing_else_is(ray_cluster: str) -> None:
+    @ray.remote(num_cpus=0)
+    class TrainController:
+        def __init__(self, scaling: OnceLaunched) -> None: ...
+
+        def ready(self) -> None: ...
+
+    board = boards.create()
+    kept = TrainController.remote(OnceLaunched(board, 0, Cluster(workers=4)))
+    ray.get(board.begin.remote(Launch(("a",), 0.0, 1.0)))
+    ray.get(kept.ready.remote())
+    (controller,) = map(psutil.Process, ray.get(board.controllers.remote()))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        end_controllers([controller.pid, other.pid, os.getpid(), 1 << 22])
+        controller.wait(30)
+        assert other.poll() is None
+        other.kill()
     ray.kill(board)

@@ -48,6 +48,7 @@ class Board:
         self._group: Any = None
         self._launches: list[Launch] = []
         self._launched = asyncio.Condition()
+        self._controllers: list[int] = []
 
     async def begin(self, launch: Launch) -> None:
         """The next attempt begins; what is still said of the loss of the last one is not its own."""
@@ -57,11 +58,17 @@ class Board:
             self._launches.append(launch)
             self._launched.notify_all()
 
-    async def launch(self, attempt: int) -> Launch:
-        """The launch of an attempt, counted from 0, as soon as it begins."""
+    async def launch(self, attempt: int, controller: int | None = None) -> Launch:
+        """The launch of an attempt, counted from 0, as soon as it begins; its controller tells its
+        process."""
+        self._controllers += [] if controller is None else [controller]
         async with self._launched:
             await self._launched.wait_for(lambda: attempt < len(self._launches))
         return self._launches[attempt]
+
+    def controllers(self) -> list[int]:
+        """The processes that control attempts, or did; on the node of the command, as this is."""
+        return self._controllers
 
     def sit(self, group: Any) -> None:
         """Note the placement group that the ranks of this attempt sit in."""

@@ -5,9 +5,12 @@ need not wait for that when a node dies, the controller of its next attempt is s
 its scaling configuration pickled, and to unpickle it is to wait for the launch.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import ray
 import ray.train.torch  # the controller needs it, too, and shall not import it after its wait
 from ray.train import ScalingConfig
@@ -31,10 +34,23 @@ class OnceLaunched(ScalingConfig):
 
 
 def _when_launched(board: Any, attempt: int, cluster: Cluster) -> ScalingConfig:
-    nodes = ray.get(board.launch.remote(attempt)).nodes
+    nodes = ray.get(board.launch.remote(attempt, os.getpid())).nodes
     return ScalingConfig(
         num_workers=len(nodes),
         use_gpu=bool(cluster.gpus_per_worker),
         resources_per_worker=per_rank(cluster),
         label_selector=[{"ray.io/node-id": node} for node in nodes],  # type: ignore[call-arg]
     )
+
+
+def end_controllers(pids: Iterable[int]) -> None:
+    """End the controllers of this machine that are left when nothing waits for them any more.
+
+    Ray lets an actor that nobody holds end by itself, and forgets it when the command ends meanwhile:
+    one that hangs in its exit handlers would stay for good.
+    """
+    for pid in pids:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if "TrainController" in " ".join(process.cmdline()):
+                process.kill()
