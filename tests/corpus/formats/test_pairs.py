@@ -242,6 +242,16 @@ def test_a_column_of_something_else_is_a_problem_of_all_its_rows(
     assert len([found for file in files for found in read_documents(file)]) == 3, "without images"
 
 
+@pytest.mark.parametrize("image", [IMAGE, "a.png"], ids=["bytes", "text"])
+def test_two_columns_of_images_are_a_problem_of_all_rows(tmp_path: Path, image: object) -> None:
+    columns = [pa.array([image] * 3), pa.array([image] * 3), pa.array(["a"] * 3)]
+    table = pa.Table.from_arrays(columns, ["image", "image", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    (problem,) = read(tmp_path)
+    assert isinstance(problem, Problem)
+    assert problem.records == 3
+
+
 def test_a_column_of_nothing_is_one_of_missing_images(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [None, None], "text": ["a", "b"]}), tmp_path / "a.parquet")
     assert rules(tmp_path) == ["image-missing"] * 2

@@ -116,7 +116,9 @@ def _column_of_images(file: SourceFile) -> tuple[int, pa.DataType | None]:
         schema = found.schema.to_arrow_schema()
     except (pa.ArrowException, OSError):
         return 0, None
-    return found.num_rows, schema.field(IMAGE).type if IMAGE in schema.names else None
+    if IMAGE not in schema.names:
+        return found.num_rows, None
+    return found.num_rows, schema.field(schema.names.index(IMAGE)).type  # by name, not of two
 
 
 def _holds_files(kind: pa.DataType) -> bool:
