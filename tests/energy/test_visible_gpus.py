@@ -111,7 +111,7 @@ def test_no_renewal_is_missed_between_two_that_count(period: float, gaps: list[f
         if before // period != after // period
     ]
     for seconds in periods(renewals):
-        assert 0.74 * period < seconds < 1.51 * period
+        assert 0.83 * period < seconds < 1.26 * period
 
 
 def test_a_watcher_that_is_not_held_up_counts_each_time() -> None:

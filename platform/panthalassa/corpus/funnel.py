@@ -187,6 +187,14 @@ class Tally:
     def total(self, step: Step) -> int:
         return sum(count for key, count in self._counts.items() if key.step == step)
 
+    def drops(self) -> Counter[str]:
+        """Documents that were dropped, by the rule, or else the step, that did it."""
+        found = Counter[str]()
+        for entry in self.entries():
+            if entry.step in DROPS:
+                found[entry.rule or entry.step] += entry.count
+        return found
+
     def examples(self, step: Step) -> list[Example]:
         found = [e for key, kept in self._examples.items() if key.step == step for e in kept]
         return sorted(found, key=_order)[:EXAMPLES]

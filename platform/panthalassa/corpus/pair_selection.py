@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from panthalassa import config
 from panthalassa.corpus.components import digests_of, positions_of
-from panthalassa.corpus.funnel import DROPS, Tally
+from panthalassa.corpus.funnel import Tally
 from panthalassa.corpus.image_hash import Signatures, near
 from panthalassa.corpus.selection import KEPT, STEPS, Census, count_dropped, position_of
 from panthalassa.corpus.staging import COMPUTING, Stage, Tables, numbered
@@ -80,11 +80,7 @@ def refuse_one_split(census: Census, tally: Tally, near_duplicates: int | None) 
     held_out, left = census.held_out(), census.documents.total()
     if 0 < held_out < left:
         return
-    drops = Counter[str]()
-    for entry in tally.entries():
-        if entry.step in DROPS:
-            drops[entry.rule or entry.step] += entry.count
-    dropped = ", ".join(f"{count} by {rule}" for rule, count in sorted(drops.items()))
+    dropped = ", ".join(f"{count} by {rule}" for rule, count in sorted(tally.drops().items()))
     or_else = "" if near_duplicates is None else ", or set corpus.images.near_duplicates to null"
     raise CorpusError(
         f"{left - held_out} documents are left to train on and {held_out} to evaluate, where an image "

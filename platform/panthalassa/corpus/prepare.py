@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -229,14 +228,11 @@ def _selected(tally: Tally, census: Census) -> str:
 
 def _without_images(tally: Tally) -> str | None:
     """What was wrong with images, and the first of each kind; None when that is nothing."""
-    counts, first = Counter[str](), dict[str, str]()
-    for entry in tally.entries():
-        if entry.step == "rule" and entry.rule.startswith("image-"):
-            counts[entry.rule] += entry.count
-            for example in entry.examples[:1]:
-                first.setdefault(entry.rule, f" ({example.place}: {example.reason})")
-    kinds = ", ".join(f"{n} {rule}{first.get(rule, '')}" for rule, n in counts.most_common())
-    return f"{counts.total()} pairs are left out for their images: {kinds}" if kinds else None
+    counts = {rule: n for rule, n in tally.drops().most_common() if rule.startswith("image-")}
+    entries = reversed([*tally.entries()])
+    first = {entry.rule: example for entry in entries for example in entry.examples[:1]}
+    kinds = ", ".join(f"{n} {r} ({first[r].place}: {first[r].reason})" for r, n in counts.items())
+    return f"{sum(counts.values())} pairs are left out for their images: {kinds}" if kinds else None
 
 
 def _told(manifest: Manifest, funnel: Report) -> Iterator[str]:

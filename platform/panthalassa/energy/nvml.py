@@ -99,12 +99,13 @@ def periods(renewals: Sequence[Renewal]) -> list[float]:
     """The seconds between renewals that follow each other, where both were seen closely.
 
     A process that is held up looks late, and may see two renewals as one; but not where each of the two
-    looks took less than a third of what lies between them, if a counter is renewed at equal times.
+    looks took less than a third of what lies between them, if a counter is renewed at equal times. Where
+    each took less than a fifth, as here, the seconds are right to a quarter.
     """
     found = []
     for before, after in itertools.pairwise(renewals):
         seconds = (after[0] + after[1] - before[0] - before[1]) / 2
-        if max(before[1] - before[0], after[1] - after[0]) < seconds / 3:
+        if max(before[1] - before[0], after[1] - after[0]) < seconds / 5:
             found.append(seconds)
     return found
 

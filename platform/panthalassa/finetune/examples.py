@@ -116,12 +116,6 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    @field_validator("image")
-    @classmethod
-    def _is_a_list(cls, given: Any) -> None:
-        if given is not None:
-            raise ValueError("name images as `images`, a list of paths")
-
     messages: _Said | None = None
     system: Annotated[_Said, _said_by("system")] | None = None
     prompt: _Asked | None = None
@@ -134,6 +128,12 @@ class _Record(BaseModel):
     image: Any = None
     domain: str | None = None
     language: str | None = None
+
+    @field_validator("image")
+    @classmethod
+    def _is_a_list(cls, given: Any) -> None:
+        if given is not None:
+            raise ValueError("name images as `images`, a list of paths")
 
 
 def _chat(record: _Record) -> tuple[Messages, tuple[Messages, ...]]:

@@ -61,7 +61,8 @@ class Board:
     async def launch(self, attempt: int, controller: int | None = None) -> Launch:
         """The launch of an attempt, counted from 0, as soon as it begins; its controller tells its
         process."""
-        self._controllers += [] if controller is None else [controller]
+        if controller is not None:
+            self._controllers.append(controller)
         async with self._launched:
             await self._launched.wait_for(lambda: attempt < len(self._launches))
         return self._launches[attempt]
