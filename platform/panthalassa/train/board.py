@@ -48,7 +48,7 @@ class Board:
         self._group: Any = None
         self._launches: list[Launch] = []
         self._launched = asyncio.Condition()
-        self._controllers: list[int] = []
+        self._controllers: dict[int, Any] = {}
 
     async def begin(self, launch: Launch) -> None:
         """The next attempt begins; what is still said of the loss of the last one is not its own."""
@@ -58,18 +58,18 @@ class Board:
             self._launches.append(launch)
             self._launched.notify_all()
 
-    async def launch(self, attempt: int, controller: int | None = None) -> Launch:
-        """The launch of an attempt, counted from 0, as soon as it begins; its controller tells its
-        process."""
+    async def launch(self, attempt: int, controller: Any = None) -> Launch:
+        """The launch of an attempt, counted from 0, as soon as it begins. Its controller, an actor,
+        leaves its handle."""
         if controller is not None:
-            self._controllers.append(controller)
+            self._controllers[attempt] = controller
         async with self._launched:
             await self._launched.wait_for(lambda: attempt < len(self._launches))
         return self._launches[attempt]
 
-    def controllers(self) -> list[int]:
-        """The processes that control attempts, or did; on the node of the command, as this is."""
-        return self._controllers
+    def controller(self, attempt: int) -> Any:
+        """The actor that controls an attempt, or did; None as long as it is not there."""
+        return self._controllers.get(attempt)
 
     def sit(self, group: Any) -> None:
         """Note the placement group that the ranks of this attempt sit in."""

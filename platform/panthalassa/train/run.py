@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from panthalassa.cluster import connected
 from panthalassa.config import Config
@@ -51,7 +50,6 @@ from panthalassa.train.events import (
 from panthalassa.train.goodput import Goodput, goodput_metrics
 from panthalassa.train.goodput_ledger import GoodputLedger
 from panthalassa.train.objective import NextToken, Objective
-from panthalassa.train.scaling import end_controllers
 from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task
 
@@ -59,8 +57,6 @@ RECENT = 1000
 """Steps that are remembered one by one, at least."""
 PATIENCE = 120.0
 """Seconds for which a run outlives an outage of the storage that its folder is in."""
-ANSWER = 10.0
-"""Seconds in which the board says, at the end of a command, which controllers there were."""
 
 
 @dataclass
@@ -316,12 +312,7 @@ def _fit(
             "machine). The checkpoints stand; the same command goes on."
         ) from error
     finally:
-        controllers: list[int] = []
-        with suppress(RayError):
-            controllers = ray.get(board.controllers.remote(), timeout=ANSWER)
-        ray.kill(board)  # what waits for another launch ends with it
         elastic.close()
-        end_controllers(controllers)
 
 
 @contextmanager

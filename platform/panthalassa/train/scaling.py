@@ -5,12 +5,9 @@ need not wait for that when a node dies, the controller of its next attempt is s
 its scaling configuration pickled, and to unpickle it is to wait for the launch.
 """
 
-import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
-import psutil
 import ray
 import ray.train.torch  # the controller needs it, too, and shall not import it after its wait
 from ray.train import ScalingConfig
@@ -23,7 +20,7 @@ UNKNOWN = 1 << 20
 
 
 class OnceLaunched(ScalingConfig):
-    """One rank on each node of an attempt's launch, which the process that unpickles it waits for."""
+    """One rank on each node of an attempt's launch, which the actor that unpickles it waits for."""
 
     def __init__(self, board: Any, attempt: int, cluster: Cluster) -> None:
         self._arguments = board, attempt, cluster
@@ -34,23 +31,11 @@ class OnceLaunched(ScalingConfig):
 
 
 def _when_launched(board: Any, attempt: int, cluster: Cluster) -> ScalingConfig:
-    nodes = ray.get(board.launch.remote(attempt, os.getpid())).nodes
+    controller = ray.get_runtime_context().current_actor
+    nodes = ray.get(board.launch.remote(attempt, controller)).nodes
     return ScalingConfig(
         num_workers=len(nodes),
         use_gpu=bool(cluster.gpus_per_worker),
         resources_per_worker=per_rank(cluster),
         label_selector=[{"ray.io/node-id": node} for node in nodes],  # type: ignore[call-arg]
     )
-
-
-def end_controllers(pids: Iterable[int]) -> None:
-    """End the controllers of this machine that are left when nothing waits for them any more.
-
-    Ray lets an actor that nobody holds end by itself, but a process of Ray 2.60 can hang in its exit
-    handlers: one of a cluster was there still, idle, 45 s after its command.
-    """
-    for pid in pids:
-        with suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if "TrainController" in " ".join(process.cmdline()):
-                process.kill()
