@@ -77,17 +77,15 @@ def generate(
             raise ConfigError("--out is for the results of --file; redirect stdout instead")
         if image and file:
             raise ConfigError("--image is for the prompt: with --file name images in its lines")
-        if "" in (image or ()):
-            raise ConfigError("--image is empty: give the path of an image")
         if system and not chat:
             raise ConfigError("--system is for chats: give --chat, too")
 
         _check_utf8(run, prompt, system, file, out, *(stop or ()), *(image or ()))
 
         from panthalassa.exchange.prompts import (
-            Prompt,
             check_results,
             image_places,
+            prompt_of,
             read_prompts,
             write_results,
         )
@@ -95,9 +93,7 @@ def generate(
 
         setting = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
         shown = tuple(image or ())
-        prompts = (
-            read_prompts(file) if file else [Prompt(prompt=_given(prompt, shown), images=shown)]
-        )
+        prompts = read_prompts(file) if file else [prompt_of(_given(prompt, shown), shown)]
         places = [image_places(one, file) for one in prompts]
         if out:
             check_results(out)

@@ -322,7 +322,7 @@ def test_an_item_is_what_its_image_is(data: Path) -> None:
         ("/etc/hostname", "is not in the folder"),
         ("images/0.png\0", "is not in the folder"),
         ("out.png", "is a link out of the folder"),
-        ("images/none.png", "can not be read"),
+        ("images/none.png", "is not there"),
         ("images", "can not be read"),
     ],
 )

@@ -79,6 +79,14 @@ class Prompt(BaseModel):
         return json.dumps(content, ensure_ascii=False) + "\n"
 
 
+def prompt_of(text: str, images: Sequence[str]) -> Prompt:
+    """A prompt with images in front of it. Raises ConfigError for too many images, or an empty path."""
+    try:
+        return Prompt(prompt=text, images=tuple(images))
+    except ValidationError as error:
+        raise ConfigError(f"the prompt has {_wrong(error)}") from error
+
+
 def read_prompts(place: str) -> list[Prompt]:
     """The prompts of a local file or an `s3://` object: each line is one, or the JSON of a
     Prompt when its name ends with one of JSON_LINES. Raises ConfigError that names the line."""
@@ -111,13 +119,16 @@ def _prompt(place: str, number: int, line: str) -> Prompt:
     try:
         return Prompt.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        told = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{place}, line {number}: {field + ': ' if field else ''}{told}; expected "
+            f"{place}, line {number}: {_wrong(error)}; expected "
             '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
         ) from error
+
+
+def _wrong(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
 def _text(place: str) -> str:

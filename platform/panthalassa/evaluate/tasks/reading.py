@@ -99,6 +99,8 @@ def picture(data: Storage, path: str, number: int, image: str) -> Picture:
         return Picture(f"{data.uri}/{found}", data.sha256(found))
     except ConfigError as error:
         raise wrong(data, path, number, str(error)) from error
+    except FileNotFoundError as error:
+        raise wrong(data, path, number, f"the image {image!r} is not there") from error
     except OSError as error:
         raise wrong(data, path, number, f"the image {image!r} can not be read: {error}") from error
 
