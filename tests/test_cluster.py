@@ -7,6 +7,7 @@ import tempfile
 import textwrap
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,31 @@ WORKER_HANGS_AT_EXIT = """
             print("left")
 """
 
+
+CONTROLLER_HANGS_AT_EXIT = """
+    import sys
+    from pathlib import Path
+    from panthalassa.config_file import load
+    from panthalassa.train.run import pretrain
+    from panthalassa.train.scaling import OnceLaunched
+
+    def main():
+        told = Path(sys.argv[1]).parent / "controller"
+
+        def hanging(board, attempt, cluster):
+            import atexit, os, time
+            from panthalassa.train.scaling import _when_launched
+
+            if attempt == 0 and not told.exists():
+                atexit.register(time.sleep, 600)
+                told.write_text(str(os.getpid()))
+            return _when_launched(board, attempt, cluster)
+
+        OnceLaunched.__reduce__ = lambda scaling: (hanging, scaling._arguments)
+        pretrain(load(sys.argv[1]), lambda event: None)
+
+    main()
+"""
 
 BESIDE_ANOTHER = """
     import sys
@@ -160,6 +186,18 @@ def test_a_worker_that_hangs_at_its_exit_is_ended(
     printed, left = run(WORKER_HANGS_AT_EXIT, configure(tmp_path), tmp_path)
     assert printed.strip() == "left"
     assert left == []
+
+
+def test_a_controller_that_hangs_at_its_exit_on_a_cluster_that_stays_is_ended(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    with cluster_of(2) as (nodes, _):
+        config = configure(tmp_path, f"cluster.address={nodes.address}", "train.steps=4")
+        printed, _ = run(CONTROLLER_HANGS_AT_EXIT, config, tmp_path)
+        with suppress(psutil.NoSuchProcess):
+            controller = psutil.Process(int((tmp_path / "controller").read_text()))
+            assert controller.status() == psutil.STATUS_ZOMBIE, "until its raylet hears of it"
+    assert printed == "", "nor does Ray tell of a worker that died"
 
 
 def test_ray_train_asks_its_own_cluster_whether_a_run_is_alive(

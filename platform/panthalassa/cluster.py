@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,13 @@ TOKEN = (
 
 
 @contextmanager
-def connected(cluster: Cluster, debug: bool = False, dashboard: bool = False) -> Iterator[None]:
+def connected(
+    cluster: Cluster, debug: bool = False, dashboard: bool = False
+) -> Iterator[list[psutil.Process]]:
     """Ray for the length of the block; joins the cluster of this process if it has one already.
 
+    Yields a list that the block may add to: processes which Ray ends with this driver, and which are
+    killed if it does not (a worker of Ray 2.60 can hang for ever in its exit handlers).
     dashboard: have an embedded one with its dashboard's process, at any port if none is configured.
     Raises ConfigError when the dashboard's port is taken, and PanthalassaError when no cluster answers
     at the address, it does not let us in, or it runs another Ray or Python.
@@ -59,7 +63,7 @@ def connected(cluster: Cluster, debug: bool = False, dashboard: bool = False) ->
 
     if ray.is_initialized():
         check_resources(cluster)
-        yield
+        yield []
         return
     level = logging.INFO if debug else logging.ERROR
     before = psutil.Process().children()
@@ -94,19 +98,18 @@ def connected(cluster: Cluster, debug: bool = False, dashboard: bool = False) ->
         raise PanthalassaError(
             f"no Ray at {cluster.address} (key cluster.address): {reason[0]}"
         ) from error
+    ending: list[psutil.Process] = []
     try:
         check_resources(cluster)
-        yield
+        yield ending
     finally:
-        started = [
-            process
-            for child in set(psutil.Process().children()) - set(before)
-            for process in (child, *child.children(recursive=True))
-        ]
+        for child in set(psutil.Process().children()) - set(before):
+            ending += child, *child.children(recursive=True)
         ray.shutdown()
-        _, left = psutil.wait_procs(started, GRACE)
-        for process in left:  # a worker of Ray 2.60 can hang for ever in its exit handlers
-            process.kill()
+        _, left = psutil.wait_procs(ending, GRACE)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def submitted_job() -> dict[str, Any]:

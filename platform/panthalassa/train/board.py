@@ -21,6 +21,10 @@ INTERVAL = 1.0
 """Seconds between two exchanges."""
 
 
+Controller = tuple[int, float]
+"""The process of one of Ray Train's controllers: its id, and when it was created, as ids come again."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """What is known of an attempt only when it begins."""
@@ -48,7 +52,7 @@ class Board:
         self._group: Any = None
         self._launches: list[Launch] = []
         self._launched = asyncio.Condition()
-        self._controllers: dict[int, Any] = {}
+        self._controllers: list[Controller] = []
 
     async def begin(self, launch: Launch) -> None:
         """The next attempt begins; what is still said of the loss of the last one is not its own."""
@@ -58,18 +62,18 @@ class Board:
             self._launches.append(launch)
             self._launched.notify_all()
 
-    async def launch(self, attempt: int, controller: Any = None) -> Launch:
-        """The launch of an attempt, counted from 0, as soon as it begins. Its controller, an actor,
-        leaves its handle."""
+    async def launch(self, attempt: int, controller: Controller | None = None) -> Launch:
+        """The launch of an attempt, counted from 0, as soon as it begins; its controller tells its
+        process."""
         if controller is not None:
-            self._controllers[attempt] = controller
+            self._controllers.append(controller)
         async with self._launched:
             await self._launched.wait_for(lambda: attempt < len(self._launches))
         return self._launches[attempt]
 
-    def controller(self, attempt: int) -> Any:
-        """The actor that controls an attempt, or did; None as long as it is not there."""
-        return self._controllers.get(attempt)
+    def controllers(self) -> list[Controller]:
+        """The processes that control attempts, or did; on the node of the command, as this is."""
+        return self._controllers
 
     def sit(self, group: Any) -> None:
         """Note the placement group that the ranks of this attempt sit in."""

@@ -14,11 +14,9 @@ it asks the cluster's autoscaler for, if there is one.
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import ray
-from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
 from panthalassa.config import Cluster
@@ -73,7 +71,7 @@ class Attempt:
         self.saved = False
         self.stepping = False
         """Whether it has done a step; before that, Ray may count its places as free still."""
-        self._board, self._number = task.board, number
+        self._board = task.board
         self._trainer = build_trainer(task, number)
         self._thread = threading.Thread(target=self._fit, daemon=True, name="attempt")
         self._thread.start()
@@ -92,11 +90,6 @@ class Attempt:
         """Whether it is still under way after at most so long."""
         self._thread.join(seconds)
         return self._thread.is_alive() and not self.lost
-
-    def end(self) -> None:
-        """End its controller: left to itself, it may hang in its exit handlers and stay (Ray 2.60)."""
-        if controller := ray.get(self._board.controller.remote(self._number)):
-            ray.kill(controller)
 
     def join(self) -> None:
         """Wait for the end of the thread, at most CLOSING seconds."""
@@ -172,12 +165,8 @@ class Elastic:
             self.demand.withdraw()
 
     def close(self) -> None:
-        """End the controllers, the board, and the threads: Ray ends a process in which one still asks it
+        """To be called when the board is gone: Ray ends a process in which a thread still asks it
         something after its shutdown."""
-        with suppress(RayError):
-            for attempt in self._attempts:
-                attempt.end()
-        ray.kill(self.task.board)  # a controller that still starts up ends with it
         for attempt in self._attempts:
             attempt.join()
 
@@ -197,7 +186,6 @@ class Elastic:
                     f"allows, at last with: {attempt.reason}. "
                     f"The checkpoints in {self.task.run.uri} stand; --debug shows all."
                 )
-            attempt.end()
         self.take(Notice("stopped while no ranks were there"))
         found = newest(self.task.run)
         self.take(Ended(found[1].step if found else 0, interrupted=True))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from ray.exceptions import RayActorError
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayError
 
 from panthalassa.cluster import connected
 from panthalassa.config import Config
@@ -50,6 +52,7 @@ from panthalassa.train.events import (
 from panthalassa.train.goodput import Goodput, goodput_metrics
 from panthalassa.train.goodput_ledger import GoodputLedger
 from panthalassa.train.objective import NextToken, Objective
+from panthalassa.train.scaling import still_there
 from panthalassa.train.stop import StopRequests
 from panthalassa.train.worker import Task
 
@@ -57,6 +60,8 @@ RECENT = 1000
 """Steps that are remembered one by one, at least."""
 PATIENCE = 120.0
 """Seconds for which a run outlives an outage of the storage that its folder is in."""
+ANSWER = 10.0
+"""Seconds in which the board says, at the end of a command, which controllers there were."""
 
 
 @dataclass
@@ -214,7 +219,7 @@ def _command(
     with (
         GoodputLedger(run, began, lease.command) as ledger,
         EnergyLedger(run, config.energy, began, lease.command) as energy,
-        connected(config.cluster, debug),
+        connected(config.cluster, debug) as ending,
     ):
         parts.append(Started("Ray", time.time() - before_ray))
         tracker = Tracker(config, run, manifest.fingerprint, lease.command)
@@ -235,7 +240,8 @@ def _command(
                 take(part)
             if changed:
                 take(Notice(f"other than in this run's last command: {', '.join(changed)}"))
-            _fit(config, manifest, run, lease, take, ledger.goodput, stopping, beginning.objective)
+            objective = beginning.objective
+            _fit(config, manifest, run, lease, take, ledger.goodput, stopping, objective, ending)
         finally:
             if history.steps:
                 tracker.log(history.steps[-1].step, goodput_metrics(ledger.goodput()))
@@ -296,8 +302,10 @@ def _fit(
     goodput: Callable[[], Goodput],
     stopping: threading.Event,
     objective: Objective,
+    ending: list[psutil.Process],
 ) -> None:
-    """Run the attempts here, where signals arrive, until the run is complete or stopped."""
+    """Run the attempts here, where signals arrive, until the run is complete or stopped. Controllers
+    that are left join what is `ending`."""
     board = boards.create()
     corpus = open_storage(config.corpus.directory)
     task = Task(config, manifest, run, corpus, objective, board)
@@ -312,6 +320,9 @@ def _fit(
             "machine). The checkpoints stand; the same command goes on."
         ) from error
     finally:
+        with suppress(RayError):
+            ending += still_there(ray.get(board.controllers.remote(), timeout=ANSWER))
+        ray.kill(board)  # what waits for another launch ends with it
         elastic.close()
 
 
