@@ -111,10 +111,8 @@ def test_a_line_of_a_file_names_images_beside_the_file(
 def test_mistakes_are_told_in_one_line(place: Path, generate: Run, tmp_path: Path) -> None:
     image = place / "images" / "0.png"
     assert "is not there" in message(generate("x", "--image", tmp_path / "none.png"))
-    assert "the prompt has images.0: String should have at least 1" in message(
-        generate("x", "--image", "")
-    )
-    assert "the prompt has images: Tuple should have at most 1000 items" in message(
+    assert "the path of an image is empty" in message(generate("x", "--image", ""))
+    assert "the prompt: images: Tuple should have at most 1000 items" in message(
         generate("x", *["--image", "a.png"] * 1001)
     )
     (tmp_path / "text.png").write_text("text")

@@ -29,9 +29,7 @@ class Prompt(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     prompt: str | None = None
-    images: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=MOST_IMAGES)
-    ] = ()
+    images: Annotated[tuple[str, ...], Field(max_length=MOST_IMAGES)] = ()
     messages: (
         Annotated[tuple[Message, ...], Field(min_length=1, max_length=MOST_MESSAGES)] | None
     ) = None
@@ -42,6 +40,8 @@ class Prompt(BaseModel):
             raise ValueError("there must be either a prompt or messages")
         if self.images and self.messages:
             raise ValueError("images stand beside a prompt, or in a message")
+        if "" in self.images:
+            raise ValueError("the path of an image is empty")
         if "image" in (self.model_extra or {}) and not self.images:
             raise ValueError("name images as `images`, a list of paths, and not as `image`")
         if self.prompt == "" and not self.images:
@@ -84,7 +84,7 @@ def prompt_of(text: str, images: Sequence[str]) -> Prompt:
     try:
         return Prompt(prompt=text, images=tuple(images))
     except ValidationError as error:
-        raise ConfigError(f"the prompt has {_wrong(error)}") from error
+        raise ConfigError(f"the prompt: {_wrong(error)}") from error
 
 
 def read_prompts(place: str) -> list[Prompt]:
