@@ -24,8 +24,9 @@ before the drain, behind which nothing new is started."""
 def leave(address: str, instance: str, seconds: float) -> None:
     """Drain the node of the cluster at `address` (host:port) that is the instance (a pod's name).
 
-    Returns when nothing runs there any more. Raises PanthalassaError when Ray does not answer, refuses,
-    or something still runs after so many seconds.
+    Returns when nothing runs there any more, after SETTLE seconds at the earliest, or the node is gone.
+    Raises PanthalassaError when Ray does not answer, refuses, or something may still run after so many
+    seconds.
     """
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]

@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from panthalassa.corpus.text_tokenizer import TextTokenizer
 from panthalassa.errors import ConfigError
 from panthalassa.exchange.pictures import path_of
-from panthalassa.finetune.chat import MOST_MESSAGES, Message, encode_prompt, encode_question
+from panthalassa.finetune.chat import (
+    MOST_IMAGES,
+    MOST_MESSAGES,
+    Message,
+    encode_prompt,
+    encode_question,
+)
 from panthalassa.model.image_text import USER, behind_bos, in_turns
 from panthalassa.model.text import ids_of
 from panthalassa.storage import Storage, open_storage
@@ -18,7 +24,6 @@ from panthalassa.storage import Storage, open_storage
 LARGEST = 256 << 20
 """Bytes of a file of prompts."""
 JSON_LINES = (".jsonl", ".ndjson")
-MOST_IMAGES = 1000
 
 
 class Prompt(BaseModel):

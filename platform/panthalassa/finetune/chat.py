@@ -28,12 +28,14 @@ from panthalassa.errors import ChatError
 ANSWERING: Final = "assistant"
 MOST_MESSAGES = 1000
 """Of a chat: what begins each of its answers is rendered, too, so time grows with the square."""
+MOST_IMAGES = 1000
+"""Of a message or a prompt."""
 MEND = "put another template into chat_template.jinja beside the model's tokenizer.json"
 Position = tuple[int, int]
 """The number of a piece, and a character of it."""
 Images = Annotated[
     tuple[str, ...],
-    Field(strict=False, max_length=1000),
+    Field(strict=False, max_length=MOST_IMAGES),
     BeforeValidator(lambda given: given or ()),
 ]
 
